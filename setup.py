@@ -1,0 +1,42 @@
+"""The package `local2global`, from `projects/`, and the command `l2g`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="local2global",
+    version="0.1.0",
+    description="Local2Global query alignment for video instance segmentation",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    package_dir={"": "projects"},
+    packages=find_packages(where="projects"),
+    package_data={"local2global": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.4",
+        "numpy",
+        "scipy",
+        "omegaconf>=2.3,<2.4",
+        "hydra-core>=1.3",
+        "PyYAML",
+        "fvcore",
+        "transformers>=5",
+        "pycocotools",
+        "av",
+        "Pillow",
+        "rich",
+        "typer",
+        "tensorboard",
+        "safetensors",
+    ],
+    extras_require={
+        "test": ["pytest"],
+        "dev": ["pytest", "ruff", "mypy", "pre-commit"],
+    },
+    entry_points={"console_scripts": ["l2g = local2global.app.cli:main"]},
+)

@@ -1,0 +1,156 @@
+"""The house's arrows: who may import whom.  Read from the source, nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "projects" / "local2global"
+
+LEAVES = {"structures", "boxes", "randomness", "errors"}
+ENGINE = {"engine", "trainer", "run", "distributed", "ema", "metrics"}
+# What each room may import besides itself; a room is a folder or a file of the package.
+MAY_IMPORT = {
+    **{leaf: set() for leaf in LEAVES},
+    "lazy": {"errors"},
+    "optim": LEAVES,
+    "checkpoint": LEAVES,
+    "postprocess": LEAVES,
+    "data": LEAVES,
+    "evaluation": LEAVES,
+    "modeling": LEAVES | {"postprocess"},
+    **{room: LEAVES | ENGINE | {"lazy", "checkpoint", "optim"} for room in ENGINE},
+}
+# Inside modeling a file may import its own floor and those below.
+FLOORS = {
+    "layers": 0,
+    **dict.fromkeys(["backbone", "encoder", "decoder", "positions", "aligner", "losses"], 1),
+    **dict.fromkeys(["segmenter", "tracker", "matcher"], 2),
+    "criterion": 3,
+    "model": 4,
+}
+MAY_NAME_DEVICES = {"lazy", "app", *ENGINE}
+
+
+def module_name(path: Path) -> str:
+    """`modeling.layers` for projects/local2global/modeling/layers.py, "" for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
+
+
+def absolute_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module or ""
+
+
+def resolved(name: str) -> str:
+    """The longest beginning of a dotted name that is a module of the package."""
+    while name not in SOURCES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def own_imports(name: str) -> set[str]:
+    """The package's modules that a module imports, inside functions too."""
+    tree, found = TREES[name], set()
+    for full in absolute_imports(tree):
+        if full.split(".")[0] == "local2global":
+            found.add(resolved(full.partition(".")[2]))
+    folder = name.split(".") if SOURCES[name].name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = folder[: len(folder) - node.level + 1]
+            base = [*base, *(node.module or "").split(".")]
+            found |= {resolved(".".join(filter(None, [*base, alias.name]))) for alias in node.names}
+    return found - {name}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_the_source_is_found():
+    assert {"structures", "errors", "lazy"} <= set(SOURCES)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if room(name) in MAY_IMPORT])
+def test_a_room_imports_only_what_the_design_lets_it(name):
+    """The package's own __init__ (the version) is anybody's."""
+    strangers = {other for other in own_imports(name) if room(other) not in {room(name), ""}}
+    refused = {other for other in strangers if room(other) not in MAY_IMPORT[room(name)]}
+    assert not refused, f"{name} imports {sorted(refused)}"
+
+
+def test_inside_modeling_nothing_imports_from_a_floor_above():
+    for name in SOURCES:
+        floor = FLOORS.get(name.removeprefix("modeling."))
+        if room(name) == "modeling" and floor is not None:
+            inside = [
+                other.removeprefix("modeling.") for other in own_imports(name) if room(other) == "modeling"
+            ]
+            above = [other for other in inside if FLOORS.get(other, 0) > floor]
+            assert not above, f"modeling.{name} imports {above}"
+
+
+def test_nobody_imports_the_app():
+    """But the package's front door and `python -m local2global`."""
+    assert not [
+        name
+        for name in SOURCES
+        if room(name) not in {"app", "", "__main__"}
+        for other in own_imports(name)
+        if room(other) == "app"
+    ]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"a cycle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in done:
+            for other in sorted(own_imports(name) - {""}):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in SOURCES:
+        visit(name, ())
+
+
+def test_only_the_seam_imports_detectron2_or_detrex():
+    files = {path: TREES[name] for name, path in SOURCES.items() if name != "lazy"}
+    for path in sorted((ROOT / "configs").rglob("*.py")):
+        if path.relative_to(ROOT / "configs").parts[0] != "detrex":
+            files[path] = ast.parse(path.read_text(encoding="utf-8"))
+    for path, tree in files.items():
+        foreign = [
+            full for full in absolute_imports(tree) if re.match(r"(detectron2|detrex|projects)\b", full)
+        ]
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if room(name) not in MAY_NAME_DEVICES])
+def test_devices_come_from_tensors(name):
+    """No `.cuda()` and no "cuda" in what a model, its data and its scores are made of."""
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr != "cuda", f"{name}:{node.lineno} calls .cuda()"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not re.fullmatch(r"cuda(:\d+)?", node.value), f"{name}:{node.lineno} names a device"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_module_says_what_it_is(name):
+    assert ast.get_docstring(TREES[name]), f"{SOURCES[name].name} has no docstring"

@@ -1,0 +1,496 @@
+"""Configs: what detectron2's LazyConfig loads, ours loads; a misspelt key is never ignored."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import nn
+
+from local2global import lazy
+from local2global.errors import UserError
+from local2global.lazy import (
+    OwnLazyCall,
+    OwnLazyConfig,
+    apply_overrides,
+    load_config,
+    load_resolved,
+    own_instantiate,
+    resolve,
+    save_resolved,
+)
+from local2global.optim import parameter_groups
+
+L = OwnLazyCall
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@pytest.fixture
+def standalone(monkeypatch):
+    """Our own implementation, also where detectron2 is installed."""
+    monkeypatch.setattr(lazy, "LazyConfig", OwnLazyConfig)
+
+
+@pytest.fixture
+def files(tmp_path, standalone):
+    """Two config folders without __init__.py, one importing from the other."""
+    (tmp_path / "common").mkdir()
+    (tmp_path / "ovis").mkdir()
+    (tmp_path / "common" / "model.py").write_text(
+        "from local2global.lazy import OwnLazyCall as L\n"
+        "from torch.nn import Linear\n"
+        "model = L(Linear)(in_features=3, out_features='${.in_features}')\n"
+        "train = dict(max_iter=10, amp=dict(enabled=False))\n"
+    )
+    (tmp_path / "ovis" / "l2g.py").write_text(
+        "from ..common.model import model, train\n"
+        "train.amp.enabled = True\n"
+        "model.in_features = 5\n"
+        "names = ['a', 'b']\n"
+        "_hidden = dict(x=1)\n"
+        "number = 3\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def tracker():
+    return DictConfig(
+        {
+            "model": {
+                "tracker": {"aligner": L(nn.TransformerDecoderLayer)(d_model=8, nhead=2)},
+                "classes": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+                "decoder": L(nn.Linear)(in_features=4, out_features="${len:${..classes}}"),
+            },
+            "train": {"max_iter": 10, "clip": {"enabled": True, "norm": 0.01}, "seed": 0},
+        },
+        flags={"allow_objects": True},
+    )
+
+
+# --- Loading ---
+
+
+def test_relative_import_goes_by_place_and_dicts_become_configs(files):
+    cfg = OwnLazyConfig.load(str(files / "ovis" / "l2g.py"))
+    assert set(cfg) == {"model", "train"}, "only dicts and configs survive"
+    assert cfg.train.amp.enabled is True
+    layer = own_instantiate(cfg.model)
+    assert (layer.in_features, layer.out_features) == (5, 5)
+
+
+def test_nothing_is_kept_between_loads(files):
+    """The first load's changes to an imported dict are not seen by the second."""
+    OwnLazyConfig.load(str(files / "ovis" / "l2g.py"))
+    assert OwnLazyConfig.load(str(files / "common" / "model.py")).train.amp.enabled is False
+    assert OwnLazyConfig.load(str(files / "common" / "model.py"), "model").in_features == 3
+
+
+def test_keys_choose_what_is_returned(files):
+    path = str(files / "ovis" / "l2g.py")
+    number, hidden = OwnLazyConfig.load(path, ("number", "_hidden"))
+    assert number == 3
+    assert isinstance(hidden, DictConfig)
+
+
+def test_load_rel_starts_at_the_calling_file(files):
+    (files / "ovis" / "rel.py").write_text(
+        "from local2global.lazy import OwnLazyConfig\n"
+        "train = OwnLazyConfig.load_rel('../common/model.py', 'train')\n"
+    )
+    assert OwnLazyConfig.load(str(files / "ovis" / "rel.py")).train.max_iter == 10
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1 / 0", "from ..common.model import absent", "from .absent import x", "def f(:", "from . import l2g"],
+)
+def test_a_failed_load_leaves_nothing_behind(files, text):
+    before, importer = set(sys.modules), builtins.__import__
+    (files / "ovis" / "bad.py").write_text(text)
+    with pytest.raises((ZeroDivisionError, ImportError, SyntaxError)):
+        OwnLazyConfig.load(str(files / "ovis" / "bad.py"))
+    assert builtins.__import__ is importer
+    assert set(sys.modules) == before
+
+
+def test_import_is_never_patched_while_a_config_runs(files):
+    (files / "ovis" / "spy.py").write_text("import builtins\nseen = dict(importer=builtins.__import__)\n")
+    assert OwnLazyConfig.load(str(files / "ovis" / "spy.py"), "seen").importer is builtins.__import__
+
+
+def test_a_config_that_imports_itself_is_told_so(files):
+    (files / "ovis" / "a.py").write_text("from .b import x\n")
+    (files / "ovis" / "b.py").write_text("from .a import x\n")
+    with pytest.raises(UserError, match=r"b\.py:1: ImportError: .*imports itself"):
+        load_config(files / "ovis" / "a.py")
+
+
+def test_saved_yaml_loads_again(files):
+    cfg = OwnLazyConfig.load(str(files / "ovis" / "l2g.py"))
+    OwnLazyConfig.save(cfg, str(files / "saved.yaml"))
+    again = OwnLazyConfig.load(str(files / "saved.yaml"))
+    assert again.model._target_ == "torch.nn.modules.linear.Linear"
+    assert own_instantiate(again.model).in_features == 5
+    assert OmegaConf.is_interpolation(again.model, "out_features")
+
+
+def test_saving_what_yaml_cannot_hold_warns_and_still_saves(tmp_path):
+    cfg = DictConfig({"a": (i for i in range(3)), "b": 1}, flags={"allow_objects": True})
+    with pytest.warns(UserWarning, match="^a: saved as text only"):
+        OwnLazyConfig.save(cfg, str(tmp_path / "cfg.yaml"))
+    assert OwnLazyConfig.load(str(tmp_path / "cfg.yaml")).b == 1
+
+
+def test_names_of_classes_in_yaml_are_found_as_detectron2_writes_them(tmp_path):
+    (tmp_path / "d2.yaml").write_text("norm: !!python/name:torch.nn.modules.normalization.LayerNorm ''\n")
+    assert OwnLazyConfig.load(str(tmp_path / "d2.yaml")).norm is nn.LayerNorm
+
+
+def test_yaml_never_makes_an_object(tmp_path):
+    (tmp_path / "bad.yaml").write_text("x: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UserError, match=r"bad\.yaml: ConstructorError"):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_to_py_reads_like_python(tracker):
+    lines = OwnLazyConfig.to_py(tracker).splitlines()
+    assert "cfg.train.clip.norm = 0.01" in lines
+    assert "cfg.model.decoder = torch.nn.modules.linear.Linear(in_features=4, out_features=2)" in lines
+
+
+# --- Calls ---
+
+
+def test_lazy_call_describes_a_call():
+    node = L(nn.Linear)(in_features=2, out_features=3)
+    assert isinstance(node, DictConfig)
+    assert node._target_ is nn.Linear
+    node.bias = nn.Identity()
+    assert isinstance(node.bias, nn.Identity), "objects are allowed"
+
+
+def keep(**parts):
+    return parts
+
+
+def test_instantiate_builds_inside_out():
+    node = L(keep)(
+        layers=[L(nn.Linear)(in_features=1, out_features=1)], plain={"a": 1}, name=L("torch.nn.ReLU")()
+    )
+    built = own_instantiate(node)
+    assert isinstance(built["layers"], list)
+    assert isinstance(built["layers"][0], nn.Linear)
+    assert isinstance(built["plain"], DictConfig), "a plain dict stays a config"
+    assert isinstance(built["name"], nn.ReLU)
+
+
+def test_instantiate_names_the_key_of_a_wrong_argument(tracker):
+    tracker.model.decoder.wrong = 1
+    with pytest.raises(TypeError, match=r"^model\.decoder: Linear: .*wrong"):
+        own_instantiate(tracker.model.decoder)
+
+
+def test_instantiate_asks_for_a_missing_value():
+    with pytest.raises(UserError, match="in_features: a value is needed"):
+        own_instantiate(L(nn.Linear)(in_features="???", out_features=1))
+
+
+@pytest.mark.parametrize("name", ["torch.nn.Linearr", "nowhere.Thing", "torch"])
+def test_a_target_that_leads_nowhere_is_named(name):
+    with pytest.raises(UserError, match=f"no target '{name}'"):
+        own_instantiate(L(name)())
+
+
+def test_lazy_call_takes_only_what_can_be_called():
+    with pytest.raises(TypeError, match="callable"):
+        L(3)
+
+
+def test_len_counts_a_list_elsewhere_in_the_config(tracker):
+    assert own_instantiate(tracker.model.decoder).out_features == 2
+    assert resolve(tracker)["model"]["decoder"]["out_features"] == 2
+    tracker.model.classes = [{"id": 1, "name": "cat"}]
+    assert own_instantiate(tracker.model.decoder).out_features == 1
+
+
+# --- Overrides ---
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("train.max_iter=20", "train.max_iter", 20),
+        ("train.clip.norm=1e-3", "train.clip.norm", 0.001),
+        ("train.clip.enabled=false", "train.clip.enabled", False),
+        ("train.clip={norm:2}", "train.clip", {"enabled": True, "norm": 2}),
+        ("train.seed=null", "train.seed", None),
+        ("train.seed='a b'", "train.seed", "a b"),
+        ("model.tracker.aligner=null", "model.tracker.aligner", None),
+        ("model.tracker.aligner.d_model=16", "model.tracker.aligner.d_model", 16),
+        ("model.tracker.aligner.dim_feedforward=512", "model.tracker.aligner.dim_feedforward", 512),
+        ("model.classes.1.name=bird", "model.classes.1.name", "bird"),
+        ("+train.new=[1,2]", "train.new", [1, 2]),
+        ("+brand.new=1", "brand.new", 1),
+        ("++train.seed=7", "train.seed", 7),
+    ],
+)
+def test_override_sets_the_value(tracker, text, key, value):
+    assert apply_overrides(tracker, [text]) is tracker, "in place"
+    assert OmegaConf.select(tracker, key) == value
+
+
+def test_tilde_removes_a_key(tracker):
+    apply_overrides(tracker, ["~train.clip.norm", "~train.seed=0"])
+    assert tracker.train == {"max_iter": 10, "clip": {"enabled": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("model.aligner.dimm_feedforward=1", "model.tracker.aligner.dim_feedforward"),
+        ("model.aligner.nheads=1", "model.tracker.aligner.nhead"),
+        ("train.maxiter=1", "train.max_iter"),
+        ("train.clip={nrom:1}", "train.clip.norm"),
+        ("trian.seed=1", "train.seed"),
+        ("~train.sed", "train.seed"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(tracker, text, nearest):
+    before = resolve(tracker)
+    with pytest.raises(UserError, match=rf"no key '.*'\. Did you mean '{nearest}'\?$"):
+        apply_overrides(tracker, [text])
+    assert resolve(tracker) == before
+
+
+def test_the_refusal_reads_as_promised(files):
+    (files / "l2g_r50.py").write_text("model = dict(tracker=dict(aligner=dict(dim_feedforward=1024)))\n")
+    with pytest.raises(UserError) as error:
+        load_config(files / "l2g_r50.py", ["model.aligner.dimm=1"])
+    near = "model.tracker.aligner.dim_feedforward"
+    assert str(error.value) == f"{files}/l2g_r50.py: no key 'model.aligner.dimm'. Did you mean '{near}'?"
+
+
+def test_a_word_like_no_key_gets_no_guess(tracker):
+    with pytest.raises(UserError, match=r"'zzzz'\. A new key is added with"):
+        apply_overrides(tracker, ["zzzz=1"])
+
+
+@pytest.mark.parametrize("text", ["train.seed", "train.seed=1,2", "train@other=3", "+train.seed.x=1"])
+def test_what_is_no_override_is_refused(tracker, text):
+    with pytest.raises(UserError, match=r"train|override"):
+        apply_overrides(tracker, [text])
+
+
+# --- Helpers of the commands ---
+
+
+def test_a_missing_file_is_answered_with_the_nearest(files):
+    with pytest.raises(UserError, match=r"l2gg\.py: no such config\. Did you mean '.*/ovis/l2g\.py'\?"):
+        load_config(files / "ovis" / "l2gg.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\ny = (\n", r"bad\.py:2: "),
+        ("x = 1\nx.y\n", r"bad\.py:2: AttributeError: "),
+        ("\nfrom ..common.modle import model\n", r"bad\.py:2: ImportError: .*Did you mean '.*model\.py'"),
+        ("from ..common.model import modle\n", r"bad\.py:1: ImportError: .*no 'modle'.*Did you mean 'model'"),
+    ],
+)
+def test_a_broken_config_is_named_with_its_line(files, text, message):
+    (files / "ovis" / "bad.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(files / "ovis" / "bad.py")
+
+
+def test_resolved_config_is_plain_and_builds_again(tracker, tmp_path):
+    save_resolved(tracker, tmp_path / "config.yaml")
+    plain = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert plain["model"]["decoder"] == {
+        "in_features": 4,
+        "out_features": 2,
+        "_target_": "torch.nn.modules.linear.Linear",
+    }
+    assert not (tmp_path / "config.yaml.tmp").exists()
+    again = load_resolved(tmp_path / "config.yaml")
+    assert isinstance(own_instantiate(again.model.tracker.aligner), nn.TransformerDecoderLayer)
+    assert (
+        apply_overrides(again, ["model.tracker.aligner.dim_feedforward=16"]).model.tracker.aligner.nhead == 2
+    )
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.hub.load",
+        "torch.utils.collect_env.run",
+        "torch.nn.modules.module.functools.partial",
+        "local2global.lazy.load_config",
+        "local2global.lazy.os.system",
+        "local2global.optim.nn.Linear.__init__",
+        "torch.optimizer.Evil",
+        3,
+    ],
+)
+def test_a_strangers_config_builds_nothing_but_models(tmp_path, target):
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"part": [{"_target_": target}]}, "train": {}})
+    )
+    with pytest.raises(
+        UserError, match=r"config\.yaml: model\.part\[0\]: a shared config may not build|no target"
+    ):
+        load_resolved(tmp_path / "config.yaml")
+    assert load_resolved(tmp_path / "config.yaml", only=("train",)) == {"train": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not yaml"),
+        ("- 1", "a mapping is expected"),
+        ("a: ${oc.env:HOME}", "not a resolved value"),
+        ("a: !!python/name:os.system ''", "not yaml"),
+    ],
+)
+def test_a_bad_resolved_config_is_one_clear_line(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        load_resolved(tmp_path / "config.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_what_could_not_be_saved_is_refused_when_it_is_needed(tmp_path):
+    cfg = L(nn.Linear)(in_features=lambda: 3, out_features=1)
+    save_resolved(
+        DictConfig({"model": cfg, "train": {"seed": 1}}, flags={"allow_objects": True}), tmp_path / "c.yaml"
+    )
+    assert load_resolved(tmp_path / "c.yaml", only=("train",)).train.seed == 1
+    with pytest.raises(UserError, match=r"model\.in_features: could not be saved"):
+        load_resolved(tmp_path / "c.yaml")
+
+
+def test_detectron2s_loader_is_handed_out_with_checked_overrides(monkeypatch, tracker):
+    """A stand-in for an installed detectron2."""
+
+    class Theirs:
+        @staticmethod
+        def apply_overrides(cfg, overrides):
+            return cfg
+
+    package, config = type(sys)("detectron2"), type(sys)("detectron2.config")
+    package.__spec__ = object()
+    config.LazyCall, config.LazyConfig, config.instantiate = object(), Theirs, object()
+    monkeypatch.setitem(sys.modules, "detectron2", package)
+    monkeypatch.setitem(sys.modules, "detectron2.config", config)
+    monkeypatch.delenv("L2G_STANDALONE", raising=False)
+    call, loader, build = lazy._choose()
+    assert call is config.LazyCall
+    assert build is config.instantiate
+    assert issubclass(loader, Theirs)
+    with pytest.raises(UserError, match="no key"):
+        loader.apply_overrides(tracker, ["train.sed=1"])
+    monkeypatch.setenv("L2G_STANDALONE", "1")
+    assert lazy._choose() == (OwnLazyCall, OwnLazyConfig, own_instantiate)
+
+
+# --- configs/common ---
+
+
+def test_common_train_has_detrexs_keys():
+    train = load_config(CONFIGS / "common" / "train.py").train
+    assert set(train) == {
+        "output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "clip_grad", "seed", "fast_dev_run",
+        "checkpointer", "eval_period", "log_period", "wandb", "model_ema", "accumulate", "device",
+    }  # fmt: skip
+    assert train.clip_grad == {"enabled": True, "params": {"max_norm": 0.01, "norm_type": 2}}
+    assert train.device == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Toy(nn.Module):
+    """One parameter of every kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1), "norm": nn.BatchNorm2d(1)})
+        self.norm = nn.LayerNorm(2)
+        self.slots = nn.Embedding(3, 2)
+        self.head = nn.Linear(2, 2)
+        self.tied = self.head
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+        self.level_embed = nn.Parameter(torch.zeros(4, 2))
+
+
+def test_parameter_groups_are_the_recipes():
+    toy = Toy()
+    groups = {(g["lr"], g["weight_decay"]): g["params"] for g in parameter_groups(toy, 1.0, 0.05)}
+    expected = {
+        (0.1, 0.05): [*toy.backbone["conv"].parameters()],
+        (0.1, 0.0): [*toy.backbone["norm"].parameters()],
+        (1.0, 0.05): [*toy.head.parameters()],
+        (1.0, 0.0): [toy.level_embed, *toy.norm.parameters(), toy.slots.weight],
+    }
+    assert {key: [*map(id, params)] for key, params in groups.items()} == {
+        key: [*map(id, params)] for key, params in expected.items()
+    }
+
+
+def test_parameter_groups_see_through_a_wrapper():
+    """DistributedDataParallel holds the model as `module`."""
+    toy = Toy()
+    wrapper = nn.Module()
+    wrapper.module = toy
+    assert [len(g["params"]) for g in parameter_groups(wrapper, 1.0, 0.05)] == [
+        len(g["params"]) for g in parameter_groups(toy, 1.0, 0.05)
+    ]
+
+
+def test_parameter_groups_want_a_model_with_something_to_train():
+    with pytest.raises(ValueError, match="no model"):
+        parameter_groups(None, 1.0, 0.0)
+    with pytest.raises(ValueError, match="trainable"):
+        parameter_groups(nn.ReLU(), 1.0, 0.0)
+
+
+def test_common_optimizer_builds_once_the_trainer_has_set_the_model():
+    cfg = load_config(CONFIGS / "common" / "optim.py", ["AdamW.lr=1e-3"]).AdamW
+    cfg.params.model = Toy()
+    optimizer = own_instantiate(cfg)
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3, 1e-4}
+
+
+def test_schedules_are_detectron2s(golden):
+    """Iteration by iteration, and at the very end, where detectron2 asks once more."""
+    expected = json.loads((golden / "lr_schedules.json").read_text())
+    multistep, warmed_up = OwnLazyConfig.load(
+        str(CONFIGS / "common" / "schedule.py"), ("multistep", "warmed_up")
+    )
+    plain = multistep(120, [60])
+    for name, node in {
+        "multistep60_of_120_num_updates": plain,
+        "warmup10_linear_0.001_multistep": warmed_up(plain, 10 / 120, start=0.001),
+    }.items():
+        schedule = own_instantiate(node)
+        values = {step: value for step, value in expected[name].items() if step.isdigit()}
+        assert {step: schedule(int(step) / 120) for step in values} == pytest.approx(values)
+        assert schedule(1.0) == pytest.approx(expected[name]["final_lr"])
+
+
+def test_every_schedule_answers_from_start_to_end():
+    cfg = load_config(CONFIGS / "common" / "schedule.py")
+    ends = {
+        name: tuple(own_instantiate(node)(where) for where in (0.0, 0.49, 1.0)) for name, node in cfg.items()
+    }
+    assert ends["lr_multiplier_video"] == (1.0, 1.0, 0.1)
+    assert ends["lr_multiplier_pretrain"] == (1.0, 1.0, 1.0)
+    assert ends["lr_multiplier_short"] == pytest.approx((0.01, 0.5621, 0.01), abs=1e-3)
+    assert not any(isinstance(node, ListConfig) for node in cfg.values())
