@@ -1,0 +1,125 @@
+"""The backbone: images to named feature maps.
+
+Any module works that returns a dict of (B, C, H / stride, W / stride) maps; `ResNet` is the paper's.  It is built from
+its sizes and never downloads anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation whose statistics and affine terms are constants: buffers, not parameters."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+@dataclass(frozen=True)
+class GroupNorms:
+    """Makes GroupNorms, for a backbone that is trained from scratch, where frozen statistics would mean nothing."""
+
+    channels_per_group: int = 8
+
+    def __call__(self, channels: int) -> nn.GroupNorm:
+        """The norm of so many channels."""
+        return nn.GroupNorm(max(1, channels // self.channels_per_group), channels)
+
+
+#: transformers' names of a ResNet's parameters, and detectron2's, which are ours on disk.
+_NAMES = (
+    (r"^embedder\.embedder\.convolution\.", "stem.conv1."),
+    (r"^embedder\.embedder\.normalization\.", "stem.conv1.norm."),
+    (r"^encoder\.stages\.(\d+)\.layers\.(\d+)\.", lambda m: f"res{int(m[1]) + 2}.{m[2]}."),
+    (r"\.layer\.(\d+)\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.convolution\.", "."),
+    (r"\.normalization\.", ".norm."),
+)
+
+
+def detectron2_name(name: str) -> str:
+    """The name detectron2 gives to what transformers' ResNet calls `name`."""
+    for pattern, replacement in _NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al., CVPR 2016; stride in the 3x3), built by transformers, under detectron2's names on disk.
+
+    Args:
+        depths: blocks in res2 .. res5.
+        hidden_sizes: their channels.
+        embedding_size: channels of the stem.
+        layer_type: "bottleneck" or "basic".
+        norm: makes the norm of so many channels.
+        freeze_stem: the stem's convolution doesn't train (detectron2's FREEZE_AT 1).
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        hidden_sizes: Sequence[int] = (256, 512, 1024, 2048),
+        embedding_size: int = 64,
+        layer_type: str = "bottleneck",
+        norm: Callable[[int], nn.Module] = FrozenBatchNorm,
+        freeze_stem: bool = True,
+    ) -> None:
+        super().__init__()
+        from transformers import ResNetConfig, ResNetModel  # a second to import: only when a ResNet is built
+
+        config = ResNetConfig(
+            depths=list(depths),
+            hidden_sizes=list(hidden_sizes),
+            embedding_size=embedding_size,
+            layer_type=layer_type,
+        )
+        network = ResNetModel(config)
+        self.embedder, self.encoder = network.embedder, network.encoder
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, norm(child.num_features))
+        self.embedder.requires_grad_(not freeze_stem)
+        self.channels = {f"res{i + 2}": channels for i, channels in enumerate(hidden_sizes)}
+        self._ours = {name: detectron2_name(name) for name in self.state_dict()}
+        self._register_state_dict_hook(_rename_saved)
+        self._register_load_state_dict_pre_hook(self._rename_loaded)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) normalised images to res2 .. res5 at strides 4 .. 32."""
+        x = self.embedder(images)
+        maps = {}
+        for name, stage in zip(self.channels, self.encoder.stages, strict=True):
+            x = stage(x)
+            maps[name] = x
+        return maps
+
+    def _rename_loaded(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for theirs, ours in self._ours.items():
+            if prefix + ours in state:
+                state[prefix + theirs] = state.pop(prefix + ours)
+
+
+def _rename_saved(module: ResNet, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for theirs, ours in module._ours.items():
+        if prefix + theirs in state:
+            state[prefix + ours] = state.pop(prefix + theirs)

@@ -1,0 +1,188 @@
+"""The pixel encoder: backbone maps to multi-scale tokens and mask features (MaskDINO's, as detrex assembles it).
+
+Deformable self-attention mixes the levels; one FPN step carries the finest of them to stride 4 for the masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import FrameFeatures
+from .layers import ConvNorm, DeformableAttention, FeedForward, Shapes
+
+
+def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Tensor:
+    """DETR's sine embedding of a map, normalised by its unpadded part.
+
+    Args:
+        counts: (B, 2) columns and rows that are not padding, float32.
+        height: rows of the map.
+        width: columns of the map.
+        dim: width C of the embedding; the first half encodes y, the second x.
+
+    Returns:
+        (B, height * width, C).
+    """
+    quarter = torch.arange(dim // 4, device=counts.device, dtype=torch.float32)
+    wavelength = 10000 ** (4 * quarter / dim)
+
+    def encode(length: int, count: Tensor) -> Tensor:
+        steps = torch.arange(1, length + 1, device=counts.device, dtype=torch.float32)
+        phase = 2 * math.pi * torch.minimum(steps, count[:, None]) / (count[:, None] + 1e-6)
+        angle = phase[..., None] / wavelength
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+    y = encode(height, counts[:, 1])[:, :, None].expand(-1, -1, width, -1)
+    x = encode(width, counts[:, 0])[:, None].expand(-1, height, -1, -1)
+    return torch.cat((y, x), dim=-1).flatten(1, 2)
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, post-normed."""
+
+    def __init__(
+        self, dim: int, num_heads: int, num_levels: int, num_points: int, dim_feedforward: int
+    ) -> None:
+        super().__init__()
+        self.self_attn = DeformableAttention(dim, num_heads, num_levels, num_points)
+        self.norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, dim_feedforward)
+
+    def forward(self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
+        """(B, S, C) to (B, S, C)."""
+        return self.ffn(self.norm(x + self.self_attn(x + pos, references, x, shapes, padding)))
+
+
+class PixelEncoder(nn.Module):
+    """Backbone maps to `FrameFeatures`.
+
+    Args:
+        channels: channels of the backbone's maps, finest first.
+        dim: width C of tokens and of mask features.
+        num_heads: attention heads.
+        num_layers: encoder layers.
+        dim_feedforward: their hidden width.
+        num_levels: levels L; those beyond `features` are made by stride-2 convolutions of the coarsest map.
+        num_points: sampling points of a head in a level.
+        features: the maps to flatten, in this order.
+        groups: groups of the GroupNorms.
+    """
+
+    def __init__(
+        self,
+        channels: Mapping[str, int],
+        dim: int = 256,
+        num_heads: int = 8,
+        num_layers: int = 6,
+        dim_feedforward: int = 2048,
+        num_levels: int = 4,
+        num_points: int = 4,
+        features: Sequence[str] = ("res3", "res4", "res5"),
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        missing = [name for name in features if name not in channels]
+        if missing:
+            raise ValueError(f"features {missing} are not among the backbone's maps {sorted(channels)}")
+        self.features = tuple(features)
+        self.lateral = next(iter(channels))
+        coarsest = max(channels[name] for name in features)
+        projections: list[nn.Module] = []
+        for level in range(num_levels):
+            if level < len(features):
+                conv = nn.Conv2d(channels[features[level]], dim, 1)
+            else:
+                conv = nn.Conv2d(coarsest if level == len(features) else dim, dim, 3, stride=2, padding=1)
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+            projections.append(nn.Sequential(conv, nn.GroupNorm(groups, dim)))
+        self.input_proj = nn.ModuleList(projections)
+        self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
+        self.layers = nn.ModuleList(
+            EncoderLayer(dim, num_heads, num_levels, num_points, dim_feedforward) for _ in range(num_layers)
+        )
+        self.adapter_1 = ConvNorm(channels[self.lateral], dim, 1, groups)
+        self.layer_1 = ConvNorm(dim, dim, 3, groups)
+        self.mask_features = nn.Conv2d(dim, dim, 1)
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.ffn.linear1.weight)
+            nn.init.xavier_uniform_(layer.ffn.linear2.weight)
+        for conv in (self.adapter_1, self.layer_1, self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, maps: Mapping[str, Tensor], valid: Tensor) -> FrameFeatures:
+        """Encode B frames.
+
+        Args:
+            maps: the backbone's maps, (B, channels, height, width) each.
+            valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1].
+
+        Returns:
+            The features; their levels coarsest first, the order the decoder reads them in.
+        """
+        sources = self._project(maps)
+        shapes = [(source.shape[-2], source.shape[-1]) for source in sources]
+        tokens = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
+        counts = [(valid * valid.new_tensor((width, height))).ceil() for height, width in shapes]
+        pos = torch.cat(
+            [
+                grid_sine_embedding(count, height, width, tokens.shape[-1]) + embed
+                for count, (height, width), embed in zip(counts, shapes, self.level_embed, strict=True)
+            ],
+            dim=1,
+        )
+        padding = torch.cat([_padding(c, *shape) for c, shape in zip(counts, shapes, strict=True)], dim=1)
+        references = torch.cat([_centres(*shape, valid.device) for shape in shapes], dim=0)[None, :, None]
+        references = references.expand(len(tokens), -1, len(shapes), -1)
+        for layer in self.layers:
+            tokens = layer(tokens, pos, references, shapes, padding)
+        split = [height * width for height, width in shapes]
+        levels = list(tokens.split(split, dim=1))
+        return self._finish(maps[self.lateral], levels, list(padding.split(split, dim=1)), shapes, valid)
+
+    def _project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        sources = [proj(maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)]
+        coarsest = max((maps[name] for name in self.features), key=lambda m: m.shape[1])
+        for proj in self.input_proj[len(self.features) :]:
+            coarsest = proj(coarsest)
+            sources.append(coarsest)
+        return sources
+
+    def _finish(
+        self, lateral: Tensor, levels: list[Tensor], padding: list[Tensor], shapes: Shapes, valid: Tensor
+    ) -> FrameFeatures:
+        """The FPN step to stride 4, and the levels in the decoder's order."""
+        finest = max(range(len(shapes)), key=lambda i: shapes[i][0] * shapes[i][1])
+        top = levels[finest].transpose(1, 2).unflatten(-1, shapes[finest])
+        top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
+        fine = self.mask_features(self.layer_1(self.adapter_1(lateral) + top).relu())
+        order = sorted(range(len(shapes)), key=lambda i: shapes[i][0] * shapes[i][1])
+        return FrameFeatures(
+            memory=torch.cat([levels[i] for i in order], dim=1),
+            shapes=tuple(shapes[i] for i in order),
+            padding=torch.cat([padding[i] for i in order], dim=1),
+            mask_features=fine,
+            extent=valid * valid.new_tensor((fine.shape[-1], fine.shape[-2])),
+            valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
+        )
+
+
+def _centres(height: int, width: int, device: torch.device) -> Tensor:
+    """(height * width, 2) pixel centres (x, y) in [0, 1] of the map."""
+    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
+
+
+def _padding(counts: Tensor, height: int, width: int) -> Tensor:
+    """(B, height * width) bool, True outside the first `counts` (columns, rows)."""
+    x = torch.arange(width, device=counts.device) >= counts[:, :1]
+    y = torch.arange(height, device=counts.device) >= counts[:, 1:]
+    return (y[:, :, None] | x[:, None]).flatten(1)

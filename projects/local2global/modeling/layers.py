@@ -1,0 +1,262 @@
+"""Layers that more than one part of the model is built of; above all, multi-scale deformable attention.
+
+Deformable attention (Zhu et al., ICLR 2021, Eq. 3): every query looks at a few learned points of every feature level
+and returns their weighted sum.  Here the sum is one `F.embedding_bag`: a bag is one (query, head), its entries are the
+four pixels round each sampling point, its weights attention times bilinear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..structures import FrameFeatures
+
+#: (height, width) of every feature level.
+Shapes = Sequence[tuple[int, int]]
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """The logit of x, with x held within [eps, 1 - eps] (Deformable DETR's form)."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def mask_logits(mask_embed: Tensor, features: FrameFeatures) -> Tensor:
+    """Masks of (B, N, C) mask embeddings: (B, N, h, w) float32 logits, 0 in padding (that is, not in any mask)."""
+    masks = torch.einsum("bnc,bchw->bnhw", mask_embed, features.mask_features).float()
+    return masks.masked_fill(features.mask_padding[:, None], 0.0)
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Args:
+        in_dim: width of the input.
+        hidden_dim: width between layers.
+        out_dim: width of the output.
+        num_layers: number of linear layers.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) to (..., out_dim)."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = layer(x).relu()
+        return last(x)
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias and its GroupNorm, under detectron2's names (`weight`, `norm.weight`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 32) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(groups, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H, W)."""
+        return self.norm(super().forward(x))
+
+
+class FeedForward(nn.Module):
+    """x + W2 relu(W1 x), post-normed: the last third of every transformer layer here."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return self.norm(x + self.linear2(self.linear1(x).relu()))
+
+
+class Attention(nn.Module):
+    """Residual multi-head attention, post-normed; positions are added to queries and keys, never to values."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, x: Tensor, x_pos: Tensor, memory: Tensor | None = None, memory_pos: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, C) queries attend to (B, M, C) memory, or to themselves if it is None."""
+        memory, memory_pos = (x, x_pos) if memory is None else (memory, memory_pos)
+        key = memory if memory_pos is None else memory + memory_pos
+        return self.norm(x + self.attention(x + x_pos, key, memory, need_weights=False)[0])
+
+
+class DeformableAttention(nn.Module):
+    """Multi-scale deformable attention, without the residual.
+
+    Args:
+        dim: width C.
+        num_heads: heads; C is divided among them.
+        num_levels: feature levels L.
+        num_points: sampling points of a head in a level.
+    """
+
+    def __init__(self, dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} does not divide into {num_heads} heads")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        points = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(dim, points * 2)
+        self.attention_weights = nn.Linear(dim, points)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Point p of head h starts p + 1 pixels away from the reference, each head in a direction of its own."""
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1).view(1, 1, -1, 1)
+        bias = directions[:, None, None] * steps.expand(1, self.num_levels, -1, 1)
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(bias.flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes, padding: Tensor | None = None
+    ) -> Tensor:
+        """Sample `value` round `references`.
+
+        Args:
+            query: (B, Q, C), with its position already added.
+            references: (B, Q, L, 2) points or (B, Q, L, 4) boxes, in [0, 1] of each level's padded map.
+            value: (B, S, C) tokens of all levels, flattened and concatenated.
+            shapes: (height, width) of every level, in the order of the tokens.
+            padding: (B, S) bool, True at tokens that count as zero.
+
+        Returns:
+            (B, Q, C).
+        """
+        values = self.value_proj(value)
+        if padding is not None:
+            values = values.masked_fill(padding[..., None], 0.0)
+        values = values.unflatten(-1, (self.num_heads, -1))
+        x, y, weights = self._sampling(query, references, shapes)
+        return self.output_proj(sample_levels(values, shapes, x, y, weights.to(values.dtype)))
+
+    def _sampling(self, query: Tensor, references: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
+        """Sampling locations x and y and attention weights, each (B, Q, heads, L, points), in float32."""
+        grid = (self.num_heads, self.num_levels, self.num_points)
+        with torch.autocast(query.device.type, enabled=False):
+            query, references = query.float(), references.float()
+            offset_x, offset_y = self.sampling_offsets(query).unflatten(-1, (*grid, 2)).unbind(dim=-1)
+            weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+            weights = weights.softmax(dim=-1).unflatten(-1, grid[1:])
+            centre_x, centre_y, *size = references[:, :, None, :, None].unbind(dim=-1)
+            if size:
+                unit_x, unit_y = (side / (2 * self.num_points) for side in size)
+            else:
+                level = references.new_tensor(shapes).view(-1, 1, 2)
+                unit_y, unit_x = 1 / level[..., 0], 1 / level[..., 1]
+            return centre_x + offset_x * unit_x, centre_y + offset_y * unit_y, weights
+
+
+def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples; a point outside a map reads zeros there (`align_corners=False`).
+
+    Args:
+        values: (B, S, heads, D).
+        shapes: (height, width) of every level.
+        x: (B, Q, heads, L, points) in [0, 1] of the level's width, float32.
+        y: the same of its height.
+        weights: (B, Q, heads, L, points).
+
+    Returns:
+        (B, Q, heads * D).
+    """
+    batch, tokens, heads, depth = values.shape
+    queries = x.shape[1]
+    device = values.device
+    height, width = torch.tensor(shapes, device=device, dtype=torch.int32).view(-1, 2, 1).unbind(dim=1)
+    area = height * width
+    start = area.cumsum(0, dtype=torch.int32) - area
+    left, right, at_left, at_right = _neighbours(x, width)
+    top, bottom, at_top, at_bottom = _neighbours(y, height)
+
+    owner = torch.arange(batch, device=device, dtype=torch.int32).view(-1, 1, 1, 1, 1) * tokens
+    head = torch.arange(heads, device=device, dtype=torch.int32).view(-1, 1, 1)
+    upper, lower = owner + start + at_top * width, owner + start + at_bottom * width
+    pixels = torch.stack((upper + at_left, upper + at_right, lower + at_left, lower + at_right), dim=-1)
+    indices = pixels * heads + head[..., None]
+    top, bottom = top * weights, bottom * weights
+    shares = torch.stack((top * left, top * right, bottom * left, bottom * right), dim=-1)
+
+    bags = batch * queries * heads
+    summed = _BagSum.apply(
+        values.reshape(-1, depth), indices.reshape(bags, -1), shares.to(values.dtype).reshape(bags, -1)
+    )
+    return summed.view(batch, queries, heads * depth)
+
+
+class _BagSum(torch.autograd.Function):
+    """`F.embedding_bag` with weights, whose gradient of the table is an embedding bag too.
+
+    The library's own scatters row by row; sorting the entries by the row they read turns the scatter into one more sum
+    over bags, twice as fast.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """(V, D) rows, (bags, E) row numbers and their weights to (bags, D)."""
+        ctx.save_for_backward(table, indices, weights)
+        return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        """Gradients of the table and of the weights."""
+        table, indices, weights = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_table = of_weights = None
+        entries = indices.shape[1]
+        if ctx.needs_input_grad[0]:
+            rows, order = indices.flatten().sort()
+            order = order.int()  # half the bytes: embedding_bag takes either
+            starts = F.pad(torch.bincount(rows, minlength=len(table)).cumsum(0), (1, 0))[:-1].int()
+            shares = weights.flatten().index_select(0, order)
+            of_table = F.embedding_bag(
+                order // entries, gradient, starts, per_sample_weights=shares, mode="sum"
+            )
+        if ctx.needs_input_grad[2]:
+            bags = torch.arange(len(indices), device=indices.device, dtype=indices.dtype)
+            of_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                gradient, table, indices.flatten(), bags * entries, bags.repeat_interleave(entries), 0
+            ).view_as(weights)
+        return of_table, None, of_weights
+
+
+def _neighbours(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two pixels round each position in [0, 1] of `size` pixels: their shares (0 outside) and their indices."""
+    pixel = position * size - 0.5
+    first = pixel.detach().floor()
+    share = pixel - first
+    low = first.clamp(-2, 2**20).int()
+    high = low + 1
+    inside_low, inside_high = (low >= 0) & (low < size), (high >= 0) & (high < size)
+    zero = torch.zeros_like(size)
+    low_share, high_share = (1 - share) * inside_low, share * inside_high
+    return low_share, high_share, low.clamp(zero, size - 1), high.clamp(zero, size - 1)

@@ -1,0 +1,155 @@
+"""Local2Global, Eq. (1): q_t = D(q_{t-1}, E(f_t)).  One step per frame; an object is the index of its slot.
+
+`step` is the method.  `forward` and `stream` are loops round it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..postprocess import VideoPostprocessor
+from ..structures import Clip, FrameFeatures, FramePredictions, Queries, VideoResult
+from .criterion import Criterion
+from .segmenter import Segmenter
+from .tracker import Tracker
+
+#: ImageNet's statistics of RGB in [0, 255].
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class Local2Global(nn.Module):
+    """The online video segmenter.
+
+    Args:
+        segmenter: E, D and the heads.
+        tracker: what happens to queries between frames.
+        criterion: the losses.
+        classes: `{id, name}` of every class, in the order of the logits.
+        test_size: (shortest edge, longest edge at most) to which videos are resized before they are seen.
+        threshold: class score in [0, 1] from which a stream reports an object.
+        aggregate: how a video's scores become one: "top_quarter", "max" or "mean".
+        trainable: regular expressions; if given, only parameters with a match in their name train.
+        divisor: images are padded to a multiple of this.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        tracker: Tracker,
+        criterion: Criterion,
+        classes: Sequence[Mapping[str, Any]],
+        test_size: tuple[int, int] = (360, 1333),
+        threshold: float = 0.3,
+        aggregate: str = "top_quarter",
+        trainable: Sequence[str] | None = None,
+        divisor: int = 32,
+    ) -> None:
+        super().__init__()
+        self.segmenter, self.tracker, self.criterion = segmenter, tracker, criterion
+        self.classes = [dict(entry) for entry in classes]
+        self.test_size = tuple(test_size)
+        self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        if trainable is not None:
+            self._freeze_all_but(trainable)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives, and its inputs go."""
+        return self.pixel_mean.device
+
+    def step(self, features: FrameFeatures, past: Queries | None) -> FramePredictions:
+        """One frame.
+
+        Args:
+            features: E(f_t) of B frames.
+            past: their slots after frame t - 1; None on the first frame.
+        """
+        local = self.segmenter.propose(features)
+        embed, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)
+        return self.segmenter.decode(embed, positions, features, local.predictions)
+
+    def forward(self, clips: Sequence[Clip]) -> dict[str, Tensor] | list[VideoResult]:
+        """Losses of clips of equal length while training, else the result of each clip as a whole video."""
+        return self.losses(clips) if self.training else [self.segment(clip) for clip in clips]
+
+    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
+        """Weighted losses of clips of equal length T with targets; gradients flow through the queries of a clip."""
+        lengths = {len(clip) for clip in clips}
+        if len(lengths) != 1:
+            raise ValueError(f"the clips of a batch must have one length, got {sorted(lengths)}")
+        features = self.encode([frame for clip in clips for frame in clip.frames]).split(lengths.pop())
+        clips = [_with_targets_on(clip, self.device) for clip in clips]
+        predictions: list[FramePredictions] = []
+        for step in features:
+            past = predictions[-1].queries if predictions else None
+            predictions.append(self.step(step, past))
+        return self.criterion(clips, features, predictions)
+
+    @torch.no_grad()
+    def segment(self, clip: Clip) -> VideoResult:
+        """The tracks of a whole video, in memory that doesn't grow with it."""
+        post = VideoPostprocessor(clip.size, threshold=self.threshold, aggregate=self.aggregate)
+        try:
+            for predictions in self.stream(clip.frames):
+                post.update(predictions)
+            return post.result(clip.video_id)
+        except BaseException:
+            post.close()
+            raise
+
+    @torch.no_grad()
+    def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
+        """Frame by frame; the result of frame t is out before frame t + 1 is read.
+
+        Args:
+            frames: (3, H, W) uint8 RGB, any number of them.
+
+        Yields:
+            The predictions of each frame, B = 1.
+        """
+        past = None
+        for frame in frames:
+            predictions = self.step(self.encode([frame]), past)
+            past = predictions.queries
+            yield predictions
+
+    def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:
+        """E of (3, H, W) uint8 frames, each padded at its right and bottom to a common size."""
+        sizes = [frame.shape[-2:] for frame in frames]
+        height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        images = torch.stack(
+            [
+                F.pad(
+                    (frame.to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std,
+                    (0, width - w, 0, height - h),
+                )
+                for frame, (h, w) in zip(frames, sizes, strict=True)
+            ]
+        )
+        valid = torch.tensor(
+            [(w / width, h / height) for h, w in sizes], dtype=torch.float32, device=self.device
+        )
+        return self.segmenter.encode(images, valid)
+
+    def _freeze_all_but(self, trainable: Sequence[str]) -> None:
+        for pattern in trainable:
+            if not any(re.search(pattern, name) for name, _ in self.named_parameters()):
+                raise ValueError(f"trainable: no parameter's name matches {pattern!r}")
+        for name, parameter in self.named_parameters():
+            if not any(re.search(pattern, name) for pattern in trainable):
+                parameter.requires_grad_(False)
+
+
+def _with_targets_on(clip: Clip, device: torch.device) -> Clip:
+    if clip.targets is None:
+        raise ValueError(f"a training clip of video {clip.video_id} has no targets")
+    return Clip(clip.frames, clip.size, clip.video_id, clip.frame_ids, clip.targets.to(device), clip.key)
