@@ -1,0 +1,233 @@
+"""Loaders: the same clips whatever the number of processes and workers, and after a resume."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from local2global.data.augment import ClipAugmentation, DriftingCrop, Identity, RandomShortestEdge, ZoomCrop
+from local2global.data.datasets import VideoDataset
+from local2global.data.loader import LazyFrames, Mixture, build_test_loader, build_train_loader
+from local2global.errors import UserError
+from local2global.structures import Clip
+
+CLASSES = [{"id": 1, "name": "thing"}]
+AUGMENT = ClipAugmentation((12, 16), 40, ZoomCrop(0.5, RandomShortestEdge((20,), 60), DriftingCrop(10, 18)))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A video of 10x14 noise with one instance; a broken one cannot be read."""
+
+    id: int
+    length: int = 9
+    broken: bool = False
+    name: str = "noise"
+    size: tuple[int, int] = (10, 14)
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([0])
+
+    @property
+    def ids(self) -> Tensor:
+        return torch.tensor([self.id])
+
+    def frame(self, t: int) -> Tensor:
+        if self.broken:
+            raise UserError(f"{self.name}/{t}.jpg: not a readable image.")
+        generator = torch.Generator().manual_seed(1000 * self.id + t)
+        return torch.randint(0, 256, (3, *self.size), generator=generator).to(torch.uint8)
+
+    def masks(self, t: int) -> Tensor:
+        return self.frame(t)[:1] > 100
+
+    def present(self, t: int) -> np.ndarray:
+        return np.array([True])
+
+
+def videos(count: int, first: int = 1) -> VideoDataset:
+    return VideoDataset([Noise(first + i) for i in range(count)], CLASSES)
+
+
+def same(one: Clip, other: Clip) -> bool:
+    return (
+        (one.key, one.video_id, one.frame_ids) == (other.key, other.video_id, other.frame_ids)
+        and torch.equal(one.frames, other.frames)
+        and torch.equal(one.targets.masks, other.targets.masks)
+        and torch.equal(one.targets.boxes, other.targets.boxes)
+    )
+
+
+def batches(number: int, start: int = 0, **options) -> list[list[Clip]]:
+    defaults = {"clip_length": 3, "augment": AUGMENT, "total_batch_size": 4, "num_workers": 0, "seed": 5}
+    loader = build_train_loader(options.pop("dataset", videos(7)), **{**defaults, **options})
+    loader.seek(start)
+    return list(islice(iter(loader), number))
+
+
+def assert_same(one: list[list[Clip]], other: list[list[Clip]]) -> None:
+    assert [len(batch) for batch in one] == [len(batch) for batch in other]
+    assert all(same(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_clips_are_named_by_seed_iteration_and_index():
+    keys = [[clip.key for clip in batch] for batch in batches(2)]
+    assert keys == [[(5, iteration, index) for index in range(4)] for iteration in range(2)]
+
+
+def test_two_processes_make_together_what_one_makes():
+    alone = batches(3)
+    ranks = [batches(3, rank=rank, world_size=2) for rank in range(2)]
+    assert_same(alone, [a + b for a, b in zip(*ranks, strict=True)])
+
+
+def test_a_sought_loader_goes_on_where_an_uninterrupted_one_is():
+    assert_same(batches(2, start=5), batches(7)[5:])
+
+
+def test_workers_change_nothing():
+    assert_same(batches(3, num_workers=2), batches(3))
+
+
+def test_another_seed_makes_other_clips():
+    pairs = zip(batches(1)[0], batches(1, seed=6)[0], strict=True)
+    assert not any(torch.equal(a.frames, b.frames) for a, b in pairs)
+
+
+def test_a_loader_can_be_looped_over_again():
+    loader = build_train_loader(videos(3), 2, Identity(), 2, num_workers=0)
+    assert_same([next(iter(loader))], [next(iter(loader))])
+
+
+def test_seeking_does_not_touch_a_running_loop():
+    loader = build_train_loader(videos(3), 2, Identity(), 2, num_workers=0)
+    running = iter(loader)
+    loader.seek(9)
+    assert next(running)[0].key == (0, 0, 0)
+
+
+def test_making_clips_leaves_the_global_stream_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    batches(1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_every_epoch_shows_every_video_once_in_another_order():
+    """7 videos in batches of 4: epochs end in the middle of a batch."""
+    order = [clip.video_id for batch in batches(14) for clip in batch]
+    epochs = [order[i : i + 7] for i in range(0, 56, 7)]
+    assert all(sorted(epoch) == [1, 2, 3, 4, 5, 6, 7] for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 4
+
+
+def test_a_mixture_draws_every_clips_dataset_by_weight():
+    mixture = Mixture([videos(3), videos(5, first=100)], [1, 0.25])
+    drawn = [mixture.video(0, position).id for position in range(3000)]
+    share = sum(identity >= 100 for identity in drawn) / len(drawn)
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert min(Counter(drawn).values()) > 60
+
+
+def test_a_batch_of_a_mixture_is_mixed():
+    mixture = Mixture([videos(3), videos(5, first=100)], [1, 1])
+    kinds = [{clip.video_id >= 100 for clip in batch} for batch in batches(10, dataset=mixture)]
+    assert sum(len(kind) == 2 for kind in kinds) >= 6
+
+
+def test_a_mixture_is_the_same_for_any_number_of_processes():
+    mixture = Mixture([videos(3), videos(5, first=100)], [1, 1])
+    ranks = [batches(3, dataset=mixture, rank=rank, world_size=4) for rank in range(4)]
+    together = [[clip for part in parts for clip in part] for parts in zip(*ranks, strict=True)]
+    assert_same(batches(3, dataset=mixture), together)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match="total_batch_size 5 cannot be shared equally by 2 processes"):
+        build_train_loader(videos(3), 2, Identity(), 5, rank=0, world_size=2)
+
+
+def test_a_mixture_refuses_other_classes_and_missing_weights():
+    other = VideoDataset(videos(1).videos, [{"id": 2, "name": "other"}])
+    with pytest.raises(UserError, match="dataset 1 has other classes than dataset 0"):
+        Mixture([videos(1), other], [1, 1])
+    with pytest.raises(UserError, match="one positive weight for each of 2 datasets"):
+        Mixture([videos(1), videos(1)], [1])
+
+
+def test_nothing_annotated_is_nothing_to_train_on():
+    with pytest.raises(UserError, match="no annotated instance"):
+        build_train_loader(VideoDataset([], CLASSES), 2, Identity(), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_is_told_in_one_line(workers):
+    dataset = VideoDataset([Noise(1, broken=True, name="yard")], CLASSES)
+    loader = build_train_loader(dataset, 1, Identity(), 1, num_workers=workers)
+    with pytest.raises(UserError) as caught:
+        next(iter(loader))
+    assert str(caught.value).startswith("yard/")
+    assert str(caught.value).endswith(".jpg: not a readable image.")
+
+
+# ----------------------------------------------------------------------------------------------- whole videos
+
+
+def test_a_test_loader_gives_whole_videos_in_order():
+    dataset = VideoDataset([Noise(3, length=4), Noise(8, length=2)], CLASSES)
+    loader = build_test_loader(dataset, short_edge=5, max_size=100)
+    assert len(loader) == 2
+    (first,), (second,) = loader
+    assert (first.video_id, len(first), first.frame_ids) == (3, 4, (0, 1, 2, 3))
+    assert (second.video_id, len(second), second.size) == (8, 2, (10, 14))
+    assert first.targets is None
+    assert first.frames[0].shape == (3, 5, 7)
+
+
+def test_processes_share_the_videos_out():
+    shares = [build_test_loader(videos(5), 5, 9, rank=rank, world_size=2) for rank in range(2)]
+    assert [[clip.video_id for (clip,) in share] for share in shares] == [[1, 3, 5], [2, 4]]
+    assert [len(share) for share in shares] == [3, 2]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_lazy_frames_are_a_sequence(threads):
+    record = Noise(4, length=8)
+    frames = LazyFrames(record, 10, 99, threads)
+    assert len(frames) == 8
+    assert torch.equal(frames[2], record.frame(2))
+    assert torch.equal(frames[-1], record.frame(7))
+    assert [torch.equal(a, record.frame(t)) for t, a in enumerate(frames)] == [True] * 8
+    assert len(frames[2:5]) == 3
+    with pytest.raises(IndexError):
+        frames[8]
+
+
+def test_lazy_frames_decode_only_a_few_ahead(tmp_path: Path):
+    read: list[int] = []
+
+    class Watched(Noise):
+        def frame(self, t: int) -> Tensor:
+            read.append(t)
+            return super().frame(t)
+
+    loop = iter(LazyFrames(Watched(1, length=50), 10, 99, num_threads=2))
+    next(loop)
+    assert set(read) <= {0, 1, 2, 3}
+    loop.close()
+
+
+def test_a_broken_frame_of_a_lazy_video_is_told_in_one_line():
+    for threads in (0, 2):
+        frames = LazyFrames(Noise(1, broken=True, name="yard"), 10, 99, threads)
+        with pytest.raises(UserError, match=r"^yard/0\.jpg: not a readable image\.$"):
+            next(iter(frames))
