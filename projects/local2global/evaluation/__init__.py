@@ -1,0 +1,1 @@
+"""Scores, exactly as the official scorers define them."""
