@@ -1,0 +1,35 @@
+"""A small Local2Global that trains from scratch on a CPU in minutes: every part of the paper's model, narrower.
+
+Its backbone has GroupNorm and trains whole, since there are no statistics to freeze.
+"""
+
+from local2global.lazy import LazyCall as L
+from local2global.modeling.backbone import GroupNorms, ResNet
+
+from .l2g_r50 import model
+
+DIM, HEADS, LEVELS = 64, 4, 3
+
+model.segmenter.backbone = L(ResNet)(
+    depths=[1, 1, 1, 1],
+    hidden_sizes=[32, 64, 96, 128],
+    embedding_size=32,
+    layer_type="basic",
+    norm=L(GroupNorms)(),
+    freeze_stem=False,
+)
+model.segmenter.encoder.update(
+    channels=dict(res2=32, res3=64, res4=96, res5=128),
+    dim=DIM,
+    num_heads=HEADS,
+    num_layers=2,
+    dim_feedforward=128,
+    num_levels=LEVELS,
+    groups=8,
+)
+model.segmenter.decoder.update(dim=DIM, num_heads=HEADS, num_layers=3, dim_feedforward=128, num_levels=LEVELS)
+model.segmenter.update(num_queries=12, dim=DIM)
+model.tracker.aligner.update(dim=DIM, num_heads=HEADS, dim_feedforward=128, num_layers=2)
+model.tracker.local_positions.dim = DIM
+model.criterion.matcher.num_points = 512
+model.criterion.sampler.num_points = 512

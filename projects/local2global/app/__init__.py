@@ -1,0 +1,1 @@
+"""What people touch: the command `l2g`, video in and out, drawing."""

@@ -1,0 +1,286 @@
+"""The command `l2g`.  Here only the parser is imported; each command imports what it needs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from ..data.datasets import VideoRecord
+    from .predict import L2G, Prediction
+    from .video import Source
+
+DEMO_CONFIG = "demo/l2g_tiny.py"
+
+app = typer.Typer(
+    name="l2g",
+    help="Local2Global: online video instance segmentation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help takes as long to load as everything else together
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(min=0.0, max=1.0, help="Report objects from this score on; by default the model's own."),
+]
+
+
+def main() -> None:
+    """Runs the command line: 0, 1 after a user's error, 2 after a bug or a misspelt option."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="l2g")
+    except UserError as error:
+        if debug:
+            raise
+        typer.echo(f"l2g: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        message = (str(error).strip().splitlines() or [""])[0]
+        hint = "(run again with --debug for the traceback)"
+        typer.echo(f"l2g: unexpected {type(error).__name__}: {message} {hint}", err=True)
+        sys.exit(2)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"l2g {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks; works before or after a command.")
+    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Local2Global: online video instance segmentation."""
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("output/demo"),
+) -> None:
+    """Train a tiny model on generated videos, score it on held-out ones and draw one of them."""
+    from rich.console import Console
+
+    from ..engine import train as run
+    from ..lazy import apply_overrides, instantiate, load_config
+    from .predict import L2G, default_device
+
+    cfg = load_config(find_config_file(DEMO_CONFIG))
+    cfg.train.output_dir, cfg.train.device = str(output), default_device()
+    cfg = apply_overrides(cfg, overrides or [])
+    folder = Path(cfg.train.output_dir)
+    typer.echo(
+        f"Training a tiny model on generated videos, then scoring it on others; all of it goes to {folder}."
+    )
+    run(cfg, progress=Console())
+    record = instantiate(cfg.dataloader.test.dataset).videos[0]
+    model = L2G.from_pretrained(folder, cfg.train.device)
+    _report(_predict_with_bar(model, _record_source(record), folder / "predictions"))
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+) -> None:
+    """Train a model; the run's folder holds config, weights, metrics and curves."""
+    path = find_config_file(config)
+    if gpus > 1 and not dry_run:
+        _relaunch(["train", str(path), *(overrides or []), *(["--resume"] if resume else [])], gpus)
+    from ..engine import train as run
+    from ..lazy import LazyConfig, load_config
+
+    cfg = load_config(path, overrides or [])
+    if dry_run:
+        typer.echo(LazyConfig.to_py(cfg))
+        return
+    run(cfg, resume=resume)
+
+
+@app.command(name="eval")
+def evaluate(
+    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    overrides: Overrides = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights, or the folder of a run.")] = None,
+) -> None:
+    """Score weights on the config's test videos."""
+    from ..engine import evaluate as run
+    from ..lazy import load_config
+    from ..metrics import print_table
+    from .predict import find_weights
+
+    cfg = load_config(find_config_file(config), overrides or [])
+    if weights is not None:
+        cfg.train.init_checkpoint = str(find_weights(weights))
+    elif not cfg.train.get("init_checkpoint"):
+        raise UserError("no weights: add --weights with a .pth file or a run's folder")
+    scores = run(cfg)
+    if scores:
+        print_table(scores)
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Videos, folders or globs of frames, images.")
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="Weights (.pth, .safetensors), or the folder of a run.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("output/predictions"),
+    threshold: Threshold = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only these classes, by name, with commas between.")
+    ] = None,
+    max_objects: Annotated[int | None, typer.Option(min=1, help="At most so many objects per frame.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1, cpu; by default a GPU if there is one.")
+    ] = None,
+) -> None:
+    """Segment and track the objects of videos: an annotated mp4 and a tracks.json for each."""
+    if weights is None:
+        raise UserError(
+            "no weights: add --weights with a .pth file or a run's folder, e.g. that of `l2g demo`"
+        )
+    from .predict import L2G
+    from .video import open_source
+
+    sources = _name_apart([open_source(text) for text in inputs])
+    model = L2G.from_pretrained(weights, device)
+    names = [name.strip() for name in classes.split(",")] if classes else None
+    for source in sources:
+        _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: versions, devices, video encoder, a second of the model's main operation."""
+    from .doctor import check, show
+
+    checks = check()
+    show(checks)
+    if any(c.status == "fail" for c in checks):
+        raise typer.Exit(1)
+
+
+def find_config_file(name: str) -> Path:
+    """The config file that a name means: a path, or one relative to the project or to its configs/.
+
+    Raises:
+        UserError: if there is none, with the nearest names.
+    """
+    roots = [Path(), *(root for root in Path(__file__).resolve().parents if (root / "configs").is_dir())]
+    spellings = [name, f"{name}.py"]
+    for root in roots:
+        for spelling in spellings:
+            for candidate in (root / spelling, root / "configs" / spelling):
+                if candidate.is_file():
+                    return candidate
+    known = [str(p.relative_to(root / "configs")) for root in roots for p in (root / "configs").rglob("*.py")]
+    near = difflib.get_close_matches(name.removeprefix("configs/"), known, n=1, cutoff=0.5)
+    raise UserError(f"{name}: no such config.{f' Did you mean {near[0]}?' if near else ''}")
+
+
+def _relaunch(arguments: list[str], processes: int) -> None:
+    """Becomes torchrun, which runs this command as several processes; it takes this process's place."""
+    import torch
+
+    from ..distributed import launch_command
+
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here")
+    command = launch_command(["-m", "local2global", *arguments], processes)
+    os.execv(command[0], command)
+
+
+def _name_apart(sources: list[Source]) -> list[Source]:
+    """Sources of different folders may share a name; their results must not share a folder."""
+    from dataclasses import replace
+
+    taken: set[str] = set()
+    apart = []
+    for source in sources:
+        name, number = source.name, 1
+        while name in taken:
+            number += 1
+            name = f"{source.name}-{number}"
+        taken.add(name)
+        apart.append(replace(source, name=name))
+    return apart
+
+
+def _record_source(record: VideoRecord) -> Source:
+    """A dataset's video as a source of frames."""
+    from .video import FOLDER_FPS, Source
+
+    def read() -> Iterator[Tensor]:
+        return (record.frame(t) for t in range(record.length))
+
+    return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
+
+
+def _predict_with_bar(
+    model: L2G,
+    source: Source,
+    output: Path,
+    threshold: float | None = None,
+    classes: list[str] | None = None,
+    max_objects: int | None = None,
+) -> Prediction:
+    """`L2G.predict` with frames per second, time left and live objects on the terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[live]} objects"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(source.name, total=source.length, live=0, rate="")
+
+        def advance(done: int, total: int | None, live: int) -> None:
+            speed = bar.tasks[0].speed  # None until two frames are done
+            rate = f"{speed:.1f} frames/s" if speed else ""
+            bar.update(task, completed=done, total=total, live=live, rate=rate)
+
+        return model.predict(source, output, threshold, classes, max_objects, advance)
+
+
+def _report(prediction: Prediction) -> None:
+    rate = prediction.frames / max(prediction.seconds, 1e-9)
+    typer.echo(f"{prediction.frames} frames in {prediction.seconds:.1f} s ({rate:.1f} frames/s)")
+    typer.echo(f"  video   {prediction.video}")
+    typer.echo(f"  tracks  {prediction.tracks}")

@@ -1,0 +1,236 @@
+"""The state of a training run and its one step; everything else a run does is a hook or lies in `run.py`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .checkpoint import load_checkpoint, load_weights
+from .distributed import gather, rank, reduce, world_size
+from .ema import WeightAverage
+from .errors import UserError
+from .lazy import instantiate
+from .metrics import RunLog
+from .run import (
+    PRECISIONS,
+    Interruption,
+    complaint_about,
+    endless,
+    random_state,
+    restore_random_state,
+    seed_all,
+)
+
+
+class Trainer:
+    """The state of one run, and the one step everything else is a hook of.
+
+    Args:
+        cfg: the whole config; `train` is complete (see `train_settings`).
+        device: this process's.
+        console: where progress is drawn.
+    """
+
+    def __init__(self, cfg: DictConfig, device: torch.device, console: Console) -> None:
+        self.cfg, self.settings, self.device, self.console = cfg, cfg.train, device, console
+        self.folder = Path(cfg.train.output_dir)
+        self.max_iter: int = cfg.train.max_iter
+        self.start, self.iteration = 0, -1
+        self.log: RunLog | None = None
+        self.interruption = Interruption()
+        self.scores: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}
+
+        self.model: nn.Module = instantiate(cfg.model).to(device)
+        config = copy.deepcopy(cfg.optimizer)
+        config.params.model = self.model
+        self.optimizer: torch.optim.Optimizer = instantiate(config)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.schedule: Callable[[float], float] = instantiate(cfg.lr_multiplier)
+        self.loader = instantiate(cfg.dataloader.train)
+        amp = cfg.train.amp
+        self.precision = PRECISIONS[amp.dtype] if amp.enabled else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
+        ema = cfg.train.model_ema
+        self.average: WeightAverage | None = None
+        if ema.enabled:
+            self.average = WeightAverage(self.model, ema.decay, ema.device)
+
+    def initialize(self) -> None:
+        """Load `train.init_checkpoint`, as far as it fits, and leave word of what did not."""
+        if not self.settings.init_checkpoint:
+            return
+        report = load_weights(self.model, load_checkpoint(self.settings.init_checkpoint), strict=False)
+        lines = [f"weights of {self.settings.init_checkpoint}:", *report.summary()]
+        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
+        if rank() == 0:
+            (self.folder / "load_report.txt").write_text("\n".join(lines) + "\n")
+        if self.average is not None:
+            self.average.load(_named_tensors(self.model))
+
+    def resume(self, content: Mapping[str, Any]) -> None:
+        """Take up a checkpoint of this trainer; the random states follow in `batches`."""
+        lacking = [
+            key for key in ("model", "optimizer", "iteration", "scaler", "random") if key not in content
+        ]
+        if lacking:
+            raise UserError(
+                f"checkpoint without {', '.join(lacking)}: none to resume from. "
+                "Give it as train.init_checkpoint."
+            )
+        load_weights(self.model, content)
+        try:
+            self.optimizer.load_state_dict(content["optimizer"])
+        except ValueError as error:
+            raise UserError(f"checkpoint: the optimizer in it has other parameters ({error}).") from error
+        if self.scaler.is_enabled() and content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            self.average.load(content.get("ema_state") or _named_tensors(self.model))
+        self.iteration = content["iteration"]
+        self.start = self.iteration + 1
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` reads; every process must ask at the same time."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema_state": self.average.average if self.average is not None else None,
+            "iteration": self.iteration,
+            "seed": self.settings.seed,
+            "random": gather(random_state(self.device)),
+        }
+
+    def run(
+        self, hooks: Sequence[Callable[[Trainer], None]], states: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Train from `start` to `max_iter`, calling every hook after every step; an interruption ends it.
+
+        Args:
+            hooks: what follows a step, in this order.
+            states: every process's random state to start from, of a checkpoint.
+        """
+        wrapped = self._distribute()
+        self.model.train()
+        batches = self._batches(states)
+        while self.iteration + 1 < self.max_iter and not self.interruption.agreed:
+            self.iteration += 1
+            self.step(wrapped, batches)
+            for hook in hooks:
+                hook(self)
+
+    def step(self, model: nn.Module, batches: Iterator[Any]) -> None:
+        """One optimizer step on `train.accumulate` batches, at this iteration's learning rates."""
+        begin = time.perf_counter()
+        # where stays below 1: several schedules are undefined there
+        factor = self.schedule(self.iteration / self.max_iter)
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = float(base * factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self.settings.accumulate
+        sums: dict[str, Tensor] = {}
+        waited = 0.0
+        for part in range(count):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            together = part + 1 == count or not isinstance(model, DistributedDataParallel)
+            with nullcontext() if together else model.no_sync():  # type: ignore[operator]
+                for name, value in self._backward(model, batch, count).items():
+                    sums[name] = sums.get(name, 0.0) + value.detach() / count
+        norm = self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
+        self._measure(sums, norm, time.perf_counter() - begin, waited)
+
+    def _backward(self, model: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            losses = model(batch)
+        if isinstance(losses, Tensor):
+            losses = {"loss": losses}
+        total = torch.stack([value.float() for value in losses.values()]).sum()
+        self._agree_finite(losses, total, batch)
+        self.scaler.scale(total / count).backward()  # type: ignore[no-untyped-call]
+        return {**losses, "total_loss": total}
+
+    def _agree_finite(self, losses: Mapping[str, Tensor], total: Tensor, batch: Any) -> None:
+        complaint = "" if math.isfinite(total.item()) else complaint_about(self.iteration, losses, batch)
+        flags = reduce([bool(complaint), self.interruption.asked], self.device, "max")
+        self.interruption.agreed |= bool(flags[1])
+        if flags[0]:
+            raise UserError(next(filter(None, gather(complaint))))
+
+    def _clip(self) -> Tensor | None:
+        clip = self.settings.clip_grad
+        if not clip.enabled:
+            return None
+        self.scaler.unscale_(self.optimizer)
+        weights = [weight for weight in self.model.parameters() if weight.grad is not None]
+        norm = nn.utils.clip_grad_norm_(weights, **clip.params)
+        # a scaler skips such a step by itself; without one the weights would be lost
+        if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
+            raise UserError(
+                f"iteration {self.iteration}: the gradient's norm is {float(norm)}. Lower optimizer.lr."
+            )
+        return norm
+
+    def _measure(self, sums: dict[str, Tensor], norm: Tensor | None, seconds: float, waited: float) -> None:
+        kept = self.measured
+        self.measured = {
+            "losses": sums,
+            "norm": norm,
+            "steps": kept.get("steps", 0) + 1,
+            "seconds": kept.get("seconds", 0.0) + seconds,
+            "waited": kept.get("waited", 0.0) + waited,
+        }
+
+    def _distribute(self) -> nn.Module:
+        if world_size() == 1:
+            return self.model
+        options = dict(self.settings.ddp)
+        compress = options.pop("fp16_compression")
+        places = [self.device] if self.device.type == "cuda" else None
+        model = DistributedDataParallel(self.model, device_ids=places, **options)
+        if compress:
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
+
+            model.register_comm_hook(None, fp16_compress_hook)
+        return model
+
+    def _batches(self, states: Sequence[Mapping[str, Any]] | None) -> Iterator[Any]:
+        """The loader's batches from `start` on; then the global random state is what it was there.
+
+        The first batch is fetched before that state is set, since starting a loader's workers draws from it.
+        """
+        if hasattr(self.loader, "seek"):
+            self.loader.seek(self.start * self.settings.accumulate)
+        elif self.start:
+            self.console.print(
+                "dataloader.train has no seek(): batches start anew, this resume is not exact."
+            )
+        batches = endless(iter(self.loader))
+        first = [] if self.start >= self.max_iter else [next(batches)]
+        if states is not None and len(states) == world_size():
+            restore_random_state(states[rank()])
+        else:
+            seed_all(self.settings.seed + rank() + self.start)
+        return itertools.chain(first, batches)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))

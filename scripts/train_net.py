@@ -1,0 +1,71 @@
+#!/usr/bin/env python
+"""The twin of detrex's tools/train_net.py: the same flags and configs, without detectron2, on CPU too.
+
+python scripts/train_net.py --config-file configs/demo/shapes.py --num-gpus 1 train.max_iter=100
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from local2global.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of detrex's script."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig file")
+    flags.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint in train.output_dir"
+    )
+    flags.add_argument("--eval-only", action="store_true", help="score train.init_checkpoint")
+    flags.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (on CPU as well)")
+    flags.add_argument("--num-machines", type=int, default=1)
+    flags.add_argument("--machine-rank", type=int, default=0, help="this machine's number")
+    flags.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
+    flags.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides")
+    return flags
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train or evaluate, or start the processes that do; the exit code."""
+    started = "WORLD_SIZE" in os.environ
+    if not started and arguments.num_gpus * arguments.num_machines > 1:
+        from local2global.distributed import launch_command
+
+        script = [str(Path(__file__).resolve()), *sys.argv[1:]]
+        machines = (arguments.num_machines, arguments.machine_rank, arguments.dist_url)
+        command = launch_command(script, arguments.num_gpus, *machines)
+        # in this process's place, so that Ctrl-C reaches those who save
+        os.execv(command[0], command)
+
+    from local2global.engine import evaluate, train
+    from local2global.lazy import load_config
+    from local2global.metrics import print_table
+
+    cfg = load_config(arguments.config_file, arguments.opts)
+    if not arguments.eval_only:
+        train(cfg, resume=arguments.resume)
+        return 0
+    scores = evaluate(cfg)
+    if scores:
+        print_table(scores)
+    return 0
+
+
+def main() -> int:
+    """Run; what a person did wrong is one line, not a traceback."""
+    try:
+        return run(parser().parse_args())
+    except UserError as error:
+        sys.stderr.write(f"train_net: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

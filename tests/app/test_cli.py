@@ -1,0 +1,185 @@
+"""The command `l2g`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from local2global.app import cli
+from local2global.errors import UserError
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    """Runs the command in this process; gives its exit status."""
+    monkeypatch.setattr(sys, "argv", ["l2g", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_command_line_is_read_without_torch():
+    """`l2g --help` answers at once: nothing heavy is imported before a command runs."""
+    heavy = {"torch", "numpy", "av", "rich"}
+    code = f"import sys, local2global.app.cli; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_help_names_every_command(monkeypatch, capsys):
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("demo", "train", "eval", "predict", "doctor", "--debug"))
+
+
+def test_version(monkeypatch, capsys):
+    import local2global
+
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"l2g {local2global.__version__}\n"
+
+
+def test_a_users_error_is_one_line_and_status_1(monkeypatch, capsys):
+    assert run(monkeypatch, "predict", "nowhere.mp4", "--weights", "x.pth") == 1
+    assert capsys.readouterr().err == "l2g: nowhere.mp4: no such file or folder\n"
+
+
+def test_a_bug_is_one_line_and_status_2(monkeypatch, capsys):
+    def broken(name: str) -> Path:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(cli, "find_config_file", broken)
+    assert run(monkeypatch, "train", "x") == 2
+    expected = "l2g: unexpected RuntimeError: first line (run again with --debug for the traceback)\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--debug", "train", "nothing-like-it"], ["train", "nothing-like-it", "--debug"]]
+)
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["l2g", *arguments])
+    with pytest.raises(UserError):
+        cli.main()
+
+
+def test_a_misspelt_option_is_refused(monkeypatch, capsys):
+    assert run(monkeypatch, "train", "x", "--resum") == 2
+    assert "--resum" in capsys.readouterr().err
+
+
+def test_predict_without_weights_says_where_to_get_them(monkeypatch, capsys):
+    assert run(monkeypatch, "predict", "x.mp4") == 1
+    assert "--weights" in capsys.readouterr().err
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder with configs/demo/tiny.py, in which the command runs."""
+    (tmp_path / "configs" / "demo").mkdir(parents=True)
+    (tmp_path / "configs" / "demo" / "tiny.py").write_text(
+        "model = dict(size=3)\ntrain = dict(seed=1, init_checkpoint='')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["configs/demo/tiny.py", "demo/tiny.py", "demo/tiny", "configs/demo/tiny"])
+def test_a_config_is_found_by_its_path_or_below_configs(project, name):
+    assert cli.find_config_file(name).resolve() == project / "configs" / "demo" / "tiny.py"
+
+
+def test_a_misspelt_config_names_the_nearest(project):
+    with pytest.raises(UserError, match=r"demo/tyni: no such config. Did you mean demo/tiny\.py"):
+        cli.find_config_file("demo/tyni")
+
+
+def test_dry_run_prints_the_resolved_config(project, monkeypatch, capsys):
+    assert run(monkeypatch, "train", "demo/tiny", "model.size=7", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "model.size = 7" in text
+    assert "train.seed = 1" in text
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest(project, monkeypatch, capsys):
+    assert run(monkeypatch, "train", "demo/tiny", "model.sise=7", "--dry-run") == 1
+    assert "model.size" in capsys.readouterr().err
+
+
+def test_eval_without_weights_is_refused(project, monkeypatch, capsys):
+    assert run(monkeypatch, "eval", "demo/tiny") == 1
+    assert "--weights" in capsys.readouterr().err
+
+
+def test_several_gpus_become_torchrun(project, monkeypatch):
+    class ReplacedError(Exception):
+        pass
+
+    def execv(program: str, command: list[str]) -> None:
+        raise ReplacedError(program, command)
+
+    monkeypatch.setattr(cli.os, "execv", execv)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(
+        sys, "argv", ["l2g", "train", "demo/tiny", "model.size=7", "--gpus", "2", "--resume", "--debug"]
+    )
+    with pytest.raises(ReplacedError) as replaced:
+        cli.main()
+    program, command = replaced.value.args
+    assert program == sys.executable
+    assert "--nproc-per-node=2" in command
+    assert command[-6:] == [
+        "-m",
+        "local2global",
+        "train",
+        str(Path("configs/demo/tiny.py")),
+        "model.size=7",
+        "--resume",
+    ]
+
+
+def test_predict_runs_every_input_with_its_options_and_prints_the_paths(tmp_path, monkeypatch, capsys):
+    """From the command line to the files' names, the model replaced by one that only reports progress."""
+    from PIL import Image
+
+    from local2global.app.predict import L2G, Prediction
+
+    asked = []
+
+    class Model:
+        def predict(self, source, output, *options) -> Prediction:
+            *asked_for, progress = options
+            asked.append((source.name, *asked_for))
+            for done in (1, 2, 3):
+                progress(done, None, 2)
+            return Prediction(
+                output / source.name / "video.mp4", output / source.name / "tracks.json", 3, 1.0
+            )
+
+    monkeypatch.setattr(L2G, "from_pretrained", lambda weights, device: Model())
+    images = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        images.append(str(tmp_path / folder / "x.png"))
+        Image.new("RGB", (8, 6)).save(images[-1])
+    options = ["--weights", "w", "--threshold", "0.5", "--classes", "dog, cat", "--max-objects", "4"]
+    assert run(monkeypatch, "predict", *images, *options, "--output", str(tmp_path / "out")) == 0
+    assert asked == [(name, 0.5, ["dog", "cat"], 4) for name in ("x", "x-2")]
+    text = capsys.readouterr().out
+    assert str(tmp_path / "out" / "x" / "video.mp4") in text
+    assert str(tmp_path / "out" / "x-2" / "tracks.json") in text
+
+
+def test_sources_of_one_name_get_folders_of_their_own():
+    from fractions import Fraction
+
+    from local2global.app.video import Source
+
+    def source(name: str) -> Source:
+        return Source(name, Fraction(10), (4, 4), 1, lambda: iter(()))
+
+    names = [s.name for s in cli._name_apart([source("a"), source("a"), source("a-2"), source("a")])]
+    assert names[:2] == ["a", "a-2"]
+    assert len(set(names)) == 4

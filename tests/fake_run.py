@@ -1,0 +1,158 @@
+"""A model, loader and evaluator that follow the trainer's contract and no more: y = w x + b, keyed numbers.
+
+As a script: train one config after another, as torchrun starts it; their arguments stand between --then.
+"""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from local2global.distributed import rank, world_size
+from local2global.engine import train
+from local2global.randomness import keyed_generator
+
+WIDTH = 3
+
+
+@dataclass(frozen=True)
+class FakeClip:
+    """One sample: `len` frames would be a clip's, here 2."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    video_id: int
+    key: tuple[int, ...]
+
+    def __len__(self):
+        return 2
+
+
+def sample(seed, iteration, index):
+    """The clip of global index `index`, whatever the process."""
+    key = (seed, iteration, index)
+    x = torch.randn(WIDTH, generator=keyed_generator(*key))
+    return FakeClip(x, x.sum()[None], video_id=100 + index, key=key)
+
+
+@dataclass
+class Loader:
+    """An endless loader of this process's share of `batch` clips, with `seek`."""
+
+    batch: int
+    seed: int
+    start: int = field(default=0)
+
+    def seek(self, iteration):
+        self.start = iteration
+
+    def __iter__(self):
+        share = self.batch // world_size()
+        for iteration in itertools.count(self.start):
+            yield [sample(self.seed, iteration, rank() * share + index) for index in range(share)]
+
+
+class Finite(Loader):
+    """A loader that ends after two batches."""
+
+    def __iter__(self):
+        yield from itertools.islice(super().__iter__(), 2)
+
+
+class Model(nn.Module):
+    """Two losses, one with noise of the global generator, so that a resume must restore it."""
+
+    def __init__(self, noise=0.0, events=None):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, 1)
+        self.register_buffer("scale", torch.ones(1))
+        self.noise, self.events = noise, dict(events or {})
+
+    def forward(self, clips):
+        if not self.training:
+            return [float(self.layer(clip.x)) for clip in clips]
+        event = self.events.get(str(clips[0].key[1]))
+        if event in ("SIGKILL", "SIGINT"):
+            os.kill(os.getpid(), getattr(signal, event))
+        error = torch.stack([self.layer(clip.x) * self.scale - clip.y for clip in clips]).float()
+        losses = {"loss_square": error.square().mean(), "loss_size": 0.01 * self.layer.weight.abs().sum()}
+        if self.noise:
+            losses["loss_noise"] = (self.noise * torch.randn(1) * self.layer.bias).sum()
+        if event == "nan":
+            losses["loss_size"] = losses["loss_size"] * float("nan")
+        return losses
+
+
+class Evaluator:
+    """Mean absolute error, as a contract-abiding evaluator gives it."""
+
+    def reset(self):
+        self.errors = []
+
+    def process(self, inputs, outputs):
+        assert not torch.is_grad_enabled()
+        torch.rand(1), self.errors.extend(abs(o - float(c.y)) for c, o in zip(inputs, outputs, strict=True))
+
+    def evaluate(self):
+        return {"line": {"error": sum(self.errors) / len(self.errors)}} if rank() == 0 else {}
+
+
+def test_videos():
+    return [[sample(9, 0, index)] for index in range(2)]
+
+
+def parameters(model):
+    return list(model.parameters())
+
+
+def config(folder, *overrides):
+    """The run's config, with dotlist overrides."""
+    train_keys = {"output_dir": str(folder), "device": "cpu", "max_iter": 10, "seed": 3, "log_period": 1}
+    train_keys |= {"checkpointer": {"period": 4, "max_to_keep": 100}, "eval_period": 0}
+    schedule = {"values": [1.0, 0.1], "milestones": [6], "num_updates": 10}
+    cfg = OmegaConf.create(
+        {
+            "model": {"_target_": "fake_run.Model", "noise": 0.0, "events": {}},
+            "optimizer": {
+                "_target_": "torch.optim.AdamW",
+                "params": {"_target_": "fake_run.parameters"},
+                "lr": 0.05,
+                "betas": [0.9, 0.99],
+            },
+            "lr_multiplier": {
+                "_target_": f"{MultiStepParamScheduler.__module__}.MultiStepParamScheduler",
+                **schedule,
+            },
+            "dataloader": {
+                "train": {"_target_": "fake_run.Loader", "batch": 4, "seed": "${train.seed}"},
+                "test": {"_target_": "fake_run.test_videos"},
+                "evaluator": {"_target_": "fake_run.Evaluator"},
+            },
+            "train": train_keys,
+        },
+        flags={"allow_objects": True},
+    )
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(list(overrides)))
+    assert isinstance(merged, DictConfig)
+    merged._set_flag("allow_objects", True)
+    return merged
+
+
+def curve(folder):
+    """The logged losses by iteration, without what depends on the clock."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    clocks = ("time", "data_time", "eta_seconds")
+    return [{k: v for k, v in e.items() if k not in clocks} for e in entries if "total_loss" in e]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for arguments in " ".join(sys.argv[1:]).split(" --then "):
+        train(config(*arguments.split()))
