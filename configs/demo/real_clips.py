@@ -2,9 +2,9 @@
 
     L2G_DATA=path/to/data l2g train configs/demo/real_clips.py
 
-`L2G_DATA` is a folder with `clips/` and `composites/`, each with `JPEGImages/` and `instances.json` (YouTube-VIS format).
-A fit test, about 45 minutes on two cores: it shows that data, model, losses, propagation and scores agree on real
-frames, and nothing about other videos.
+`L2G_DATA` is a folder with `clips/` and `composites/`, each a YouTube-VIS `JPEGImages/` and `instances.json`.  A fit
+test, about 45 minutes on two cores: it shows that data, model, losses, propagation and scores agree on real frames,
+and nothing about other videos.
 """
 
 import os

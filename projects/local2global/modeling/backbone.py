@@ -18,6 +18,11 @@ from torch import Tensor, nn
 class FrozenBatchNorm(nn.Module):
     """Batch normalisation whose statistics and affine terms are constants: buffers, not parameters."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps

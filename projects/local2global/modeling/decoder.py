@@ -84,8 +84,8 @@ class Decoder(nn.Module):
             if parameter.ndim > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
                 nn.init.xavier_uniform_(parameter)
         self.bbox_embed = MLP(dim, dim, 4, 3)
-        nn.init.zeros_(self.bbox_embed.layers[-1].weight)
-        nn.init.zeros_(self.bbox_embed.layers[-1].bias)
+        for parameter in self.bbox_embed.layers[-1].parameters():
+            nn.init.zeros_(parameter)  # boxes start where they are
 
     def embed_boxes(self, boxes: Tensor) -> Tensor:
         """MLP(PE(boxes)) of Eq. (2): (..., 4) to (..., C), in float32."""

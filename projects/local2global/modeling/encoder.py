@@ -99,7 +99,7 @@ class PixelEncoder(nn.Module):
             else:
                 conv = nn.Conv2d(coarsest if level == len(features) else dim, dim, 3, stride=2, padding=1)
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            _zero_bias(conv)
             projections.append(nn.Sequential(conv, nn.GroupNorm(groups, dim)))
         self.input_proj = nn.ModuleList(projections)
         self.level_embed = nn.Parameter(torch.randn(num_levels, dim))
@@ -109,12 +109,9 @@ class PixelEncoder(nn.Module):
         self.adapter_1 = ConvNorm(channels[self.lateral], dim, 1, groups)
         self.layer_1 = ConvNorm(dim, dim, 3, groups)
         self.mask_features = nn.Conv2d(dim, dim, 1)
-        for layer in self.layers:
-            nn.init.xavier_uniform_(layer.ffn.linear1.weight)
-            nn.init.xavier_uniform_(layer.ffn.linear2.weight)
         for conv in (self.adapter_1, self.layer_1, self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
-        nn.init.zeros_(self.mask_features.bias)
+        _zero_bias(self.mask_features)
 
     def forward(self, maps: Mapping[str, Tensor], valid: Tensor) -> FrameFeatures:
         """Encode B frames.
@@ -171,6 +168,11 @@ class PixelEncoder(nn.Module):
             extent=valid * valid.new_tensor((fine.shape[-1], fine.shape[-2])),
             valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
         )
+
+
+def _zero_bias(conv: nn.Conv2d) -> None:
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
 
 
 def _centres(height: int, width: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..postprocess import VideoPostprocessor
+from ..postprocess import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, Queries, VideoResult
 from .criterion import Criterion
 from .segmenter import Segmenter
@@ -39,6 +39,9 @@ class Local2Global(nn.Module):
         divisor: images are padded to a multiple of this.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         segmenter: Segmenter,
@@ -47,7 +50,7 @@ class Local2Global(nn.Module):
         classes: Sequence[Mapping[str, Any]],
         test_size: tuple[int, int] = (360, 1333),
         threshold: float = 0.3,
-        aggregate: str = "top_quarter",
+        aggregate: Aggregate = "top_quarter",
         trainable: Sequence[str] | None = None,
         divisor: int = 32,
     ) -> None:

@@ -102,17 +102,15 @@ class Segmenter(nn.Module):
             boxes = self._locate(first.mask_embed.detach(), boxes, features)
         output = self.decoder(embed, boxes, features)
         kept = range(len(output.raw)) if self.training else (len(output.raw) - 1,)
-        layers = [
-            self._heads(output.hidden[i], self.decoder.refine(output.hidden[i], output.references[i]))
-            for i in kept
-        ]
+        refined = [self.decoder.refine(output.hidden[i], output.references[i]) for i in kept]
+        layers = [self._heads(output.hidden[i], box) for i, box in zip(kept, refined, strict=True)]
         last = layers[-1]
         with torch.no_grad():
             masks = mask_logits(last.mask_embed, features)
             seen = mask_to_box(masks, boxes, features.extent[:, None])
         return FramePredictions(
             logits=last.logits,
-            boxes=last.boxes,
+            boxes=refined[-1],
             masks=masks,
             extent=features.extent,
             queries=Queries(output.raw[-1], seen),

@@ -96,7 +96,8 @@ class Tracker(nn.Module):
         positions = self.positions(queries, embed_boxes)
         if past is None:
             positions = Positions(positions.embed, positions.boxes)
-        if self.aligner is None or (past is None and not self.first_frame.align):
+        aligned = past is not None or self.first_frame.align
+        if self.aligner is None or self.local_positions is None or not aligned:
             return queries.embed, positions
         l_pos = self.local_positions(local, embed_boxes)
         return self.aligner(queries.embed, local.embed, positions.embed, l_pos), positions
