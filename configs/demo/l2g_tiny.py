@@ -13,27 +13,28 @@ from local2global.lazy import LazyCall as L
 
 from ..common.models.l2g_tiny import model
 from ..common.optim import AdamW as optimizer
+from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train
 
 model.classes = CLASSES
 model.test_size = [96, 160]
 
-videos = L(load_shapes)(preset="demo", num_videos=100_000, seed=1)
-held_out = L(load_shapes)(preset="demo", num_videos=40, seed=2)
+_videos = L(load_shapes)(preset="demo", num_videos=100_000, seed=1)
+_held_out = L(load_shapes)(preset="demo", num_videos=40, seed=2)
 dataloader = dict(
     train=L(Curriculum)(
         loaders=[
             L(build_train_loader)(
-                dataset=videos, clip_length=1, augment=L(Identity)(), total_batch_size=8, num_workers=1
+                dataset=_videos, clip_length=1, augment=L(Identity)(), total_batch_size=8, num_workers=1
             ),
             L(build_train_loader)(
-                dataset=videos, clip_length=3, augment=L(Identity)(), total_batch_size=4, num_workers=1
+                dataset=_videos, clip_length=3, augment=L(Identity)(), total_batch_size=4, num_workers=1
             ),
         ],
         starts=[0, 800],
     ),
-    test=L(build_test_loader)(dataset=held_out, short_edge=96, max_size=160),
-    evaluator=L(YTVISEvaluator)(truth=held_out, classes=CLASSES, output_dir="${train.output_dir}"),
+    test=L(build_test_loader)(dataset=_held_out, short_edge=96, max_size=160),
+    evaluator=L(YTVISEvaluator)(truth=_held_out, classes=CLASSES, output_dir="${train.output_dir}"),
 )
 
 optimizer.lr = 1e-3

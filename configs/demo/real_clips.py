@@ -24,6 +24,7 @@ from local2global.lazy import LazyCall as L
 
 from ..common.models.l2g_small import model
 from ..common.optim import AdamW as optimizer
+from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train
 
 CLASSES = [
@@ -55,8 +56,8 @@ def real_clips(root, classes):
 model.classes = CLASSES
 model.test_size = [192, 384]
 
-videos = L(real_clips)(root=os.environ.get("L2G_DATA", "data"), classes=CLASSES)
-augment = L(ClipAugmentation)(
+_videos = L(real_clips)(root=os.environ.get("L2G_DATA", "data"), classes=CLASSES)
+_augment = L(ClipAugmentation)(
     edges=[160, 176, 192, 208],
     max_size=416,
     crop=L(ZoomCrop)(
@@ -70,16 +71,16 @@ dataloader = dict(
     train=L(Curriculum)(
         loaders=[
             L(build_train_loader)(
-                dataset=videos, clip_length=1, augment=augment, total_batch_size=6, num_workers=1
+                dataset=_videos, clip_length=1, augment=_augment, total_batch_size=6, num_workers=1
             ),
             L(build_train_loader)(
-                dataset=videos, clip_length=3, augment=augment, total_batch_size=2, num_workers=1
+                dataset=_videos, clip_length=3, augment=_augment, total_batch_size=2, num_workers=1
             ),
         ],
         starts=[0, 900],
     ),
-    test=L(build_test_loader)(dataset=videos, short_edge=192, max_size=384),
-    evaluator=L(YTVISEvaluator)(truth=videos, classes=CLASSES, output_dir="${train.output_dir}"),
+    test=L(build_test_loader)(dataset=_videos, short_edge=192, max_size=384),
+    evaluator=L(YTVISEvaluator)(truth=_videos, classes=CLASSES, output_dir="${train.output_dir}"),
 )
 
 optimizer.lr = 1e-3

@@ -28,6 +28,22 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels of a padded map lie wholly in padding.
+
+    Args:
+        extent: (B, 2) width and height of the unpadded part, in pixels of the map.
+        height: rows of the map.
+        width: columns of the map.
+
+    Returns:
+        (B, height, width) bool.
+    """
+    beyond_x = torch.arange(width, device=extent.device) >= extent[:, :1]
+    beyond_y = torch.arange(height, device=extent.device) >= extent[:, 1:]
+    return beyond_y[:, :, None] | beyond_x[:, None, :]
+
+
 @dataclass(frozen=True)
 class ClipTargets:
     """The truth of one clip; an instance keeps its row through all frames.
@@ -138,11 +154,7 @@ class FrameFeatures:
     @property
     def mask_padding(self) -> Tensor:
         """(B, h, w) bool, True at a mask pixel that lies wholly in padding."""
-        height, width = self.mask_features.shape[-2:]
-        device = self.extent.device
-        beyond_x = torch.arange(width, device=device) >= self.extent[:, :1]
-        beyond_y = torch.arange(height, device=device) >= self.extent[:, 1:]
-        return beyond_y[:, :, None] | beyond_x[:, None, :]
+        return padded_pixels(self.extent, *self.mask_features.shape[-2:])
 
     def split(self, length: int) -> list[FrameFeatures]:
         """The features of B clips of `length` frames, clip-major, as one `FrameFeatures` of B per time step."""

@@ -25,6 +25,7 @@ model.segmenter.encoder.update(
     num_layers=2,
     dim_feedforward=128,
     num_levels=LEVELS,
+    num_points=2,
     groups=8,
 )
 model.segmenter.decoder.update(dim=DIM, num_heads=HEADS, num_layers=3, dim_feedforward=128, num_levels=LEVELS)

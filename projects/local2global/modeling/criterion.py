@@ -3,6 +3,9 @@
 Each instance is matched once, on the first frame where it is visible, by the final layer; that assignment serves all
 layers and all later frames.  Reduced supervision leaves some early frames out of the sum.  The local queries, which
 have no identity, are matched anew on every supervised frame.
+
+All layers, frames and clips are worked on together.  Letters of this file: F = T * B frames, time-major (t * B + b);
+S sets of predictions of a frame, the layers first and the local queries last; M instances of a clip, padded.
 """
 
 from __future__ import annotations
@@ -13,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..randomness import keyed_generator
-from ..structures import Clip, ClipTargets, FrameFeatures, FramePredictions, LayerPredictions, Tracks
+from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Tracks
 from .layers import mask_logits
 from .losses import (
     PointSampler,
@@ -57,19 +62,20 @@ class ReducedSupervision:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """One clip on one frame: where the rows of its predictions lie, and its truth."""
+class _Truth:
+    """The truth of all frames.
 
-    clip: int
-    time: int
-    supervised: bool
-    targets: ClipTargets
-    features: FrameFeatures
-    points: Tensor  # (1, P, 2) at which costs are computed
+    Attributes:
+        labels: (F, M) int64.
+        boxes: (F, M, 4).
+        visible: (F, M) bool on the host; False at padding.
+        supervised: (F,) bool on the host.
+    """
 
-    @property
-    def visible(self) -> Tensor:
-        return self.targets.visible[:, self.time].nonzero().flatten()
+    labels: Tensor
+    boxes: Tensor
+    visible: NDArray[np.bool_]
+    supervised: NDArray[np.bool_]
 
 
 class Criterion(nn.Module):
@@ -112,181 +118,240 @@ class Criterion(nn.Module):
             `loss_<term>` of the final layer, `loss_<term>_<i>` of layer i < last (0 is the aligner's output, which has
             no box), `loss_<term>_local` of the local queries.
         """
-        plan = self._plan(clips, features)
-        tracks, local = self._match(plan, clips, predictions)
-        device = predictions[0].logits.device
-        supervised = [f for f in plan if f.supervised]
-        counts = torch.zeros(len(predictions), device=device)
-        for frame in supervised:
-            counts[frame.time] += frame.targets.visible[:, frame.time].sum()
-        counts = _mean_over_ranks(counts).clamp(min=1)
+        with torch.autocast(predictions[0].logits.device.type, enabled=False):
+            maps = torch.cat([step.mask_features.float() for step in features])
+            extent = torch.cat([step.extent for step in features])
+            truth = self._truth(clips, len(features))
+            sets = [_join([_sets(p)[i] for p in predictions]) for i in range(len(_sets(predictions[0])))]
+            final = LayerPredictions(sets[-2].logits, sets[-2].boxes, sets[-2].mask_embed)
+            slots = self._match(clips, truth, (final, sets[-1]), maps, extent)
+            per_set = self._losses(clips, truth, sets, slots, maps, extent)
+        names = [f"_{i}" for i in range(len(sets) - 2)] + ["", "_local"]
+        return {
+            f"loss_{term}{name}": self.weights[term] * value
+            for term, values in per_set.items()
+            for name, value in zip(names[-len(values) :], values, strict=True)
+        }
 
-        depth = len(predictions[0].layers)
-        totals: dict[str, Tensor] = {}
-        for frame in supervised:
-            visible = frame.visible
-            slots = tracks[frame.clip].slots.to(device)[visible]
-            owned = slots >= 0
-            candidates = self._candidates(clips[frame.clip], frame, len(visible))
-            answer = predictions[frame.time]
-            terms = self._layers(answer.layers, frame, slots[owned], visible[owned], candidates[owned])
-            for name, values in terms.items():
-                first = depth - len(values)
-                for i, value in enumerate(values, start=first):
-                    key = f"loss_{name}" if i == depth - 1 else f"loss_{name}_{i}"
-                    totals[key] = totals.get(key, 0.0) + self.weights[name] * value / counts[frame.time]
-            assert answer.local is not None
-            rows, columns = (torch.from_numpy(a).to(device) for a in local[frame.clip, frame.time])
-            terms = self._layers((answer.local,), frame, rows, visible[columns], candidates[columns])
-            for name, values in terms.items():
-                key = f"loss_{name}_local"
-                totals[key] = totals.get(key, 0.0) + self.weights[name] * values[0] / counts[frame.time]
-        return totals
-
-    def _plan(self, clips: Sequence[Clip], features: Sequence[FrameFeatures]) -> list[_Frame]:
-        """Every clip on every frame, in order, with the draws that belong to it."""
-        plan = []
-        for b, clip in enumerate(clips):
-            assert clip.targets is not None
-            kept = self.supervision(len(features), keyed_generator(*clip.key, "supervision"))
-            for t, step in enumerate(features):
-                device = step.memory.device
-                generator = keyed_generator(*clip.key, "cost points", t, device=device)
-                points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=device)
-                one = FrameFeatures(
-                    step.memory[b : b + 1],
-                    step.shapes,
-                    step.padding[b : b + 1],
-                    step.mask_features[b : b + 1],
-                    step.extent[b : b + 1],
-                    step.valid_ratios[b : b + 1],
-                )
-                plan.append(_Frame(b, t, kept[t], clip.targets, one, points))
-        return plan
-
-    def _candidates(self, clip: Clip, frame: _Frame, count: int) -> Tensor:
-        """(M_visible, R, 2) points of the mask losses; all layers choose theirs among the same ones."""
-        device = frame.features.memory.device
-        return self.sampler.candidates(
-            count, keyed_generator(*clip.key, "loss points", frame.time, device=device)
+    def _truth(self, clips: Sequence[Clip], length: int) -> _Truth:
+        """Pads and stacks the clips' targets, and draws which frames are supervised."""
+        targets = [clip.targets for clip in clips if clip.targets is not None]
+        labels = pad_sequence([t.labels for t in targets], batch_first=True)
+        boxes = pad_sequence([t.boxes for t in targets], batch_first=True)
+        visible = pad_sequence([t.visible.cpu() for t in targets], batch_first=True)
+        kept = [self.supervision(length, keyed_generator(*clip.key, "supervision")) for clip in clips]
+        return _Truth(
+            labels=labels.repeat(length, 1),
+            boxes=boxes.permute(2, 0, 1, 3).flatten(0, 1),
+            visible=visible.permute(2, 0, 1).flatten(0, 1).numpy(),
+            supervised=np.array(kept).T.flatten(),
         )
 
     @torch.no_grad()
     def _match(
-        self, plan: Sequence[_Frame], clips: Sequence[Clip], predictions: Sequence[FramePredictions]
-    ) -> tuple[list[Tracks], dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]]:
-        """Tracks of every clip, and the local queries' pairs (query, visible instance) of every supervised frame.
-
-        All costs cross to the host together.
-        """
-        costs: list[Tensor] = []
-        seen = {b: torch.zeros(len(c.targets or ()), dtype=torch.bool) for b, c in enumerate(clips)}
-        visibility = {b: c.targets.visible.cpu() for b, c in enumerate(clips) if c.targets is not None}
-        newborn: list[Tensor] = []
-        for frame in plan:
-            now = visibility[frame.clip][:, frame.time]
-            newborn.append((now & ~seen[frame.clip]).nonzero().flatten())
-            seen[frame.clip] |= now
-            answer = predictions[frame.time]
-            final = LayerPredictions(answer.logits, answer.boxes, answer.masks)
-            costs.append(self._cost(final, answer.masks, frame, newborn[-1]))
-            if frame.supervised:
-                assert answer.local is not None
-                masks = mask_logits(answer.local.mask_embed[frame.clip][None], frame.features)
-                costs.append(self._cost(answer.local, masks, frame, now.nonzero().flatten(), only=True))
-        host = iter(_to_host(costs))
-
-        tracks = [np.full(len(c.targets or ()), -1, dtype=np.int64) for c in clips]
-        local = {}
-        for frame, born in zip(plan, newborn, strict=True):
-            cost = next(host)
-            taken = np.zeros(len(cost), dtype=bool)
-            owned = tracks[frame.clip]
-            taken[owned[owned >= 0]] = True
-            rows, columns = assign(cost, taken)
-            owned[born.numpy()[columns]] = rows
-            if frame.supervised:
-                local[frame.clip, frame.time] = assign(next(host))
-        return [Tracks(torch.from_numpy(slots)) for slots in tracks], local
-
-    def _cost(
-        self, answer: LayerPredictions, masks: Tensor, frame: _Frame, instances: Tensor, only: bool = False
-    ) -> Tensor:
-        """(N, M) costs of some instances on one frame."""
-        b, t, targets = frame.clip, frame.time, frame.targets
-        instances = instances.to(targets.labels.device)
-        masks = masks if only else masks[b : b + 1]
-        assert answer.boxes is not None
-        return self.matcher.cost(
-            answer.logits[b],
-            answer.boxes[b],
-            sample_points(masks, frame.points, frame.features.extent)[0],
-            targets.labels[instances],
-            targets.boxes[instances, t],
-            sample_points(targets.masks[None, instances, t].float(), frame.points)[0],
-        )
-
-    def _layers(
         self,
-        layers: Sequence[LayerPredictions],
-        frame: _Frame,
-        slots: Tensor,
-        instances: Tensor,
-        candidates: Tensor,
+        clips: Sequence[Clip],
+        truth: _Truth,
+        sets: tuple[LayerPredictions, LayerPredictions],
+        maps: Tensor,
+        extent: Tensor,
+    ) -> NDArray[np.int64]:
+        """Slots of all instances on all frames by the final layer and by the local queries: (2, F, M), -1 for none."""
+        batch, device = len(clips), maps.device
+        length = len(maps) // batch
+        points = torch.cat(
+            [
+                torch.rand(1, self.matcher.num_points, 2, generator=generator, device=device)
+                for t in range(length)
+                for clip in clips
+                for generator in [keyed_generator(*clip.key, "cost points", t, device=device)]
+            ]
+        )
+        true_masks = points.new_zeros(*truth.labels.shape, self.matcher.num_points)
+        for b, clip in enumerate(clips):
+            assert clip.targets is not None
+            masks = clip.targets.masks.transpose(0, 1).float()  # (T, M, H, W)
+            true_masks[b::batch, : masks.shape[1]] = sample_points(masks, points[b::batch])
+        costs = torch.stack(
+            [
+                self.matcher.cost(
+                    one.logits,
+                    _boxes(one),
+                    sample_points(mask_logits(one.mask_embed, maps, extent), points, extent),
+                    truth.labels,
+                    truth.boxes,
+                    true_masks,
+                )
+                for one in sets
+            ]
+        )
+        tracked, local = costs.cpu().numpy()  # the only wait for the device
+        tracks = [
+            self.track(tracked[b::batch], truth.visible[b::batch], len(clip.targets or ()))
+            for b, clip in enumerate(clips)
+        ]
+        slots = np.full((2, *truth.visible.shape), -1, dtype=np.int64)
+        for f, visible in enumerate(truth.visible):
+            owned = tracks[f % batch].slots.numpy()
+            slots[0, f, : len(owned)] = owned
+            (seen,) = visible.nonzero()
+            rows, columns = assign(local[f][:, seen])
+            slots[1, f, seen[columns]] = rows
+        return slots
+
+    @staticmethod
+    def track(costs: NDArray[np.float32], visible: NDArray[np.bool_], count: int) -> Tracks:
+        """Gives each instance of a clip one slot, at the first frame where it is visible.
+
+        Args:
+            costs: (T, N, M) on every frame; read only where an instance is new.
+            visible: (T, M).
+            count: instances, the first of the M.
+        """
+        slots = np.full(count, -1, dtype=np.int64)
+        born = np.where(visible.any(axis=0), visible.argmax(axis=0), -1)[:count]
+        for t, cost in enumerate(costs):
+            (new,) = (born == t).nonzero()
+            taken = np.zeros(len(cost), dtype=bool)
+            taken[slots[slots >= 0]] = True
+            rows, columns = assign(cost[:, new], taken)
+            slots[new[columns]] = rows
+        return Tracks(torch.from_numpy(slots))
+
+    def _losses(
+        self,
+        clips: Sequence[Clip],
+        truth: _Truth,
+        sets: Sequence[LayerPredictions],
+        slots: NDArray[np.int64],
+        maps: Tensor,
+        extent: Tensor,
     ) -> dict[str, Tensor]:
-        """Every term of some layers on one frame: a tensor of one value per layer (the last ones, for boxes)."""
-        b, t, targets = frame.clip, frame.time, frame.targets
-        with torch.autocast(candidates.device.type, enabled=False):
-            logits = torch.stack([layer.logits[b] for layer in layers])
-            wanted = torch.zeros_like(logits)
-            wanted[:, slots, targets.labels[instances]] = 1.0
-            terms = {"cls": sigmoid_focal_loss(logits, wanted).sum(dim=(1, 2))}
+        """Every term of every set, (S,) each; of the last sets only, for boxes."""
+        device = maps.device
+        (kept,) = truth.supervised.nonzero()
+        frames = torch.from_numpy(kept).to(device)
+        both = torch.from_numpy(slots[:, kept]).to(device)
+        owned = both[
+            [0] * (len(sets) - 1) + [1]
+        ]  # (S, F', M): one assignment for all layers, another for local
+        visible = torch.from_numpy(truth.visible[kept]).to(device)
+        share = 1 / self._counts(truth, len(clips), device)[frames]  # (F',)
+        pair = (visible & (owned >= 0)) * share[:, None]  # (S, F', M) weight of a pair
+        owned = owned.clamp(min=0)
+        labels, boxes = truth.labels[frames], truth.boxes[frames]
 
-            embed = torch.stack([layer.mask_embed[b, slots] for layer in layers])
-            truth = targets.masks[instances, t].float()
-            terms["mask"], terms["dice"] = self._masks(embed, truth, frame.features, candidates)
+        logits = torch.stack([one.logits[frames] for one in sets])
+        wanted = torch.zeros_like(logits)
+        s, f, m = pair.nonzero(as_tuple=True)
+        wanted[s, f, owned[s, f, m], labels[f, m]] = 1.0
+        terms = {"cls": (sigmoid_focal_loss(logits, wanted).sum(dim=(2, 3)) * share).sum(dim=1)}
 
-            boxes = torch.stack([layer.boxes[b, slots] for layer in layers if layer.boxes is not None])
-            true_boxes = targets.boxes[instances, t].expand_as(boxes)
-            terms["box"] = l1_box_loss(boxes, true_boxes).sum(dim=1)
-            terms["giou"] = giou_loss(boxes, true_boxes).sum(dim=1)
+        embed = torch.stack([_at(one.mask_embed[frames], owned[i]) for i, one in enumerate(sets)])
+        mask, dice = self._mask_losses(clips, kept, embed, maps[frames], extent[frames])
+        terms["mask"], terms["dice"] = (mask * pair).sum(dim=(1, 2)), (dice * pair).sum(dim=(1, 2))
+
+        boxed = [i for i, one in enumerate(sets) if one.boxes is not None]
+        predicted = torch.stack([_at(_boxes(sets[i])[frames], owned[i]) for i in boxed])
+        true_boxes = boxes.expand_as(predicted)
+        terms["box"] = (l1_box_loss(predicted, true_boxes) * pair[boxed]).sum(dim=(1, 2))
+        terms["giou"] = (giou_loss(predicted, true_boxes) * pair[boxed]).sum(dim=(1, 2))
         return terms
 
-    def _masks(
-        self, embed: Tensor, truth: Tensor, features: FrameFeatures, candidates: Tensor
+    def _counts(self, truth: _Truth, batch: int, device: torch.device) -> Tensor:
+        """(F,) visible instances of the clips that supervise a time step; the mean over processes, at least 1."""
+        visible = torch.from_numpy(truth.visible.sum(axis=1) * truth.supervised).to(device, torch.float32)
+        counts = visible.view(-1, batch).sum(dim=1)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            counts = counts / dist.get_world_size()
+        return counts.clamp(min=1).repeat_interleave(batch)
+
+    def _mask_losses(
+        self, clips: Sequence[Clip], kept: NDArray[np.int64], embed: Tensor, maps: Tensor, extent: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mask and dice losses of (layers, m, C) mask embeddings against (m, H, W) truth, summed over instances."""
-        depth, count, _ = embed.shape
-        if (
-            not count
-        ):  # nothing to see; the sum keeps the heads in the graph, as DistributedDataParallel needs
-            nothing = embed.sum(dim=(1, 2)) + features.mask_features.sum() * 0
+        """Mask and dice losses of every pair.
+
+        Args:
+            clips: the batch.
+            kept: (F',) numbers of the supervised frames.
+            embed: (S, F', M, C) mask embeddings of the pairs.
+            maps: (F', C, h, w) mask features.
+            extent: (F', 2).
+
+        Returns:
+            (S, F', M) twice.
+        """
+        depth, number, count, _ = embed.shape
+        if not number * count:  # no instance at all; the sum keeps the heads in the graph, as DDP needs
+            nothing = embed.sum(dim=-1) + maps.sum() * 0
             return nothing, nothing
-        logits = (
-            mask_logits(embed.flatten(0, 1)[None], features)[0].unflatten(0, (depth, count)).transpose(0, 1)
-        )
+        candidates, truth = self._true_points(clips, kept, count, maps.device)
+        logits = mask_logits(embed.permute(1, 2, 0, 3).flatten(1, 2), maps, extent)  # (F', M * S, h, w)
+        logits = logits.unflatten(1, (count, depth)).flatten(0, 1)  # (F' * M, S, h, w)
+        extent = extent.repeat_interleave(count, dim=0)
         with torch.no_grad():
-            drawn = sample_points(logits, candidates, features.extent).transpose(0, 1)
-            chosen = self.sampler.choose(drawn)
-        points = candidates.expand(depth, -1, -1, -1).gather(2, chosen[..., None].expand(-1, -1, -1, 2))
-        at_points = sample_points(
-            logits.transpose(0, 1).flatten(0, 1)[:, None], points.flatten(0, 1), features.extent
+            chosen = self.sampler.choose(sample_points(logits, candidates, extent))  # (F' * M, S, P)
+        points = (
+            candidates[:, None].expand(-1, depth, -1, -1).gather(2, chosen[..., None].expand(-1, -1, -1, 2))
         )
-        true_at = sample_points(truth[:, None], candidates)[:, 0].expand(depth, -1, -1).gather(2, chosen)
-        at_points = at_points.view(depth, count, -1)
-        return sigmoid_ce_loss(at_points, true_at).sum(dim=1), dice_loss(at_points, true_at).sum(dim=1)
+        at_points = sample_points(
+            logits.flatten(0, 1)[:, None], points.flatten(0, 1), extent.repeat_interleave(depth, dim=0)
+        ).view(chosen.shape)
+        true_at = truth[:, None].expand(-1, depth, -1).gather(2, chosen)
+
+        def per_pair(loss: Tensor) -> Tensor:
+            return loss.view(number, count, depth).permute(2, 0, 1)
+
+        return per_pair(sigmoid_ce_loss(at_points, true_at)), per_pair(dice_loss(at_points, true_at))
+
+    @torch.no_grad()
+    def _true_points(
+        self, clips: Sequence[Clip], kept: NDArray[np.int64], count: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Candidate points of every pair, (F' * M, R, 2), shared by all sets, and the truth there, (F' * M, R)."""
+        points, truths = [], []
+        for f in kept:
+            t, clip = f // len(clips), clips[f % len(clips)]
+            assert clip.targets is not None
+            generator = keyed_generator(*clip.key, "loss points", int(t), device=device)
+            drawn = self.sampler.candidates(len(clip.targets), generator)
+            true = (
+                sample_points(clip.targets.masks[:, t, None].float(), drawn)[:, 0]
+                if len(drawn)
+                else drawn[..., 0]
+            )
+            points.append(_pad_rows(drawn, count))
+            truths.append(_pad_rows(true, count))
+        return torch.cat(points), torch.cat(truths)
 
 
-def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Matrices to numpy in one transfer."""
-    flat = torch.cat([t.flatten() for t in tensors]).cpu().numpy() if tensors else np.zeros(0)
-    ends = np.cumsum([t.numel() for t in tensors])
-    return [part.reshape(t.shape) for part, t in zip(np.split(flat, ends[:-1]), tensors, strict=True)]
+def _sets(predictions: FramePredictions) -> tuple[LayerPredictions, ...]:
+    """The sets of one frame: all layers, then the local queries."""
+    assert predictions.local is not None
+    return (*predictions.layers, predictions.local)
 
 
-def _mean_over_ranks(values: Tensor) -> Tensor:
-    """The sum over ranks divided by their number."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+def _join(steps: Sequence[LayerPredictions]) -> LayerPredictions:
+    """One set of all time steps as one of F frames."""
+    boxes = None if steps[0].boxes is None else torch.cat([_boxes(one) for one in steps]).float()
+    return LayerPredictions(
+        torch.cat([one.logits for one in steps]).float(),
+        boxes,
+        torch.cat([one.mask_embed for one in steps]).float(),
+    )
+
+
+def _boxes(one: LayerPredictions) -> Tensor:
+    assert one.boxes is not None
+    return one.boxes
+
+
+def _at(values: Tensor, slots: Tensor) -> Tensor:
+    """(F, N, C) rows of (F, M) slots: (F, M, C)."""
+    return values.gather(1, slots[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _pad_rows(rows: Tensor, count: int) -> Tensor:
+    """(m, ...) to (count, ...), zeros below."""
+    return torch.cat((rows, rows.new_zeros(count - len(rows), *rows.shape[1:])))

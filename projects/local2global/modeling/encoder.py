@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import FrameFeatures
+from ..structures import FrameFeatures, padded_pixels
 from .layers import ConvNorm, DeformableAttention, FeedForward, Shapes
 
 
@@ -134,7 +134,9 @@ class PixelEncoder(nn.Module):
             ],
             dim=1,
         )
-        padding = torch.cat([_padding(c, *shape) for c, shape in zip(counts, shapes, strict=True)], dim=1)
+        padding = torch.cat(
+            [padded_pixels(c, *shape).flatten(1) for c, shape in zip(counts, shapes, strict=True)], dim=1
+        )
         references = torch.cat([_centres(*shape, valid.device) for shape in shapes], dim=0)[None, :, None]
         references = references.expand(len(tokens), -1, len(shapes), -1)
         for layer in self.layers:
@@ -181,10 +183,3 @@ def _centres(height: int, width: int, device: torch.device) -> Tensor:
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     return torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1)
-
-
-def _padding(counts: Tensor, height: int, width: int) -> Tensor:
-    """(B, height * width) bool, True outside the first `counts` (columns, rows)."""
-    x = torch.arange(width, device=counts.device) >= counts[:, :1]
-    y = torch.arange(height, device=counts.device) >= counts[:, 1:]
-    return (y[:, :, None] | x[:, None]).flatten(1)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import FrameFeatures
+from ..structures import padded_pixels
 
 #: (height, width) of every feature level.
 Shapes = Sequence[tuple[int, int]]
@@ -28,10 +28,19 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
-def mask_logits(mask_embed: Tensor, features: FrameFeatures) -> Tensor:
-    """Masks of (B, N, C) mask embeddings: (B, N, h, w) float32 logits, 0 in padding (that is, not in any mask)."""
-    masks = torch.einsum("bnc,bchw->bnhw", mask_embed, features.mask_features).float()
-    return masks.masked_fill(features.mask_padding[:, None], 0.0)
+def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Tensor:
+    """Masks of mask embeddings.
+
+    Args:
+        mask_embed: (B, N, C).
+        mask_features: (B, C, h, w).
+        extent: (B, 2) width and height of the unpadded frame in mask pixels.
+
+    Returns:
+        (B, N, h, w) float32 logits, 0 (that is, in no mask) in padding.
+    """
+    masks = torch.einsum("bnc,bchw->bnhw", mask_embed, mask_features).float()
+    return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 
 class MLP(nn.Module):

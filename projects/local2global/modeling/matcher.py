@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ class Matcher:
         true_boxes: Tensor,
         true_masks: Tensor,
     ) -> Tensor:
-        """Costs of all pairs, in float32.
+        """Costs of all pairs, in float32; any leading dimensions.
 
         Args:
-            logits: (N, K) class logits.
-            boxes: (N, 4).
-            masks: (N, P) mask logits at P points.
-            labels: (M,) class indices.
-            true_boxes: (M, 4).
-            true_masks: (M, P) in [0, 1] at the same points.
+            logits: (..., N, K) class logits.
+            boxes: (..., N, 4).
+            masks: (..., N, P) mask logits at P points.
+            labels: (..., M) class indices.
+            true_boxes: (..., M, 4).
+            true_masks: (..., M, P) in [0, 1] at the same points.
 
         Returns:
-            (N, M).
+            (..., N, M).
         """
         with torch.autocast(logits.device.type, enabled=False):
             logits, boxes, masks, true_masks = (
@@ -65,18 +66,19 @@ class Matcher:
                 masks.float(),
                 true_masks.float(),
             )
+            wanted = labels[..., None, :].expand(*logits.shape[:-1], labels.shape[-1])
+            one, other = cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(true_boxes)[..., None, :, :]
             return (
-                self.cost_class * class_cost(logits)[:, labels]
+                self.cost_class * class_cost(logits).gather(-1, wanted)
                 + self.cost_mask * mask_cost(masks, true_masks)
                 + self.cost_dice * dice_cost(masks, true_masks)
                 + self.cost_box * torch.cdist(boxes, true_boxes, p=1)
-                - self.cost_giou
-                * generalized_box_iou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(true_boxes)[None])
+                - self.cost_giou * generalized_box_iou(one, other)
             )
 
 
 def class_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-5) -> Tensor:
-    """What it costs a query to be of each class: (N, K) logits to (N, K), focal (detrex's epsilon)."""
+    """What it costs a query to be of each class: (..., N, K) logits to the same, focal (detrex's epsilon)."""
     probability = logits.sigmoid()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + eps).log()
     positive = alpha * (1 - probability) ** gamma * -(probability + eps).log()
@@ -84,17 +86,17 @@ def class_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: flo
 
 
 def mask_cost(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """Mean cross-entropy of all pairs: (N, P) logits and (M, P) targets to (N, M)."""
+    """Mean cross-entropy of all pairs: (..., N, P) logits and (..., M, P) targets to (..., N, M)."""
     positive = torch.nn.functional.softplus(-masks)
     negative = torch.nn.functional.softplus(masks)
-    return (positive @ true_masks.T + negative @ (1 - true_masks).T) / masks.shape[-1]
+    return (positive @ true_masks.mT + negative @ (1 - true_masks).mT) / masks.shape[-1]
 
 
 def dice_cost(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """Dice of all pairs: (N, P) logits and (M, P) targets to (N, M)."""
+    """Dice of all pairs: (..., N, P) logits and (..., M, P) targets to (..., N, M)."""
     probability = masks.sigmoid()
-    overlap = 2 * probability @ true_masks.T
-    return 1 - (overlap + 1) / (probability.sum(-1)[:, None] + true_masks.sum(-1)[None] + 1)
+    overlap = 2 * probability @ true_masks.mT
+    return 1 - (overlap + 1) / (probability.sum(-1)[..., :, None] + true_masks.sum(-1)[..., None, :] + 1)
 
 
 def assign(cost: np.ndarray, taken: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,10 +110,12 @@ def assign(cost: np.ndarray, taken: np.ndarray | None = None) -> tuple[np.ndarra
         Queries and instances of the pairs; instances without a free query are left out.
 
     Raises:
-        ValueError: if a cost is not finite.
+        UserError: if a cost is not finite.
     """
     if not np.isfinite(cost).all():
-        raise ValueError("a matching cost is not finite: the predictions have overflowed")
+        raise UserError(
+            "a matching cost is not finite: the predictions have overflowed; try a lower learning rate"
+        )
     free = np.arange(len(cost)) if taken is None else np.flatnonzero(~taken)
     rows, columns = linear_sum_assignment(cost[free])
     return free[rows], columns

@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
         layers = [self._heads(output.hidden[i], box) for i, box in zip(kept, refined, strict=True)]
         last = layers[-1]
         with torch.no_grad():
-            masks = mask_logits(last.mask_embed, features)
+            masks = mask_logits(last.mask_embed, features.mask_features, features.extent)
             seen = mask_to_box(masks, boxes, features.extent[:, None])
         return FramePredictions(
             logits=last.logits,
@@ -129,7 +129,8 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def _locate(self, mask_embed: Tensor, fallback: Tensor, features: FrameFeatures) -> Tensor:
-        return mask_to_box(mask_logits(mask_embed, features), fallback, features.extent[:, None])
+        masks = mask_logits(mask_embed, features.mask_features, features.extent)
+        return mask_to_box(masks, fallback, features.extent[:, None])
 
 
 def proposal_anchors(features: FrameFeatures) -> tuple[Tensor, Tensor]:
