@@ -12,6 +12,5 @@ for _loader in dataloader.train.loaders:
 dataloader.train.loaders[1].clip_length = 4
 dataloader.train.loaders[1].total_batch_size = 3
 dataloader.test.dataset.update(preset="hard", num_videos=50, seed=0)
-dataloader.evaluator.truth.update(preset="hard", num_videos=50, seed=0)
 
 train.output_dir = "output/hard"

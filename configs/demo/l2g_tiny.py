@@ -34,7 +34,7 @@ dataloader = dict(
         starts=[0, 800],
     ),
     test=L(build_test_loader)(dataset=_held_out, short_edge=96, max_size=160),
-    evaluator=L(YTVISEvaluator)(truth=_held_out, classes=CLASSES, output_dir="${train.output_dir}"),
+    evaluator=L(YTVISEvaluator)(truth="${..test.dataset}", classes=CLASSES, output_dir="${train.output_dir}"),
 )
 
 optimizer.lr = 1e-3

@@ -80,15 +80,15 @@ dataloader = dict(
         starts=[0, 900],
     ),
     test=L(build_test_loader)(dataset=_videos, short_edge=192, max_size=384),
-    evaluator=L(YTVISEvaluator)(truth=_videos, classes=CLASSES, output_dir="${train.output_dir}"),
+    evaluator=L(YTVISEvaluator)(truth="${..test.dataset}", classes=CLASSES, output_dir="${train.output_dir}"),
 )
 
 optimizer.lr = 1e-3
 optimizer.params.backbone_multiplier = 1.0
 train.update(
     output_dir="output/real_clips",
-    max_iter=2200,
-    eval_period=0,
+    max_iter=2000,
+    eval_period=660,
     log_period=50,
     checkpointer=dict(period=300, max_to_keep=3),
     device="cpu",

@@ -405,7 +405,8 @@ class YTVISEvaluator:
         Returns:
             {"segm": scores}: AP, AP50, AP75, APs, APm, APl, AR1, AR10 in percent (and AP_occ_light, _medium,
             _heavy where the truth has occlusion levels).  A score that is undefined, because no truth belongs
-            to its group, is -1 and never NaN.
+            to its group, is -1 and never NaN.  {} too for a truth without annotations, such as a challenge's
+            public `valid.json`: then `results.json` is all there is.
         """
         found = _gather(self._found)
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
@@ -413,6 +414,8 @@ class YTVISEvaluator:
         results = [entry for video in sorted(found) for entry in found[video]]
         if self.output_dir is not None:
             self._write(results, self.output_dir)
+        if "annotations" not in self.truth:
+            return {}
         stats = score(self.truth, results)["stats"]
         names = [name for name in stats if name.startswith("AP") or name in ("AR1", "AR10")]
         return {"segm": {name: 100 * stats[name] if stats[name] >= 0 else -1.0 for name in names}}

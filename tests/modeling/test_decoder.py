@@ -1,0 +1,100 @@
+"""D of Eq. (1): which box starts a layer, which box it predicts, what has gradients."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from local2global.modeling.decoder import Decoder
+from local2global.modeling.layers import inverse_sigmoid
+from local2global.modeling.positions import box_sine_embedding
+
+
+@pytest.fixture
+def decoder(stirred):
+    return stirred(Decoder(32, 2, 3, 48, 3), 0.1)
+
+
+@pytest.fixture
+def given(features_of):
+    return torch.randn(2, 6, 32), torch.rand(2, 6, 4), features_of(valid=((1.0, 1.0), (0.5, 0.75)))
+
+
+def test_a_decoder_is_its_layers_written_out(decoder, given):
+    """Every layer starts at the box that the raw output of the last one moved; positions are MLP(PE(box))."""
+    queries, boxes, features = given
+    output = decoder(*given)
+    x, start = queries, boxes
+    for i, layer in enumerate(decoder.layers):
+        torch.testing.assert_close(output.references[i], start)
+        pos = decoder.ref_point_head(box_sine_embedding(start, 16))
+        scaled = start[:, :, None] * torch.cat((features.valid_ratios, features.valid_ratios), -1)[:, None]
+        a = layer.self_attn(x, pos)
+        b = layer.norm(
+            a + layer.cross_attn(a + pos, scaled, features.memory, features.shapes, features.padding)
+        )
+        x = layer.ffn(b)
+        torch.testing.assert_close(output.raw[i], x)
+        torch.testing.assert_close(output.hidden[i], decoder.norm(x))
+        start = (decoder.bbox_embed(x) + inverse_sigmoid(start)).sigmoid()
+
+
+def test_the_next_reference_is_not_the_predicted_box(decoder, given):
+    """Predicted from the normed query, started from the raw one: MaskDINO's, and up to .05 apart."""
+    output = decoder(*given)
+    predicted = decoder.refine(output.hidden[0], output.references[0])
+    assert (predicted - output.references[1]).abs().max() > 1e-3
+
+
+def test_a_new_decoder_leaves_boxes_where_they_are(given):
+    decoder = Decoder(32, 2, 2, 48, 3)
+    boxes = given[1].clamp(0.01, 0.99)
+    output = decoder(given[0], boxes, given[2])
+    torch.testing.assert_close(output.references[1], boxes)
+
+
+def test_boxes_carry_no_gradient_from_layer_to_layer(decoder, given):
+    """The last layer's output depends on the box head only through references, which are detached."""
+    queries, boxes, features = given
+    boxes.requires_grad_()
+    output = decoder(queries, boxes, features)
+    output.raw[-1].square().sum().backward()
+    assert boxes.grad is None
+    assert all(p.grad is None for p in decoder.bbox_embed.parameters())
+    assert decoder.ref_point_head.layers[0].weight.grad.any()
+
+
+def test_boxes_stay_in_full_precision(decoder, given):
+    queries, boxes, features = given
+    with torch.autocast("cpu", torch.bfloat16):
+        embedded = decoder.embed_boxes(boxes)
+        refined = decoder.refine(queries.bfloat16(), boxes)
+        output = decoder(queries, boxes, features)
+    assert torch.equal(embedded, decoder.ref_point_head(box_sine_embedding(boxes, 16)))
+    assert refined.dtype == torch.float32
+    torch.testing.assert_close(refined, decoder.refine(queries.bfloat16().float(), boxes), rtol=0, atol=0)
+    assert {r.dtype for r in output.references} == {torch.float32}
+
+
+def test_boxes_on_the_border_stay_finite(decoder, given):
+    queries, _, features = given
+    boxes = torch.tensor(
+        [[0.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0.5, 0.5, 1, 1], [0, 1, 0, 1], [0.5, 0, 1, 0]]
+    )
+    output = decoder(queries, boxes.expand(2, 6, 4), features)
+    assert all(r.isfinite().all() and (r >= 0).all() and (r <= 1).all() for r in output.references)
+    assert output.raw[-1].isfinite().all()
+
+
+def test_query_i_stays_query_i(decoder, given):
+    queries, boxes, features = given
+    order = torch.randperm(6)
+    permuted = decoder(queries[:, order], boxes[:, order], features)
+    torch.testing.assert_close(permuted.raw[-1], decoder(*given).raw[-1][:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_noise_in_padded_tokens_changes_nothing(decoder, given):
+    queries, boxes, features = given
+    noisy = features.memory + 100 * torch.randn_like(features.memory) * features.padding[..., None]
+    output = decoder(queries, boxes, dataclasses.replace(features, memory=noisy))
+    torch.testing.assert_close(output.raw[-1], decoder(*given).raw[-1], atol=1e-5, rtol=0)

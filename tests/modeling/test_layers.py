@@ -1,0 +1,267 @@
+"""Deformable attention against a plain `grid_sample`, and the small layers by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from local2global.modeling import layers
+from local2global.modeling.layers import (
+    MLP,
+    Attention,
+    ConvNorm,
+    DeformableAttention,
+    FeedForward,
+    inverse_sigmoid,
+    mask_logits,
+    sample_levels,
+)
+
+SHAPES = [(5, 7), (3, 4), (1, 2)]
+TOKENS = sum(h * w for h, w in SHAPES)
+
+
+def sample_by_grid(values, shapes, locations, weights):
+    """Deformable attention as the paper writes it: (B, S, H, D) at (B, Q, H, L, P, 2) in [0, 1]."""
+    batch, _, heads, depth = values.shape
+    total = 0
+    for i, level in enumerate(values.split([h * w for h, w in shapes], dim=1)):
+        maps = level.permute(0, 2, 3, 1).reshape(batch * heads, depth, *shapes[i])
+        grid = 2 * locations[:, :, :, i].transpose(1, 2).flatten(0, 1) - 1
+        read = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        share = weights[:, :, :, i].transpose(1, 2).flatten(0, 1)[:, None]
+        total = total + (read * share).sum(-1)
+    return total.view(batch, heads * depth, -1).transpose(1, 2)
+
+
+def attend_by_grid(module, query, references, value, shapes, padding=None):
+    """`DeformableAttention.forward`, written from Zhu et al., Eq. 3, and section A.3 for boxes."""
+    heads, levels, points = module.num_heads, module.num_levels, module.num_points
+    values = module.value_proj(value)
+    if padding is not None:
+        values = values * (~padding)[..., None]
+    offsets = module.sampling_offsets(query).unflatten(-1, (heads, levels, points, 2))
+    weights = module.attention_weights(query).unflatten(-1, (heads, levels * points)).softmax(-1)
+    if references.shape[-1] == 2:
+        size = torch.tensor([(w, h) for h, w in shapes], dtype=query.dtype)
+        locations = references[:, :, None, :, None] + offsets / size[:, None]
+    else:
+        box = references[:, :, None, :, None]
+        locations = box[..., :2] + offsets / points * box[..., 2:] / 2
+    values = values.unflatten(-1, (heads, -1))
+    return module.output_proj(
+        sample_by_grid(values, shapes, locations, weights.unflatten(-1, (levels, points)))
+    )
+
+
+@pytest.fixture
+def attention(stirred):
+    return stirred(DeformableAttention(8, 2, 3, 4), 0.4)
+
+
+def inputs(coordinates, batch=2, queries=6):
+    query = torch.randn(batch, queries, 8)
+    references = torch.rand(batch, queries, 3, coordinates) * 1.6 - 0.3
+    value = torch.randn(batch, TOKENS, 8)
+    return [x.requires_grad_() for x in (query, references, value)]
+
+
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_equals_grid_sample_forward_and_backward(attention, coordinates, padded):
+    """References reach beyond the frame on every side."""
+    padding = torch.rand(2, TOKENS) < 0.4 if padded else None
+    one, other = inputs(coordinates), None
+    other = [x.detach().clone().requires_grad_() for x in one]
+    ours, theirs = attention(*one, SHAPES, padding), attend_by_grid(attention, *other, SHAPES, padding)
+    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+    weight = torch.randn_like(ours)
+    of_ours = torch.autograd.grad((ours * weight).sum(), [*one, *attention.parameters()])
+    of_theirs = torch.autograd.grad((theirs * weight).sum(), [*other, *attention.parameters()])
+    for a, b in zip(of_ours, of_theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5 * max(1, b.abs().max().item()), rtol=0)
+
+
+def test_a_point_far_outside_reads_nothing(attention):
+    query, _, value = inputs(2)
+    out = attention(query, torch.full((2, 6, 3, 2), 1e6), value, SHAPES)
+    torch.testing.assert_close(out, attention.output_proj.bias.expand(2, 6, 8))
+
+
+def test_a_point_at_a_pixels_centre_reads_that_pixel():
+    """Level 0 is 2 x 3; (x, y) = (2.5 / 3, 1.5 / 2) is row 1, column 2: token 5."""
+    values = torch.arange(6.0).view(1, 6, 1, 1)
+    x, y = torch.full((1, 1, 1, 1, 1), 2.5 / 3), torch.full((1, 1, 1, 1, 1), 1.5 / 2)
+    torch.testing.assert_close(
+        sample_levels(values, [(2, 3)], x, y, torch.ones_like(x)), torch.tensor([[[5.0]]])
+    )
+
+
+def test_the_corner_of_the_map_is_a_quarter_of_its_pixel():
+    values = torch.tensor([8.0, 1, 1, 1, 1, 1]).view(1, 6, 1, 1)
+    corner = torch.zeros(1, 1, 1, 1, 1)
+    assert sample_levels(values, [(2, 3)], corner, corner, torch.ones_like(corner)).item() == 2.0
+
+
+def test_noise_at_padded_tokens_is_not_read(attention):
+    padding = torch.rand(2, TOKENS) < 0.4
+    query, references, value = inputs(4)
+    noisy = value + padding[..., None] * 1e4
+    torch.testing.assert_close(
+        attention(query, references, noisy, SHAPES, padding),
+        attention(query, references, value, SHAPES, padding),
+    )
+
+
+def test_level_i_reads_level_is_tokens():
+    """Weight on one level only: other levels' tokens may be anything."""
+    values = torch.randn(1, TOKENS, 1, 2)
+    x, y = torch.rand(1, 4, 1, 3, 2), torch.rand(1, 4, 1, 3, 2)
+    weights = torch.zeros(1, 4, 1, 3, 2)
+    weights[:, :, :, 1] = 0.5
+    changed = values.clone()
+    changed[:, :35] = 99
+    changed[:, 47:] = 99
+    torch.testing.assert_close(
+        sample_levels(changed, SHAPES, x, y, weights), sample_levels(values, SHAPES, x, y, weights)
+    )
+
+
+def test_gradcheck_of_the_bag_sum():
+    """Rows read many times, once, and never."""
+    table = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    indices = torch.tensor(
+        [[0, 0, 1, 1, 1], [5, 0, 1, 2, 0], [2, 2, 2, 2, 2], [0, 1, 2, 3, 5]], dtype=torch.int32
+    )
+    assert torch.autograd.gradcheck(lambda t, w: layers._BagSum.apply(t, indices, w), (table, weights))
+
+
+def test_gradcheck_of_sampling():
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(3, 4), (2, 2)]
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    values = (rand(2, 16, 2, 3) - 0.5).requires_grad_()
+    x, y = ((rand(2, 3, 2, 2, 2) * 1.4 - 0.2).requires_grad_() for _ in "xy")
+    weights = rand(2, 3, 2, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda v, a, b, w: sample_levels(v, shapes, a, b, w), (values, x, y, weights), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_only_the_gradients_that_are_asked_for(frozen):
+    table, weights = torch.randn(6, 3), torch.randn(4, 5)
+    indices = torch.randint(0, 6, (4, 5))
+    wanted = weights if frozen == 0 else table
+    wanted.requires_grad_()
+    layers._BagSum.apply(table, indices, weights).sum().backward()
+    assert wanted.grad is not None
+    assert (table if frozen == 0 else weights).grad is None
+
+
+def test_bfloat16_looks_at_the_very_same_places(attention, monkeypatch):
+    """Locations and attention weights stay float32 under autocast; only what is read there is rounded."""
+    seen = []
+
+    def spy(values, shapes, x, y, weights):
+        seen.append((x, y, values.dtype))
+        return sample_levels(values, shapes, x, y, weights)
+
+    monkeypatch.setattr(layers, "sample_levels", spy)
+    query, references, value = inputs(4)
+    full = attention(query, references, value, SHAPES)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = attention(query, references, value, SHAPES)
+    (x, y, dtype), (half_x, half_y, half_dtype) = seen
+    assert (dtype, half_dtype) == (torch.float32, torch.bfloat16)
+    assert half_x.dtype == half_y.dtype == torch.float32
+    assert torch.equal(x, half_x)
+    assert torch.equal(y, half_y)
+    torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
+    half.float().sum().backward()
+    assert all(p.grad.isfinite().all() for p in attention.parameters())
+
+
+def test_heads_start_by_looking_in_all_directions():
+    """Point p of head h of 4 starts p + 1 pixels away: right, down, left, up."""
+    module = DeformableAttention(8, 4, 2, 3)
+    bias = module.sampling_offsets.bias.detach().view(4, 2, 3, 2)
+    directions = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    expected = directions[:, None, None] * torch.tensor([1.0, 2, 3]).view(1, 1, 3, 1).expand(1, 2, 3, 1)
+    torch.testing.assert_close(bias, expected, atol=1e-5, rtol=0)
+    assert not module.sampling_offsets.weight.any()
+    assert not module.attention_weights.weight.any()
+
+
+def test_a_width_that_heads_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="10 does not divide into 4"):
+        DeformableAttention(10, 4)
+
+
+def test_attention_adds_positions_to_queries_and_keys_but_never_to_values():
+    """Written out: softmax((x + p) Wq ((m + q) Wk)^T / sqrt(d)) m Wv, residual, norm."""
+    module = Attention(8, 2)
+    x, x_pos, memory, memory_pos = (torch.randn(2, n, 8) for n in (3, 3, 5, 5))
+    inner = module.attention
+    query, key, value = (
+        (source @ w.T + b).unflatten(-1, (2, 4)).transpose(1, 2)
+        for source, w, b in zip(
+            (x + x_pos, memory + memory_pos, memory),
+            inner.in_proj_weight.chunk(3),
+            inner.in_proj_bias.chunk(3),
+            strict=True,
+        )
+    )
+    weights = (query @ key.transpose(-1, -2) / math.sqrt(4)).softmax(-1)
+    read = inner.out_proj((weights @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(
+        module(x, x_pos, memory, memory_pos), F.layer_norm(x + read, (8,)), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(module(x, x_pos), module(x, x_pos, x, x_pos))
+
+
+def test_mlp_has_relu_between_and_not_after():
+    module = MLP(1, 2, 1, 2)
+    for layer, weight in zip(module.layers, ([[1.0], [-1.0]], [[1.0, -3.0]]), strict=True):
+        layer.weight.data = torch.tensor(weight)
+        layer.bias.data.zero_()
+    assert module(torch.tensor([[2.0], [-2.0]])).tolist() == [[2.0], [-6.0]]
+    assert [tuple(p.shape) for p in MLP(4, 8, 3, 3).parameters() if p.ndim > 1] == [(8, 4), (8, 8), (3, 8)]
+
+
+def test_feed_forward_is_residual_and_post_normed():
+    module = FeedForward(4, 6)
+    x = torch.randn(2, 4)
+    expected = F.layer_norm(x + module.linear2(module.linear1(x).clamp(min=0)), (4,))
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_conv_norm_has_detectron2s_names_and_no_bias():
+    module = ConvNorm(3, 8, 3, groups=2)
+    assert set(module.state_dict()) == {"weight", "norm.weight", "norm.bias"}
+    assert module(torch.randn(1, 3, 5, 6)).shape == (1, 8, 5, 6)
+
+
+def test_inverse_sigmoid_is_held_within_its_epsilon():
+    x = torch.tensor([0.5, 0.0, 1.0, -3.0, 7.0])
+    edge = math.log((1 - 0) / 1e-5)
+    torch.testing.assert_close(inverse_sigmoid(x), torch.tensor([0.0, -edge, edge, -edge, edge]))
+    middle = torch.linspace(0.01, 0.99, 9)
+    torch.testing.assert_close(inverse_sigmoid(middle).sigmoid(), middle)
+
+
+def test_masks_are_zero_in_padding_and_full_precision(features_of):
+    features = features_of(valid=((0.5, 0.75),))
+    embed = torch.randn(1, 2, 32)
+    masks = mask_logits(embed, features.mask_features, features.extent)
+    expected = torch.einsum("nc,chw->nhw", embed[0], features.mask_features[0])
+    torch.testing.assert_close(masks[0, :, :12, :12], expected[:, :12, :12])
+    assert not masks[..., 12:, :].any()
+    assert not masks[..., 12:].any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mask_logits(embed, features.mask_features, features.extent).dtype == torch.float32
