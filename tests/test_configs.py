@@ -23,7 +23,7 @@ def small_clip(classes: int, index: int, length: int = 2) -> Clip:
     masks = torch.zeros(2, length, 64, 96, dtype=torch.bool)
     boxes = torch.zeros(2, length, 4)
     for t in range(length):
-        for i in range(t == 0 and 1 or 2):
+        for i in range((t == 0 and 1) or 2):
             x, y = 8 + 40 * i + 4 * t, 12 + 8 * i
             masks[i, t, y : y + 24, x : x + 24] = True
             boxes[i, t] = torch.tensor([(x + 12) / 96, (y + 12) / 64, 24 / 96, 24 / 64])

@@ -157,7 +157,6 @@ def test_a_track_is_read_by_its_rank():
     assert list(result.segmentations(1)) == [{"counts": 1}, None]
 
 
-@pytest.mark.xfail(reason="structures.py validates only some attributes (design, section 4)")
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -24,6 +24,12 @@ def _expect(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _expect_boxes(embed: Tensor, boxes: Tensor) -> None:
+    """One box of four numbers for each of (B, N, C) queries."""
+    shape = (*embed.shape[:2], 4)
+    _expect(boxes.shape == shape, f"boxes: expected {shape}, got {tuple(boxes.shape)}")
+
+
 def _move(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
@@ -74,6 +80,7 @@ class ClipTargets:
             self.boxes.shape == (count, length, 4),
             f"boxes: expected ({count}, {length}, 4), got {tuple(self.boxes.shape)}",
         )
+        _expect(self.visible.dtype == torch.bool, f"visible: expected bool, got {self.visible.dtype}")
         _expect(self.masks.dtype == torch.bool, f"masks: expected bool, got {self.masks.dtype}")
 
     def __len__(self) -> int:
@@ -114,6 +121,10 @@ class Clip:
                 self.frames.ndim == 4 and self.frames.shape[1] == 3 and self.frames.dtype == torch.uint8,
                 f"frames: expected (T, 3, H, W) uint8, got {tuple(self.frames.shape)} {self.frames.dtype}",
             )
+        _expect(
+            len(self.frame_ids) in (0, len(self.frames)),
+            f"{len(self.frame_ids)} frame_ids for {len(self.frames)} frames",
+        )
         if self.targets is not None:
             _expect(
                 self.targets.visible.shape[1] == len(self.frames),
@@ -147,6 +158,19 @@ class FrameFeatures:
 
     def __post_init__(self) -> None:
         tokens = sum(height * width for height, width in self.shapes)
+        batch = len(self.memory)
+        expected = {
+            "padding": (batch, tokens),
+            "extent": (batch, 2),
+            "valid_ratios": (batch, len(self.shapes), 2),
+        }
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            _expect(value.shape == shape, f"{name}: expected {shape}, got {tuple(value.shape)}")
+        _expect(
+            len(self.mask_features) == batch,
+            f"mask_features of {len(self.mask_features)} frames, not {batch}",
+        )
         _expect(
             self.memory.shape[1] == tokens, f"memory of {self.memory.shape[1]} tokens for levels of {tokens}"
         )
@@ -179,10 +203,7 @@ class Queries:
     boxes: Tensor
 
     def __post_init__(self) -> None:
-        _expect(
-            self.boxes.shape == (*self.embed.shape[:2], 4),
-            f"boxes: expected {(*self.embed.shape[:2], 4)}, got {tuple(self.boxes.shape)}",
-        )
+        _expect_boxes(self.embed, self.boxes)
 
 
 @dataclass(frozen=True)
@@ -199,6 +220,9 @@ class Positions:
     embed: Tensor
     boxes: Tensor
     current: bool = True
+
+    def __post_init__(self) -> None:
+        _expect_boxes(self.embed, self.boxes)
 
 
 @dataclass(frozen=True)
@@ -269,6 +293,9 @@ class Tracks:
     """
 
     slots: Tensor
+
+    def __post_init__(self) -> None:
+        _expect(self.slots.dtype == torch.int64, f"slots: expected int64, got {self.slots.dtype}")
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,10 @@ class PixelEncoder(nn.Module):
             raise ValueError(f"features {missing} are not among the backbone's maps {sorted(channels)}")
         self.features = tuple(features)
         self.lateral = next(iter(channels))
+        # Levels count from the finest map of the backbone; those made here are coarser than all.
+        fineness = [list(channels).index(name) for name in features]
+        fineness += range(len(channels), len(channels) + num_levels - len(features))
+        self.coarsest_first = sorted(range(num_levels), key=lambda level: -fineness[level])
         coarsest = max(channels[name] for name in features)
         projections: list[nn.Module] = []
         for level in range(num_levels):
@@ -126,7 +130,7 @@ class PixelEncoder(nn.Module):
         sources = self._project(maps)
         shapes = [(source.shape[-2], source.shape[-1]) for source in sources]
         tokens = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
-        counts = [(valid * valid.new_tensor((width, height))).ceil() for height, width in shapes]
+        counts = [_unpadded(valid, *shape).ceil() for shape in shapes]
         pos = torch.cat(
             [
                 grid_sine_embedding(count, height, width, tokens.shape[-1]) + embed
@@ -157,19 +161,24 @@ class PixelEncoder(nn.Module):
         self, lateral: Tensor, levels: list[Tensor], padding: list[Tensor], shapes: Shapes, valid: Tensor
     ) -> FrameFeatures:
         """The FPN step to stride 4, and the levels in the decoder's order."""
-        finest = max(range(len(shapes)), key=lambda i: shapes[i][0] * shapes[i][1])
+        order = self.coarsest_first
+        finest = order[-1]
         top = levels[finest].transpose(1, 2).unflatten(-1, shapes[finest])
         top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
         fine = self.mask_features(self.layer_1(self.adapter_1(lateral) + top).relu())
-        order = sorted(range(len(shapes)), key=lambda i: shapes[i][0] * shapes[i][1])
         return FrameFeatures(
             memory=torch.cat([levels[i] for i in order], dim=1),
             shapes=tuple(shapes[i] for i in order),
             padding=torch.cat([padding[i] for i in order], dim=1),
             mask_features=fine,
-            extent=valid * valid.new_tensor((fine.shape[-1], fine.shape[-2])),
+            extent=_unpadded(valid, *fine.shape[-2:]),
             valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
         )
+
+
+def _unpadded(valid: Tensor, height: int, width: int) -> Tensor:
+    """(B, 2) columns and rows of a map that the frame covers; rounded, lest 28.000002 of them reach a 29th."""
+    return (valid * valid.new_tensor((width, height)) * 4096).round() / 4096
 
 
 def _zero_bias(conv: nn.Conv2d) -> None:

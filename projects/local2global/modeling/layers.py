@@ -39,7 +39,8 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
     Returns:
         (B, N, h, w) float32 logits, 0 (that is, in no mask) in padding.
     """
-    masks = torch.einsum("bnc,bchw->bnhw", mask_embed, mask_features).float()
+    with torch.autocast(mask_embed.device.type, enabled=False):
+        masks = torch.einsum("bnc,bchw->bnhw", mask_embed.float(), mask_features.float())
     return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 

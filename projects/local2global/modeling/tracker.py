@@ -57,8 +57,8 @@ class Tracker(nn.Module):
     """Query propagation with early alignment.
 
     Args:
-        aligner: Eq. (3); None hands the past queries straight to the decoder (Table 3, row 1) and builds neither
-            l_pos nor a learned g_pos.
+        aligner: Eq. (3); None hands the past queries straight to the decoder (Table 3, row 1), builds no l_pos and
+            trains no g_pos.
         positions: g_pos, Eq. (2).
         local_positions: l_pos.
         first_frame: where the first frame's queries come from.
