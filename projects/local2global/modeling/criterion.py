@@ -231,19 +231,18 @@ class Criterion(nn.Module):
         device = maps.device
         (kept,) = truth.supervised.nonzero()
         frames = torch.from_numpy(kept).to(device)
-        both = torch.from_numpy(slots[:, kept]).to(device)
-        owned = both[
-            [0] * (len(sets) - 1) + [1]
-        ]  # (S, F', M): one assignment for all layers, another for local
-        visible = torch.from_numpy(truth.visible[kept]).to(device)
+        # One assignment for all layers, another for the local queries: (S, F', M).  What picks rows is worked out on
+        # the host, so that nobody waits for the device.
+        given = slots[[0] * (len(sets) - 1) + [1]][:, kept]
+        matched = truth.visible[kept] & (given >= 0)
+        s, f, m = (torch.from_numpy(index).to(device) for index in matched.nonzero())
+        owned = torch.from_numpy(given.clip(min=0)).to(device)
         share = 1 / self._counts(truth, len(clips), device)[frames]  # (F',)
-        pair = (visible & (owned >= 0)) * share[:, None]  # (S, F', M) weight of a pair
-        owned = owned.clamp(min=0)
+        pair = torch.from_numpy(matched).to(device) * share[:, None]  # (S, F', M) weight of a pair
         labels, boxes = truth.labels[frames], truth.boxes[frames]
 
         logits = torch.stack([one.logits[frames] for one in sets])
         wanted = torch.zeros_like(logits)
-        s, f, m = pair.nonzero(as_tuple=True)
         wanted[s, f, owned[s, f, m], labels[f, m]] = 1.0
         terms = {"cls": (sigmoid_focal_loss(logits, wanted).sum(dim=(2, 3)) * share).sum(dim=1)}
 
