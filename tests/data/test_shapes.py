@@ -12,7 +12,7 @@ import torch
 from pycocotools import mask as rle
 
 from local2global.data.scene import OUTLINES, REACH, SHUTTER, Background, Body, Look, Meeting, Orbit, Scene
-from local2global.data.shapes import CLASSES, PRESETS, load_shapes, stream_shapes
+from local2global.data.shapes import CLASSES, PRESETS, Difficulty, load_shapes, stream_shapes
 from local2global.errors import UserError
 
 SIZE = (48, 80)
@@ -172,12 +172,12 @@ def test_the_truth_says_what_the_masks_show():
     dataset = load_shapes("demo", 4, seed=3, size=SIZE)
     truth = dataset.truth()
     assert truth is dataset.truth()
-    assert truth["categories"] == CLASSES
+    assert truth["categories"] == dataset.classes
     assert [v["length"] for v in truth["videos"]] == [v.length for v in dataset.videos]
     for annotation in truth["annotations"]:
         video = dataset.videos[annotation["video_id"] - 1]
         row = video.ids.tolist().index(annotation["id"])
-        assert annotation["category_id"] == CLASSES[int(video.labels[row])]["id"]
+        assert annotation["category_id"] == dataset.classes[int(video.labels[row])]["id"]
         assert any(annotation["segmentations"])
         for t, (found, area) in enumerate(zip(annotation["segmentations"], annotation["areas"], strict=True)):
             mask = video.masks(t)[row].numpy()
@@ -228,7 +228,7 @@ def test_objects_stand_out_from_their_background_and_demo_objects_are_large():
 
 def test_colour_does_not_give_the_class_away():
     """Mean colour of each class over 600 objects is the same to within four standard errors."""
-    bodies = [b for v in load_shapes("demo", 300, seed=6).videos for b in v.scene.bodies]
+    bodies = [b for v in load_shapes(Difficulty(), 300, seed=6).videos for b in v.scene.bodies]
     colours = np.stack([b.look.colours[0] for b in bodies])
     labels = np.array([b.label for b in bodies])
     assert set(labels) == set(range(len(CLASSES)))
@@ -236,6 +236,15 @@ def test_colour_does_not_give_the_class_away():
         chosen = colours[labels == label]
         error = 4 * colours.std(0) / np.sqrt(len(chosen))
         assert (np.abs(chosen.mean(0) - colours.mean(0)) < error).all(), CLASSES[label]
+
+
+def test_a_preset_of_fewer_outlines_has_fewer_classes():
+    """The demo draws discs, triangles and crosses: classes 1, 3 and 5, at positions 0, 1 and 2."""
+    dataset = load_shapes("demo", 30, seed=6)
+    assert [(c["id"], c["name"]) for c in dataset.classes] == [(1, "disc"), (3, "triangle"), (5, "cross")]
+    for video in dataset.videos:
+        drawn = [list(OUTLINES)[body.label] for body in video.scene.bodies]
+        assert [dataset.classes[int(k)]["name"] for k in video.labels] == drawn
 
 
 def test_a_stream_is_video_one_of_its_dataset_and_goes_on_for_as_long_as_asked():

@@ -60,6 +60,7 @@ class Difficulty:
         occluder: radius of an object behind which others hide, or None for chance meetings only.
         hidden: frames for which a hiding object stays behind the occluder's centre.
         group: the most objects that look exactly alike (outline, size, texture and colour).
+        outlines: names of the outlines to draw from, which are the classes; all of them where there is an occluder.
     """
 
     size: tuple[int, int] = (96, 160)
@@ -76,10 +77,16 @@ class Difficulty:
     occluder: Range | None = None
     hidden: Range = (5, 10)
     group: int = 1
+    outlines: tuple[str, ...] = tuple(OUTLINES)
+
+    @property
+    def classes(self) -> list[dict[str, Any]]:
+        """{id, name} of the outlines drawn from; an id is the same in every preset."""
+        return [dict(c) for c in CLASSES if c["name"] in self.outlines]
 
 
 PRESETS = {
-    "demo": Difficulty(),
+    "demo": Difficulty(outlines=("disc", "triangle", "cross")),
     "hard": Difficulty(
         length=(64, 80),
         objects=(3, 6),
@@ -173,7 +180,8 @@ def _draw_bodies(draw: Generator, difficulty: Difficulty, background: Background
     """Objects in groups of look-alikes, in random order of depth."""
     bodies: list[Body] = []
     while len(bodies) < count:
-        label, look = int(draw.integers(len(OUTLINES))), _draw_look(draw, background)
+        outline = difficulty.outlines[int(draw.integers(len(difficulty.outlines)))]
+        label, look = list(OUTLINES).index(outline), _draw_look(draw, background)
         radius = float(draw.uniform(*difficulty.radius))
         for _ in range(min(difficulty.group, count - len(bodies))):
             path = _draw_orbit(draw, difficulty, difficulty.orbit, difficulty.leaving)
@@ -272,8 +280,9 @@ class ShapeVideo:
 
     @property
     def labels(self) -> Tensor:
-        """(M,) int64 positions in `CLASSES`."""
-        return torch.tensor([body.label for body in self.scene.bodies], dtype=torch.int64)
+        """(M,) int64 positions in the difficulty's classes."""
+        positions = {c["id"]: k for k, c in enumerate(self.difficulty.classes)}
+        return torch.tensor([positions[body.label + 1] for body in self.scene.bodies], dtype=torch.int64)
 
     @property
     def ids(self) -> Tensor:
@@ -378,8 +387,8 @@ def load_shapes(
             f"shapes: num_videos={num_videos}, length={length}, size={size}: need num_videos >= 0, "
             "length >= 1 and at least 16 pixels a side."
         )
-    videos = _ShapeList(num_videos, seed, _difficulty(preset, size), length)
-    return ShapeDataset(videos, [dict(c) for c in CLASSES])
+    difficulty = _difficulty(preset, size)
+    return ShapeDataset(_ShapeList(num_videos, seed, difficulty, length), difficulty.classes)
 
 
 def stream_shapes(
