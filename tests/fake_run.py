@@ -17,6 +17,7 @@ from torch import nn
 
 from local2global.distributed import rank, world_size
 from local2global.engine import train
+from local2global.errors import UserError
 from local2global.randomness import keyed_generator
 
 WIDTH = 3
@@ -85,9 +86,22 @@ class Model(nn.Module):
         losses = {"loss_square": error.square().mean(), "loss_size": 0.01 * self.layer.weight.abs().sum()}
         if self.noise:
             losses["loss_noise"] = (self.noise * torch.randn(1) * self.layer.bias).sum()
+        if event == "refuse":
+            raise UserError("the predictions have overflowed")
         if event == "nan":
             losses["loss_size"] = losses["loss_size"] * float("nan")
         return losses
+
+
+class Renamed(Model):
+    """A model whose parameters have other names on disk, as our ResNet's do."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self._register_state_dict_hook(lambda _, state, *__: state.update(w=state.pop("layer.weight")))
+        self._register_load_state_dict_pre_hook(
+            lambda state, *_: state.update({"layer.weight": state.pop("w")} if "w" in state else {})
+        )
 
 
 class Evaluator:

@@ -184,6 +184,15 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_saved(tmp_path):
         ("train.log_period=0", "train.log_period=0: expected a positive whole number"),
         ("train.amp.dtype=int8", "train.amp.dtype=int8: expected one of float16"),
         ("train.device=toaster", "train.device=toaster"),
+        ("train.seed=abc", "train.seed=abc: expected a whole number"),
+        ("train.eval_period=often", "train.eval_period=often: expected a whole number, 0 or more"),
+        ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
+        ("optimizer.lr=fast", "the config does not fit together: optimizer: "),
+        ("model.nois=1", "the config does not fit together: model: "),
+        ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
+        ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be made (Not a directory)"),
+        ("model=null", "the config has no 'model'"),
+        ("dataloader.train=null", "the config has no 'dataloader.train'"),
     ],
 )
 def test_a_setting_that_cannot_be_honoured_is_refused(tmp_path, override, message):
@@ -258,6 +267,53 @@ def test_evaluate_alone_takes_the_averaged_weights_if_the_config_says_so(tmp_pat
     assert evaluate(fake_run.config(tmp_path, *final, *ema), progress=quiet)["line"] == scores["ema_line"]
 
 
+def test_averaged_weights_carry_the_names_that_weights_have_on_disk(tmp_path):
+    ema = ("train.model_ema.enabled=True", "train.model_ema.decay=0.5", "model._target_=fake_run.Renamed")
+    _, scores = run(tmp_path, *ema)
+    assert set(weights(tmp_path, key="ema_state")) == {"w", "layer.bias", "scale"}
+    final = (
+        f"train.init_checkpoint={tmp_path / 'model_final.pth'}",
+        "train.model_ema.use_ema_weights_for_eval_only=True",
+    )
+    alone = evaluate(fake_run.config(tmp_path, *ema, *final), progress=Console(quiet=True))
+    assert alone["line"] == scores["ema_line"]
+
+
+def test_an_earlier_run_keeps_its_place_when_a_new_one_in_its_folder_is_refused(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="no such checkpoint"):
+        run(tmp_path, "train.init_checkpoint=nowhere.pth", "train.max_iter=99")
+    torch.save({"alien": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth: weights of another model"):
+        run(tmp_path, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+    (tmp_path / "other.pth").unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_last_checkpoint_is_refused_with_the_one_before(tmp_path):
+    run(tmp_path)
+    final = tmp_path / "model_final.pth"
+    final.write_bytes(final.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"model_final\.pth: damaged, .*\. To go on from model_0000007\.pth"):
+        run(tmp_path, resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    assert "at iteration 8" in run(tmp_path, resume=True)[0]
+
+
+def test_a_resume_with_another_model_is_refused_and_changes_nothing(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"model_final\.pth: weights of another model"):
+        run(tmp_path, "model._target_=fake_run.Renamed", "train.max_iter=20", resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_model_refuses_names_the_iteration_and_the_clips(tmp_path):
+    with pytest.raises(UserError, match=r"^iteration 5: the pred.*, in clips of video 100 \(key 3/5/0\)"):
+        run(tmp_path, "model.events.5=refuse")
+
+
 def test_a_finite_loader_is_refused(tmp_path):
     with pytest.raises(UserError, match="ended after 2 batches; it must be endless"):
         run(tmp_path, "dataloader.train._target_=fake_run.Finite")
@@ -278,7 +334,8 @@ def test_two_processes_are_one_with_the_same_global_batch_and_stop_together(tmp_
         torch.testing.assert_close(weights(tmp_path / "two")[name], value)
     assert len(list((tmp_path / "two").glob("events*"))) == 1
     assert len(load_checkpoint(tmp_path / "two" / "model_final.pth")["random"]) == 2
-    assert done.returncode != 0
+    assert done.returncode == 1
+    assert "torch/distributed/run.py" not in done.stderr
     assert "iteration 2: loss_size is nan, in clips of video 100 (key 3/2/0), video 101" in done.stderr
 
 

@@ -102,7 +102,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the readers fail in any way there is
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        reason = str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
         raise UserError(
             f"{path}: damaged, or more than tensors and plain values ({reason}). Fetch or export it again."
         ) from error
@@ -111,34 +111,41 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def model_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def model_state(content: Mapping[str, Any], source: str = "checkpoint") -> dict[str, Tensor]:
     """The parameters and buffers in a checkpoint by the names of this package.
 
     Args:
         content: a bare state dict, or one under "model" as detectron2's, detrex's and our trainer write it.
+        source: where it comes from, the beginning of every complaint.
+
+    Raises:
+        UserError: if there is no tensor in it.
     """
     state = content.get("model", content)
     if not isinstance(state, Mapping):
-        raise UserError(f"checkpoint: expected a dict under 'model', got {type(state).__name__}.")
+        raise UserError(f"{source}: expected a dict under 'model', got {type(state).__name__}.")
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"checkpoint: no tensors in it, only {', '.join(list(content)[:5]) or 'nothing'}.")
+        raise UserError(f"{source}: no tensors in it, only {', '.join(list(content)[:5]) or 'nothing'}.")
     wrapped = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module.") if wrapped else name: value for name, value in tensors.items()}
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Any], strict: bool = True) -> LoadReport:
+def load_weights(
+    model: nn.Module, state: Mapping[str, Any], strict: bool = True, source: str = "checkpoint"
+) -> LoadReport:
     """Load a checkpoint's parameters into a model; the model is untouched when this raises.
 
     Args:
         model: the model.
         state: what `load_checkpoint` gave, or a state dict.
         strict: refuse a state with a tensor missing or of another shape; extra tensors are only reported.
+        source: where the state comes from, the beginning of every complaint.
 
     Raises:
         UserError: if the state is another model's: see `strict`; without it, if nothing at all fits.
     """
-    theirs, ours = model_state(state), model.state_dict()
+    theirs, ours = model_state(state, source), model.state_dict()
     shared = [name for name in ours if name in theirs]
     fits = [name for name in shared if theirs[name].shape == ours[name].shape]
     report = LoadReport(
@@ -152,7 +159,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Any], strict: bool = True
         ),
     )
     if not fits or (strict and (report.missing or report.mismatched)):
-        raise UserError(_not_these(report))
+        raise UserError(f"{source}: {_not_these(report)}")
     model.load_state_dict({name: theirs[name] for name in fits}, strict=False)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def launch_command(
     machine_rank: int = 0,
     dist_url: str = "auto",
 ) -> list[str]:
-    """The torchrun command that runs a script as several processes.
+    """The command that runs a script as several processes: torchrun, without its traceback of theirs.
 
     Args:
         script: the script or `-m module`, and its arguments.
@@ -95,7 +96,7 @@ def launch_command(
     Raises:
         UserError: if several machines have no address to meet at.
     """
-    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    run = [sys.executable, "-m", __spec__.name, f"--nproc-per-node={processes}"]
     if machines == 1:
         return [*run, "--standalone", *script]
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
@@ -108,6 +109,24 @@ def launch_command(
         f"--master-port={port}",
     ]
     return [*run, *meet, *script]
+
+
+def launch() -> None:
+    """Be torchrun: start the processes that the command line names, and end as the first of them that fails.
+
+    What went wrong they have said themselves, unless a signal ended them.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sys.stderr.write(f"l2g: process {number} was ended by signal {-failure.exitcode}.\n")
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 
 def _device(name: str) -> torch.device:
@@ -126,3 +145,7 @@ def _device(name: str) -> torch.device:
             f"train.device={device}: torch sees {torch.cuda.device_count()} GPUs. Start fewer processes."
         )
     return device
+
+
+if __name__ == "__main__":
+    launch()

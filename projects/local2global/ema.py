@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,7 +12,9 @@ from .errors import UserError
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * weights, for parameters and buffers; integers are copied.
+    """average <- decay * average + (1 - decay) * weights, for all that is saved; integers are copied.
+
+    Names are those of the state dict, which a module may choose by itself: the average can be loaded as weights.
 
     Args:
         model: the model whose weights start the average.
@@ -61,10 +62,8 @@ class WeightAverage:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: value.detach()
-        for name, value in itertools.chain(model.named_parameters(), model.named_buffers())
-    }
+    # the tensors of a state dict are the model's own, not copies
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _assign(model: nn.Module, values: Mapping[str, Tensor]) -> None:

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from .checkpoint import load_checkpoint, load_weights, save_checkpoint
 from .distributed import barrier, join, rank, reduce
 from .errors import UserError
-from .lazy import instantiate
 from .metrics import RunLog, counted, flatten, print_table
 from .run import (
+    build,
     keep_random_state,
     last_checkpoint,
+    load_last,
     pick_seed,
     record_run,
     register_checkpoint,
+    require,
     seed_all,
     train_settings,
 )
@@ -123,6 +125,7 @@ def train(cfg: DictConfig, *, resume: bool = False, progress: Console | None = N
             is not finite.
         KeyboardInterrupt: once the checkpoint is saved, after Ctrl-C or a termination signal.
     """
+    require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
     cfg = copy.deepcopy(cfg)
     settings = train_settings(cfg)
     folder = Path(settings.output_dir)
@@ -132,18 +135,21 @@ def train(cfg: DictConfig, *, resume: bool = False, progress: Console | None = N
             (progress or Console(stderr=True)) if rank() == 0 else Console(quiet=True, force_terminal=False)
         )
         newest = last_checkpoint(folder) if resume else None
-        content = load_checkpoint(newest) if newest else None
+        content = load_last(newest) if newest else None
         settings.seed = pick_seed(settings.seed, content)
         seed_all(settings.seed)
         trainer = Trainer(cfg, device, console)
-        if content is not None:
-            trainer.resume(content)
+        report = ""
+        if content is None:
+            report = trainer.initialize()
+        else:
+            trainer.resume(content, str(newest))
             console.print(f"resuming {newest} at iteration {trainer.start}", highlight=False, soft_wrap=True)
         if rank() == 0:
+            # only now, when nothing can be refused any more: an earlier run in this folder loses its place
             record_run(folder, cfg, resumed=content is not None)
-        if content is None:
-            trainer.initialize()
-        if rank() == 0:
+            if report:
+                (folder / "load_report.txt").write_text(report)
             wandb = settings.wandb.params if settings.wandb.enabled else None
             trainer.log = stack.enter_context(
                 RunLog(folder, trainer.iteration, trainer.max_iter, console, wandb)
@@ -171,7 +177,7 @@ def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module
             "train.init_checkpoint is empty: evaluation needs weights. Add train.init_checkpoint=FILE."
         )
     content = load_checkpoint(settings.init_checkpoint)
-    model: nn.Module = instantiate(cfg.model)
+    model: nn.Module = build(cfg, "model")
     ema = settings.get("model_ema") or {}
     if ema.get("enabled") and ema.get("use_ema_weights_for_eval_only"):
         if not content.get("ema_state"):
@@ -179,7 +185,7 @@ def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module
                 f"{settings.init_checkpoint}: no averaged weights. Add train.model_ema.enabled=False."
             )
         content = content["ema_state"]
-    load_weights(model, content)
+    load_weights(model, content, source=str(settings.init_checkpoint))
     return model.to(device)
 
 
@@ -197,11 +203,10 @@ def evaluate(
         {task: {name: number}} and {"speed": {"frames_per_second": ...}} of all processes together, reading
         included; empty on other processes than the first.
     """
-    if "evaluator" not in cfg.dataloader:
-        raise UserError("dataloader.evaluator is missing: nothing to score with.")
+    require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train")
     device = join(cfg.train.get("device", "cpu"))
     model = load_model(cfg, device) if model is None else model
-    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    loader, evaluator = build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
     evaluator.reset()
     modes = {module: module.training for module in model.modules()}
     frames, begin = 0, time.perf_counter()

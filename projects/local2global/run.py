@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from . import __version__
+from .checkpoint import load_checkpoint
 from .distributed import gather
-from .errors import UserError
-from .lazy import save_resolved
+from .errors import UserError, make_folder
+from .lazy import instantiate, save_resolved
 
 # Every key the trainer honours, with the values of a config that leaves it out; detrex's, and `accumulate`.
 DEFAULTS: dict[str, Any] = {
@@ -70,15 +71,55 @@ def train_settings(cfg: DictConfig) -> DictConfig:
     settings: DictConfig = cfg.train
     if settings.fast_dev_run.enabled:
         settings.max_iter, settings.eval_period, settings.log_period = 20, 10, 1
-    for key in ("max_iter", "accumulate", "log_period", "checkpointer.period"):
-        value = OmegaConf.select(settings, key)
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"train.{key}={value}: expected a positive whole number.")
+    _check_numbers(settings)
     if settings.amp.dtype not in PRECISIONS:
         raise UserError(f"train.amp.dtype={settings.amp.dtype}: expected one of {', '.join(PRECISIONS)}.")
     if settings.wandb.enabled and importlib.util.find_spec("wandb") is None:
         raise UserError("train.wandb.enabled: wandb is not installed. Run: pip install wandb")
     return settings
+
+
+def require(cfg: DictConfig, *keys: str) -> None:
+    """Refuse a config that lacks one of `keys`, dotted names of its parts.
+
+    Raises:
+        UserError: with the missing key.
+    """
+    for key in keys:
+        node: Any = cfg
+        for name in key.split("."):
+            node = node[name] if isinstance(node, Mapping) and name in node else None
+        if node is None:
+            raise UserError(f"the config has no '{key}'; this command reads {', '.join(keys)}.")
+
+
+def build(cfg: DictConfig, key: str) -> Any:
+    """What the config describes under `key`.
+
+    Raises:
+        UserError: where a value in it is refused by what it is given to.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, key))
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = "" if reason.startswith(key) else f"{key}: "
+        raise UserError(f"the config does not fit together: {where}{reason}") from error
+
+
+def _check_numbers(settings: DictConfig) -> None:
+    least = {"max_iter": 1, "accumulate": 1, "log_period": 1, "checkpointer.period": 1, "eval_period": 0}
+    if settings.checkpointer.max_to_keep is not None:
+        least["checkpointer.max_to_keep"] = 0
+    for key, lowest in least.items():
+        value = OmegaConf.select(settings, key)
+        if not isinstance(value, int) or value < lowest:
+            kind = "a positive whole number" if lowest else "a whole number, 0 or more"
+            raise UserError(f"train.{key}={value}: expected {kind}.")
+    if not isinstance(settings.seed, int):
+        raise UserError(f"train.seed={settings.seed}: expected a whole number, -1 for a new one each time.")
 
 
 def _refuse_unknown(given: Mapping[Any, Any], known: Mapping[str, Any], where: str) -> None:
@@ -100,20 +141,39 @@ def last_checkpoint(folder: Path) -> Path | None:
     return folder / pointer.read_text().strip() if pointer.is_file() else None
 
 
+def load_last(newest: Path) -> dict[str, Any]:
+    """The content of the checkpoint to resume from.
+
+    Raises:
+        UserError: if it cannot be read; with the one before it, if there is any.
+    """
+    try:
+        return load_checkpoint(newest)
+    except UserError as error:
+        older = [file.name for file in numbered_checkpoints(newest.parent) if file.name != newest.name]
+        hint = f" To go on from {older[-1]}, write that name into {newest.parent / 'last_checkpoint'}."
+        raise UserError(f"{error}{hint if older else ''}") from error
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The periodic checkpoints of a folder, oldest first."""
+    # by age: an earlier run in this folder may have left higher numbers
+    return sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=lambda file: file.stat().st_mtime_ns)
+
+
 def register_checkpoint(folder: Path, name: str, max_to_keep: int | None) -> None:
     """Point `last_checkpoint` to a new file and delete the oldest numbered ones beyond `max_to_keep`."""
     _write(folder / "last_checkpoint", name)
-    # by age: an earlier run in this folder may have left higher numbers
-    numbered = sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=lambda file: file.stat().st_mtime_ns)
+    numbered = numbered_checkpoints(folder)
     for old in numbered[:-max_to_keep] if max_to_keep else ():
         old.unlink()
 
 
 def record_run(folder: Path, cfg: DictConfig, resumed: bool) -> None:
     """Write config.yaml and versions.json into a run's folder; a new run there replaces an older one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "train.output_dir")
     if not resumed:
-        for name in ("last_checkpoint", "metrics.jsonl"):
+        for name in ("last_checkpoint", "metrics.jsonl", "load_report.txt"):
             (folder / name).unlink(missing_ok=True)
     save_resolved(cfg, folder / "config.yaml")
     versions = {
@@ -232,13 +292,17 @@ def complaint_about(iteration: int, losses: Mapping[str, Tensor], batch: Any) ->
     """One line on losses that are not finite: which, when, and in which clips."""
     values = {name: value.item() for name, value in losses.items()}
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    clips = [
-        f"video {getattr(clip, 'video_id', '?')} (key {'/'.join(map(str, getattr(clip, 'key', ())))})"
-        for clip in batch
-    ]
     return (
         f"iteration {iteration}: {', '.join(bad) or 'the sum of losses is not finite'}, in clips of "
-        f"{', '.join(clips)}. Nothing was saved of this step; lower optimizer.lr or look at these videos."
+        f"{name_clips(batch)}. Nothing was saved of this step; lower optimizer.lr or look at these videos."
+    )
+
+
+def name_clips(batch: Any) -> str:
+    """The videos and keys of a batch's clips."""
+    return ", ".join(
+        f"video {getattr(clip, 'video_id', '?')} (key {'/'.join(map(str, getattr(clip, 'key', ())))})"
+        for clip in batch
     )
 
 

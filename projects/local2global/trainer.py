@@ -21,13 +21,14 @@ from .checkpoint import load_checkpoint, load_weights
 from .distributed import gather, rank, reduce, world_size
 from .ema import WeightAverage
 from .errors import UserError
-from .lazy import instantiate
 from .metrics import RunLog
 from .run import (
     PRECISIONS,
     Interruption,
+    build,
     complaint_about,
     endless,
+    name_clips,
     random_state,
     restore_random_state,
     seed_all,
@@ -53,13 +54,13 @@ class Trainer:
         self.scores: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
 
-        self.model: nn.Module = instantiate(cfg.model).to(device)
-        config = copy.deepcopy(cfg.optimizer)
-        config.params.model = self.model
-        self.optimizer: torch.optim.Optimizer = instantiate(config)
+        self.model: nn.Module = build(cfg, "model").to(device)
+        with_model = copy.deepcopy(cfg)
+        with_model.optimizer.params.model = self.model
+        self.optimizer: torch.optim.Optimizer = build(with_model, "optimizer")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.schedule: Callable[[float], float] = instantiate(cfg.lr_multiplier)
-        self.loader = instantiate(cfg.dataloader.train)
+        self.schedule: Callable[[float], float] = build(cfg, "lr_multiplier")
+        self.loader = build(cfg, "dataloader.train")
         amp = cfg.train.amp
         self.precision = PRECISIONS[amp.dtype] if amp.enabled else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
@@ -68,37 +69,37 @@ class Trainer:
         if ema.enabled:
             self.average = WeightAverage(self.model, ema.decay, ema.device)
 
-    def initialize(self) -> None:
-        """Load `train.init_checkpoint`, as far as it fits, and leave word of what did not."""
-        if not self.settings.init_checkpoint:
-            return
-        report = load_weights(self.model, load_checkpoint(self.settings.init_checkpoint), strict=False)
-        lines = [f"weights of {self.settings.init_checkpoint}:", *report.summary()]
+    def initialize(self) -> str:
+        """Load `train.init_checkpoint`, as far as it fits; what did not, or "" where there is nothing to load."""
+        path = self.settings.init_checkpoint
+        if not path:
+            return ""
+        report = load_weights(self.model, load_checkpoint(path), strict=False, source=str(path))
+        lines = [f"weights of {path}:", *report.summary()]
         self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
-        if rank() == 0:
-            (self.folder / "load_report.txt").write_text("\n".join(lines) + "\n")
         if self.average is not None:
-            self.average.load(_named_tensors(self.model))
+            self.average.load(self.model.state_dict())
+        return "\n".join(lines) + "\n"
 
-    def resume(self, content: Mapping[str, Any]) -> None:
-        """Take up a checkpoint of this trainer; the random states follow in `batches`."""
+    def resume(self, content: Mapping[str, Any], source: str) -> None:
+        """Take up a checkpoint of this trainer, read from `source`; random states follow with the batches."""
         lacking = [
             key for key in ("model", "optimizer", "iteration", "scaler", "random") if key not in content
         ]
         if lacking:
             raise UserError(
-                f"checkpoint without {', '.join(lacking)}: none to resume from. "
+                f"{source}: without {', '.join(lacking)}, none to resume from. "
                 "Give it as train.init_checkpoint."
             )
-        load_weights(self.model, content)
+        load_weights(self.model, content, source=source)
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
-            raise UserError(f"checkpoint: the optimizer in it has other parameters ({error}).") from error
+            raise UserError(f"{source}: the optimizer in it has other parameters ({error}).") from error
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
-            self.average.load(content.get("ema_state") or _named_tensors(self.model))
+            self.average.load(content.get("ema_state") or self.model.state_dict())
         self.iteration = content["iteration"]
         self.start = self.iteration + 1
 
@@ -160,7 +161,11 @@ class Trainer:
 
     def _backward(self, model: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            losses = model(batch)
+            try:
+                losses = model(batch)
+            except UserError as error:
+                where = f"in clips of {name_clips(batch)}"
+                raise UserError(f"iteration {self.iteration}: {error}, {where}.") from error
         if isinstance(losses, Tensor):
             losses = {"loss": losses}
         total = torch.stack([value.float() for value in losses.values()]).sum()
@@ -230,7 +235,3 @@ class Trainer:
         else:
             seed_all(self.settings.seed + rank() + self.start)
         return itertools.chain(first, batches)
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,15 @@ def test_a_bug_is_one_line_and_status_2(monkeypatch, capsys):
     assert run(monkeypatch, "train", "x") == 2
     expected = "l2g: unexpected RuntimeError: first line (run again with --debug for the traceback)\n"
     assert capsys.readouterr().err == expected
+
+
+def test_what_the_system_refuses_is_one_line_and_status_1(monkeypatch, capsys):
+    def full(name: str) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/video.mp4.tmp")
+
+    monkeypatch.setattr(cli, "find_config_file", full)
+    assert run(monkeypatch, "train", "x") == 1
+    assert capsys.readouterr().err == "l2g: out/video.mp4.tmp: No space left on device\n"
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,21 @@ def test_weights_without_config_are_refused(tmp_path):
         L2G.from_pretrained(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [("toaster", "no such kind of device"), ("cuda:99", r"torch sees \d+ GPUs here; use cpu")],
+)
+def test_a_device_that_is_not_there_is_refused(device, problem):
+    with pytest.raises(UserError, match=f"^device {device}: {problem}"):
+        L2G(Fake(), device)
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(model, clip, tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"cannot be made \(Not a directory\)\. Choose another with --output"):
+        model.predict(clip, tmp_path / "taken")
+
+
 def save_run(folder: Path) -> None:
     """What training the tiny model leaves behind, without the training."""
     config = load_config(CONFIGS / "common" / "models" / "l2g_tiny.py", ["model.test_size=[64,96]"])

@@ -290,6 +290,12 @@ def test_a_malformed_mask_is_told_with_its_frame(tmp_path, mask):
     assert message(tmp_path, data).startswith("instances.json: annotation 17: frame 2: ")
 
 
+def test_a_video_without_frames(tmp_path):
+    data = content()
+    data["videos"][0].update(length=0, file_names=[])
+    assert message(tmp_path, data) == "instances.json: video 4: no frames: 'file_names' is empty."
+
+
 def test_a_video_whose_length_is_not_that_of_its_files(tmp_path):
     data = content()
     data["videos"][0]["length"] = 5

@@ -54,6 +54,12 @@ def main() -> None:
             raise
         typer.echo(f"l2g: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"l2g: {place}{error.strerror or error}", err=True)
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
@@ -268,7 +274,8 @@ def _predict_with_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[live]} objects"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(source.name, total=source.length, live=0, rate="")
 
         def advance(done: int, total: int | None, live: int) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import find_config, load_checkpoint, load_weights
 from ..data.augment import resize_shortest_edge
-from ..errors import UserError
+from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
 from ..postprocess import Aggregate, VideoPostprocessor
 from ..structures import FramePredictions, FrameResult
@@ -80,7 +80,7 @@ class L2G:
 
     def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
         """Moves the model to its device."""
-        self.device = torch.device(device or default_device())
+        self.device = choose_device(device)
         self._module = model.to(self.device).eval()
 
     @classmethod
@@ -98,15 +98,12 @@ class L2G:
         Raises:
             UserError: if the weights or the config are missing, damaged, or do not belong together.
         """
-        place = torch.device(device or default_device())
+        place = choose_device(device)
         weights = find_weights(path)
         # Only the model's part is read: the run's data and its truth need not exist here.
         config = apply_overrides(load_resolved(find_config(weights), ("model",)), overrides)
         model = instantiate(config.model)
-        try:
-            load_weights(model, load_checkpoint(weights))
-        except UserError as error:
-            raise UserError(f"{weights}: {error}") from error
+        load_weights(model, load_checkpoint(weights), source=str(weights))
         return cls(model, place)
 
     @property
@@ -178,6 +175,7 @@ class L2G:
         opened = source if isinstance(source, Source) else open_source(source)
         folder = Path(output_dir) / opened.name
         video, tracks = folder / "video.mp4", folder / "tracks.json"
+        make_folder(folder, "--output")
         post = VideoPostprocessor(
             opened.size, threshold=keep.threshold, aggregate=self._model.aggregate, keep=_ALL_PAIRS
         )
@@ -289,6 +287,21 @@ def _emptied(folder: Path) -> Iterator[None]:
 def default_device() -> str:
     """The first GPU where there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that a name means; None for the default.
+
+    Raises:
+        UserError: if there is no such kind of device, or none of it here.
+    """
+    try:
+        place = torch.device(device or default_device())
+    except RuntimeError as error:
+        raise UserError(f"device {device}: no such kind of device; use cuda, cuda:1 or cpu") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs here; use cpu")
+    return place
 
 
 def find_weights(path: str | Path) -> Path:

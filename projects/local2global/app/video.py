@@ -141,7 +141,7 @@ def _image(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image cannot be read ({error})") from error
+        raise UserError(f"{path}: this image cannot be read ({error}); replace or remove it") from error
 
 
 def _image_size(path: Path) -> tuple[int, int]:

@@ -53,8 +53,10 @@ class AnnotationFile:
             frames = len(video["file_names"])
             if not all(isinstance(name, str) for name in video["file_names"]):
                 self.fail(f"video {video['id']}", "a file name that is no text")
-            if video.get("length", frames) != frames or not frames:
-                self.fail(f"video {video['id']}", f"length {video.get('length', 0)}, but {frames} file names")
+            if not frames:
+                self.fail(f"video {video['id']}", "no frames: 'file_names' is empty")
+            if video.get("length", frames) != frames:
+                self.fail(f"video {video['id']}", f"length {video['length']}, but {frames} file names")
             yield video
 
     def annotations(self) -> Iterable[dict[str, Any]]:
