@@ -25,13 +25,23 @@ dataloader = dict(
     train=L(Curriculum)(
         loaders=[
             L(build_train_loader)(
-                dataset=_videos, clip_length=1, augment=L(Identity)(), total_batch_size=8, num_workers=1
+                dataset=_videos,
+                clip_length=1,
+                augment=L(Identity)(),
+                total_batch_size=4,
+                num_workers=1,
+                seed="${train.seed}",
             ),
             L(build_train_loader)(
-                dataset=_videos, clip_length=3, augment=L(Identity)(), total_batch_size=4, num_workers=1
+                dataset=_videos,
+                clip_length=3,
+                augment=L(Identity)(),
+                total_batch_size=2,
+                num_workers=1,
+                seed="${train.seed}",
             ),
         ],
-        starts=[0, 800],
+        starts=[0, 1200],
     ),
     test=L(build_test_loader)(dataset=_held_out, short_edge=96, max_size=160),
     evaluator=L(YTVISEvaluator)(
@@ -43,10 +53,9 @@ optimizer.lr = 1e-3
 optimizer.params.backbone_multiplier = 1.0
 train.update(
     output_dir="output/demo",
-    max_iter=1300,
+    max_iter=1900,
     eval_period=0,
     log_period=20,
     checkpointer=dict(period=200, max_to_keep=2),
-    device="cpu",
 )
 train.clip_grad.params.max_norm = 1.0

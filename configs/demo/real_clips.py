@@ -71,10 +71,20 @@ dataloader = dict(
     train=L(Curriculum)(
         loaders=[
             L(build_train_loader)(
-                dataset=_videos, clip_length=1, augment=_augment, total_batch_size=6, num_workers=1
+                dataset=_videos,
+                clip_length=1,
+                augment=_augment,
+                total_batch_size=6,
+                num_workers=1,
+                seed="${train.seed}",
             ),
             L(build_train_loader)(
-                dataset=_videos, clip_length=3, augment=_augment, total_batch_size=2, num_workers=1
+                dataset=_videos,
+                clip_length=3,
+                augment=_augment,
+                total_batch_size=2,
+                num_workers=1,
+                seed="${train.seed}",
             ),
         ],
         starts=[0, 900],
@@ -91,6 +101,5 @@ train.update(
     eval_period=660,
     log_period=50,
     checkpointer=dict(period=300, max_to_keep=3),
-    device="cpu",
 )
 train.clip_grad.params.max_norm = 1.0

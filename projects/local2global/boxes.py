@@ -70,7 +70,8 @@ def mask_to_box(masks: Tensor, fallback: Tensor, extent: Tensor | None = None, e
     height, width = masks.shape[-2:]
     columns, rows = masks.amax(dim=-2) > 0, masks.amax(dim=-1) > 0
     low = torch.stack((_first(columns), _first(rows)), dim=-1)
-    size = low.new_tensor((width, height))
+    # unlike new_tensor, nobody waits for the device
+    size = torch.tensor((width, height), dtype=low.dtype).to(low.device, non_blocking=True)
     high = size - 1 - torch.stack((_first(columns.flip(-1)), _first(rows.flip(-1))), dim=-1) + edge
     whole = size if extent is None else extent
     scale = torch.cat((whole, whole), dim=-1)

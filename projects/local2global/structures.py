@@ -34,6 +34,11 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
+def constant(values: Any, like: Tensor) -> Tensor:
+    """Numbers as a tensor of another one's type and device.  Unlike `like.new_tensor`, nobody waits for the device."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:
     """Which pixels of a padded map lie wholly in padding.
 

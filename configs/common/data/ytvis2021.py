@@ -29,6 +29,7 @@ dataloader = dict(
         augment=L(ClipAugmentation)(),
         total_batch_size=8,
         num_workers=4,
+        seed="${train.seed}",
     ),
     test=L(build_test_loader)(
         dataset=L(load_youtube_vis)(

@@ -2,7 +2,8 @@
 
 A video is a function of (seed, id) and a frame a function of (video, t) alone: any frame can be asked for in
 any order, a dataset of thousands of videos costs nothing until a frame is asked for, and a stream has no end.
-What an object is follows from its outline only; colour and texture are drawn without looking at it.
+What an object is follows from its outline; colour and texture are drawn without looking at it, unless a preset is
+`coloured`.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Difficulty:
         hidden: frames for which a hiding object stays behind the occluder's centre.
         group: the most objects that look exactly alike (outline, size, texture and colour).
         outlines: names of the outlines to draw from, which are the classes; all of them where there is an occluder.
+        coloured: whether colour tells the class too: an object is mostly red, green or blue by its class modulo three.
     """
 
     size: tuple[int, int] = (96, 160)
@@ -78,6 +80,7 @@ class Difficulty:
     hidden: Range = (5, 10)
     group: int = 1
     outlines: tuple[str, ...] = tuple(OUTLINES)
+    coloured: bool = False
 
     @property
     def classes(self) -> list[dict[str, Any]]:
@@ -86,7 +89,7 @@ class Difficulty:
 
 
 PRESETS = {
-    "demo": Difficulty(outlines=("disc", "triangle", "cross")),
+    "demo": Difficulty(outlines=("disc", "triangle", "cross"), coloured=True),
     "hard": Difficulty(
         length=(64, 80),
         objects=(3, 6),
@@ -128,9 +131,11 @@ def _draw_background(draw: Generator, size: tuple[int, int]) -> Background:
     )
 
 
-def _draw_look(draw: Generator, background: Background) -> Look:
-    """A look of its own whose colours both stand out from the background."""
+def _draw_look(draw: Generator, background: Background, strongest: int | None = None) -> Look:
+    """A look of its own whose colours both stand out from the background; mostly of one primary, if told so."""
     colours = draw.uniform(0, 1, (64, 3))
+    if strongest is not None:
+        colours = np.stack([np.roll(c, strongest - int(c.argmax())) for c in colours])
     vivid = np.ptp(colours, axis=1) > 0.4
     clear = np.linalg.norm(colours - background.mean, axis=1) > CONTRAST
     first, second = colours[np.argsort(~(vivid & clear), kind="stable")[:2]]
@@ -181,7 +186,8 @@ def _draw_bodies(draw: Generator, difficulty: Difficulty, background: Background
     bodies: list[Body] = []
     while len(bodies) < count:
         outline = difficulty.outlines[int(draw.integers(len(difficulty.outlines)))]
-        label, look = list(OUTLINES).index(outline), _draw_look(draw, background)
+        strongest = difficulty.outlines.index(outline) % 3 if difficulty.coloured else None
+        label, look = list(OUTLINES).index(outline), _draw_look(draw, background, strongest)
         radius = float(draw.uniform(*difficulty.radius))
         for _ in range(min(difficulty.group, count - len(bodies))):
             path = _draw_orbit(draw, difficulty, difficulty.orbit, difficulty.leaving)

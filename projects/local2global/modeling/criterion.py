@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -230,36 +231,39 @@ class Criterion(nn.Module):
         """Every term of every set, (S,) each; of the last sets only, for boxes."""
         device = maps.device
         (kept,) = truth.supervised.nonzero()
-        frames = torch.from_numpy(kept).to(device)
+        frames = _send(kept, device)
         # One assignment for all layers, another for the local queries: (S, F', M).  What picks rows is worked out on
         # the host, so that nobody waits for the device.
         given = slots[[0] * (len(sets) - 1) + [1]][:, kept]
         matched = truth.visible[kept] & (given >= 0)
-        s, f, m = (torch.from_numpy(index).to(device) for index in matched.nonzero())
-        owned = torch.from_numpy(given.clip(min=0)).to(device)
+        s, f, m = (_send(index, device) for index in matched.nonzero())
+        owned = _send(given.clip(min=0), device)
         share = 1 / self._counts(truth, len(clips), device)[frames]  # (F',)
-        pair = torch.from_numpy(matched).to(device) * share[:, None]  # (S, F', M) weight of a pair
+        pair = _send(matched, device) * share[:, None]  # (S, F', M) weight of a pair
         labels, boxes = truth.labels[frames], truth.boxes[frames]
 
-        logits = torch.stack([one.logits[frames] for one in sets])
+        logits = torch.stack([one.logits.index_select(0, frames) for one in sets])
         wanted = torch.zeros_like(logits)
         wanted[s, f, owned[s, f, m], labels[f, m]] = 1.0
         terms = {"cls": (sigmoid_focal_loss(logits, wanted).sum(dim=(2, 3)) * share).sum(dim=1)}
 
-        embed = torch.stack([_at(one.mask_embed[frames], owned[i]) for i, one in enumerate(sets)])
-        mask, dice = self._mask_losses(clips, kept, embed, maps[frames], extent[frames])
+        embed = torch.stack(
+            [_at(one.mask_embed.index_select(0, frames), owned[i]) for i, one in enumerate(sets)]
+        )
+        mask, dice = self._mask_losses(clips, kept, embed, maps.index_select(0, frames), extent[frames])
         terms["mask"], terms["dice"] = (mask * pair).sum(dim=(1, 2)), (dice * pair).sum(dim=(1, 2))
 
-        boxed = [i for i, one in enumerate(sets) if one.boxes is not None]
-        predicted = torch.stack([_at(_boxes(sets[i])[frames], owned[i]) for i in boxed])
+        boxed = [i for i, one in enumerate(sets) if one.boxes is not None]  # the last ones
+        weight = pair[-len(boxed) :]
+        predicted = torch.stack([_at(_boxes(sets[i]).index_select(0, frames), owned[i]) for i in boxed])
         true_boxes = boxes.expand_as(predicted)
-        terms["box"] = (l1_box_loss(predicted, true_boxes) * pair[boxed]).sum(dim=(1, 2))
-        terms["giou"] = (giou_loss(predicted, true_boxes) * pair[boxed]).sum(dim=(1, 2))
+        terms["box"] = (l1_box_loss(predicted, true_boxes) * weight).sum(dim=(1, 2))
+        terms["giou"] = (giou_loss(predicted, true_boxes) * weight).sum(dim=(1, 2))
         return terms
 
     def _counts(self, truth: _Truth, batch: int, device: torch.device) -> Tensor:
         """(F,) visible instances of the clips that supervise a time step; the mean over processes, at least 1."""
-        visible = torch.from_numpy(truth.visible.sum(axis=1) * truth.supervised).to(device, torch.float32)
+        visible = _send((truth.visible.sum(axis=1) * truth.supervised).astype(np.float32), device)
         counts = visible.view(-1, batch).sum(dim=1)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(counts)
@@ -344,6 +348,11 @@ def _join(steps: Sequence[LayerPredictions]) -> LayerPredictions:
 def _boxes(one: LayerPredictions) -> Tensor:
     assert one.boxes is not None
     return one.boxes
+
+
+def _send(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device; nobody waits until it is there."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _at(values: Tensor, slots: Tensor) -> Tensor:

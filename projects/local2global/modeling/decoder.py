@@ -101,7 +101,9 @@ class Decoder(nn.Module):
         """Decode (B, N, C) queries that start at (B, N, 4) boxes.
 
         The box that a layer predicts comes from its normed output (`refine(hidden[i], references[i])`), the reference
-        that the next layer starts from comes from the raw one, as in MaskDINO.
+        that the next layer starts from comes from the raw one, as in MaskDINO.  A layer looks from a detached
+        reference, but predicts relative to the attached one: its box loss trains the layer before too (DINO's
+        look-forward-twice).
         """
         ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]
         raw, references = [], [boxes]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import FrameFeatures, padded_pixels
+from ..structures import FrameFeatures, constant, padded_pixels
 from .layers import ConvNorm, DeformableAttention, FeedForward, Shapes
 
 
@@ -178,7 +178,7 @@ class PixelEncoder(nn.Module):
 
 def _unpadded(valid: Tensor, height: int, width: int) -> Tensor:
     """(B, 2) columns and rows of a map that the frame covers; rounded, lest 28.000002 of them reach a 29th."""
-    return (valid * valid.new_tensor((width, height)) * 4096).round() / 4096
+    return (valid * constant((width, height), valid) * 4096).round() / 4096
 
 
 def _zero_bias(conv: nn.Conv2d) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import padded_pixels
+from ..structures import constant, padded_pixels
 
 #: (height, width) of every feature level.
 Shapes = Sequence[tuple[int, int]]
@@ -184,7 +185,7 @@ class DeformableAttention(nn.Module):
             if size:
                 unit_x, unit_y = (side / (2 * self.num_points) for side in size)
             else:
-                level = references.new_tensor(shapes).view(-1, 1, 2)
+                level = constant(shapes, references).view(-1, 1, 2)
                 unit_y, unit_x = 1 / level[..., 0], 1 / level[..., 1]
             return centre_x + offset_x * unit_x, centre_y + offset_y * unit_y, weights
 
@@ -205,7 +206,7 @@ def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights:
     batch, tokens, heads, depth = values.shape
     queries = x.shape[1]
     device = values.device
-    height, width = torch.tensor(shapes, device=device, dtype=torch.int32).view(-1, 2, 1).unbind(dim=1)
+    height, width = _sizes(tuple(shapes), device).view(-1, 2, 1).unbind(dim=1)
     area = height * width
     start = area.cumsum(0, dtype=torch.int32) - area
     left, right, at_left, at_right = _neighbours(x, width)
@@ -224,6 +225,13 @@ def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights:
         values.reshape(-1, depth), indices.reshape(bags, -1), shares.to(values.dtype).reshape(bags, -1)
     )
     return summed.view(batch, queries, heads * depth)
+
+
+@lru_cache(maxsize=64)  # two calls a layer and frame
+def _sizes(shapes: Shapes, device: torch.device) -> Tensor:
+    """(L, 2) int32, made where autograd may keep it, whatever mode the first caller is in."""
+    with torch.inference_mode(False):
+        return torch.tensor(shapes, dtype=torch.int32).to(device, non_blocking=True)
 
 
 class _BagSum(torch.autograd.Function):
@@ -249,7 +257,9 @@ class _BagSum(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             rows, order = indices.flatten().sort()
             order = order.int()  # half the bytes: embedding_bag takes either
-            starts = F.pad(torch.bincount(rows, minlength=len(table)).cumsum(0), (1, 0))[:-1].int()
+            # not bincount, which waits for the device twice
+            every = torch.arange(len(table), device=rows.device, dtype=rows.dtype)
+            starts = torch.searchsorted(rows, every, out_int32=True)
             shares = weights.flatten().index_select(0, order)
             of_table = F.embedding_bag(
                 order // entries, gradient, starts, per_sample_weights=shares, mode="sum"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
+from ..structures import constant
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -68,7 +69,7 @@ def sample_points(maps: Tensor, points: Tensor, extent: Tensor | None = None) ->
         (B, C, P).
     """
     if extent is not None:
-        points = points * (extent / extent.new_tensor((maps.shape[-1], maps.shape[-2])))[..., None, :]
+        points = points * (extent / constant((maps.shape[-1], maps.shape[-2]), extent))[..., None, :]
     grid = 2 * points[:, :, None] - 1
     return F.grid_sample(maps, grid.to(maps.dtype), align_corners=False).squeeze(-1)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..postprocess import Aggregate, VideoPostprocessor
-from ..structures import Clip, FrameFeatures, FramePredictions, Queries, VideoResult
+from ..structures import Clip, FrameFeatures, FramePredictions, Queries, VideoResult, constant
 from .criterion import Criterion
 from .segmenter import Segmenter
 from .tracker import Tracker
@@ -138,9 +139,7 @@ class Local2Global(nn.Module):
                 for frame, (h, w) in zip(frames, sizes, strict=True)
             ]
         )
-        valid = torch.tensor(
-            [(w / width, h / height) for h, w in sizes], dtype=torch.float32, device=self.device
-        )
+        valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean)
         return self.segmenter.encode(images, valid)
 
     def _freeze_all_but(self, trainable: Sequence[str]) -> None:
@@ -155,4 +154,6 @@ class Local2Global(nn.Module):
 def _with_targets_on(clip: Clip, device: torch.device) -> Clip:
     if clip.targets is None:
         raise ValueError(f"a training clip of video {clip.video_id} has no targets")
-    return Clip(clip.frames, clip.size, clip.video_id, clip.frame_ids, clip.targets.to(device), clip.key)
+    # the criterion reads `visible` on the host
+    targets = dataclasses.replace(clip.targets.to(device), visible=clip.targets.visible)
+    return dataclasses.replace(clip, targets=targets)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import mask_to_box
-from ..structures import FrameFeatures, FramePredictions, LayerPredictions, Positions, Proposals, Queries
+from ..structures import (
+    FrameFeatures,
+    FramePredictions,
+    LayerPredictions,
+    Positions,
+    Proposals,
+    Queries,
+    constant,
+)
 from .decoder import Decoder
 from .encoder import PixelEncoder
 from .layers import MLP, Shapes, mask_logits
@@ -156,6 +164,6 @@ def _anchors(level: int, shapes: Shapes, valid_ratios: Tensor) -> Tensor:
     y = torch.arange(height, device=valid_ratios.device, dtype=torch.float32) + 0.5
     x = torch.arange(width, device=valid_ratios.device, dtype=torch.float32) + 0.5
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).flatten(0, 1)
-    own = valid_ratios[:, level] * valid_ratios.new_tensor((width, height))
+    own = valid_ratios[:, level] * constant((width, height), valid_ratios)
     centres = grid / own[:, None]
     return torch.cat((centres, torch.full_like(centres, 0.05 * 2**level)), dim=-1)
