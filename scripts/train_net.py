@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """The twin of detrex's tools/train_net.py: the same flags and configs, without detectron2, on CPU too.
 
-python scripts/train_net.py --config-file configs/demo/shapes.py --num-gpus 1 train.max_iter=100
+python scripts/train_net.py --config-file configs/demo/l2g_tiny.py --num-gpus 1 train.max_iter=100
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Real pixels: a small model fitted from scratch to twenty short clips on a CPU, scored on the clips it saw.
 
     L2G_DATA=path/to/data l2g train configs/demo/real_clips.py
+    ... 'dataloader.test.dataset.clips=[bear,car-turn,dogs-jump]' 'dataloader.test.dataset.composites=[]'     three only
 
 `L2G_DATA` is a folder with `clips/` and `composites/`, each a YouTube-VIS `JPEGImages/` and `instances.json`.  A fit
 test, about 45 minutes on two cores: it shows that data, model, losses, propagation and scores agree on real frames,
@@ -40,15 +41,23 @@ CLASSES = [
 ]
 
 
-def real_clips(root, classes):
-    """The clips and the composites below `root` as one dataset, without kitti-0001: two frames, and tiny cars."""
-    excluded = {"clips": ["kitti-0001"], "composites": []}
+def real_clips(root, classes, clips=None, composites=None):
+    """Videos below `root` as one dataset: those of the given names, all of a folder for None, none of it for [].
+
+    Of all clips kitti-0001 is left out: two frames, and its cars are tiny.
+    """
+    wanted = [("clips", clips, ["kitti-0001"]), ("composites", composites, [])]
     return merge(
         *(
             load_youtube_vis(
-                Path(root, f, "JPEGImages"), Path(root, f, "instances.json"), classes, exclude=names
+                Path(root, folder, "JPEGImages"),
+                Path(root, folder, "instances.json"),
+                classes,
+                videos=names,
+                exclude=[] if names else left_out,
             )
-            for f, names in excluded.items()
+            for folder, names, left_out in wanted
+            if names is None or len(names)
         )
     )
 
@@ -71,7 +80,7 @@ dataloader = dict(
     train=L(Curriculum)(
         loaders=[
             L(build_train_loader)(
-                dataset=_videos,
+                dataset="${dataloader.test.dataset}",
                 clip_length=1,
                 augment=_augment,
                 total_batch_size=6,
@@ -79,7 +88,7 @@ dataloader = dict(
                 seed="${train.seed}",
             ),
             L(build_train_loader)(
-                dataset=_videos,
+                dataset="${dataloader.test.dataset}",
                 clip_length=3,
                 augment=_augment,
                 total_batch_size=2,

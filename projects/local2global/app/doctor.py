@@ -126,7 +126,7 @@ def _machine() -> Iterator[Check]:
 def _plugins() -> Iterator[Check]:
     for name in PLUGINS:
         if importlib.util.find_spec(name) is None:
-            yield Check(name, "ok", "not installed; only configs/detrex needs it")
+            yield Check(name, "ok", "not installed; not needed")
         else:
             yield Check(name, "ok", "importable")
 
