@@ -240,13 +240,14 @@ def test_stopping_a_stream_early_stops_the_decoder(model, clip):
 # --- weights ---
 
 
-def test_weights_are_a_file_or_a_runs_final_or_last_ones(tmp_path):
+def test_weights_are_a_file_or_a_runs_last_ones(tmp_path):
+    """The marker wins: an interrupted second run in a folder leaves the first one's model_final.pth behind."""
+    (tmp_path / "model_final.pth").touch()
+    assert find_weights(tmp_path) == tmp_path / "model_final.pth"
     (tmp_path / "model_0000009.pth").touch()
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     assert find_weights(tmp_path) == tmp_path / "model_0000009.pth"
-    assert find_weights(tmp_path / "model_0000009.pth") == tmp_path / "model_0000009.pth"
-    (tmp_path / "model_final.pth").touch()
-    assert find_weights(tmp_path) == tmp_path / "model_final.pth"
+    assert find_weights(tmp_path / "model_final.pth") == tmp_path / "model_final.pth"
 
 
 def test_missing_weights_are_named(tmp_path):

@@ -318,16 +318,17 @@ def find_weights(path: str | Path) -> Path:
         return place
     if not place.is_dir():
         raise UserError(f"{path}: no such weights; give a .pth or .safetensors file, or the folder of a run")
-    final = place / "model_final.pth"
-    if final.is_file():
-        return final
+    # The marker first: after a second run in the same folder a `model_final.pth` may be the first one's.
     marker = place / "last_checkpoint"
     if marker.is_file():
         last = place / marker.read_text().strip()
         if last.is_file():
             return last
         raise UserError(f"{marker}: names {last.name}, which is not in that folder")
-    raise UserError(f"{path}: no weights in this folder (neither model_final.pth nor last_checkpoint)")
+    final = place / "model_final.pth"
+    if final.is_file():
+        return final
+    raise UserError(f"{path}: no weights in this folder (neither last_checkpoint nor model_final.pth)")
 
 
 def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
