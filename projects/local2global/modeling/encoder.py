@@ -1,6 +1,10 @@
 """The pixel encoder: backbone maps to multi-scale tokens and mask features (MaskDINO's, as detrex assembles it).
 
 Deformable self-attention mixes the levels; one FPN step carries the finest of them to stride 4 for the masks.
+
+Padding is masked behind this file, not before it: a frame alone and the same frame padded in a batch still differ,
+because GroupNorm counts padding, and because the backbone's convolutions, the FPN's and its upsampling read across the
+frame's edge.
 """
 
 from __future__ import annotations
