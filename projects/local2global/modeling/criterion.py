@@ -124,8 +124,7 @@ class Criterion(nn.Module):
             extent = torch.cat([step.extent for step in features])
             truth = self._truth(clips, len(features))
             sets = [_join([_sets(p)[i] for p in predictions]) for i in range(len(_sets(predictions[0])))]
-            final = LayerPredictions(sets[-2].logits, sets[-2].boxes, sets[-2].mask_embed)
-            slots = self._match(clips, truth, (final, sets[-1]), maps, extent)
+            slots = self._match(clips, truth, (sets[-2], sets[-1]), maps, extent)
             per_set = self._losses(clips, truth, sets, slots, maps, extent)
         names = [f"_{i}" for i in range(len(sets) - 2)] + ["", "_local"]
         return {
