@@ -201,6 +201,15 @@ def test_every_hard_video_hides_an_object_wholly_for_three_frames_and_shows_it_a
         assert occlusions, video.name
 
 
+def test_without_names_all_are_objects_in_the_very_same_videos():
+    named, unnamed = (load_shapes(preset, 2) for preset in ("hard", "hard_unnamed"))
+    assert unnamed.classes == [{"id": 1, "name": "object"}]
+    assert not unnamed.videos[1].labels.any()
+    assert named.videos[1].labels.any()
+    assert torch.equal(named.videos[1].frame(9), unnamed.videos[1].frame(9))
+    assert torch.equal(named.videos[1].masks(9), unnamed.videos[1].masks(9))
+
+
 def test_every_hard_video_has_look_alikes():
     for video in load_shapes("hard", 12).videos:
         looks = [(b.label, b.radius, id(b.look)) for b in video.scene.bodies]
@@ -269,7 +278,7 @@ def test_a_frame_outside_the_video_is_an_error(t):
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r'no preset "easy"\. Choose one of: demo, hard'):
+    with pytest.raises(UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed'):
         load_shapes("easy", 1)
 
 

@@ -10,7 +10,7 @@ from local2global.lazy import instantiate, load_config
 from local2global.modeling.backbone import GroupNorms, ResNet
 from local2global.modeling.criterion import Criterion, FullSupervision
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
-from local2global.modeling.tracker import FromLocal, Learned
+from local2global.modeling.tracker import FromLocal, FromProposals, Learned
 from local2global.structures import Clip, VideoResult
 
 PRETRAINING = (r"^tracker\.", r"ref_point_head")
@@ -23,6 +23,7 @@ VARIANTS = {
     "cross first": lambda: {"cross_first": True},
     "bypass": lambda: {"first_frame": FromLocal(align=False)},
     "full supervision": lambda: {"supervision": FullSupervision()},
+    "proposals": lambda: {"first_frame": FromProposals()},
     "learned": lambda: {"first_frame": Learned(6, 32)},
     "pre-training": lambda: {"first_frame": Learned(6, 32), "trainable": PRETRAINING},
 }

@@ -1,5 +1,7 @@
 """What crosses frames, in every variant of Tables 3 and 6."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from local2global.modeling.positions import (
     StaticPositions,
     TrajectoryPositions,
 )
-from local2global.modeling.tracker import FromLocal, Learned, Tracker
+from local2global.modeling.tracker import FromLocal, FromProposals, Learned, Tracker
 from local2global.structures import LayerPredictions, Proposals, Queries
 
 DIM, N = 16, 5
@@ -61,6 +63,14 @@ def test_bypass_hands_the_local_queries_to_the_decoder_on_the_first_frame_only(p
     module = tracker(first=FromLocal(align=False))
     assert torch.equal(module(None, local, EMBED)[0], local.embed)
     assert not torch.equal(module(past, local, EMBED)[0], past.embed)
+
+
+def test_slots_may_start_at_the_encoders_boxes_whatever_the_masks_cover(local):
+    own = torch.rand(2, N, 4, requires_grad=True)
+    alike = Proposals(local.embed, replace(local.predictions, boxes=own), lambda: torch.full((2, N, 4), 0.5))
+    _, positions = tracker(first=FromProposals())(None, alike, EMBED)
+    assert torch.equal(positions.boxes, own)
+    assert not positions.boxes.requires_grad
 
 
 def test_learned_queries_stand_where_the_local_ones_are(local):

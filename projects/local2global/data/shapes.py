@@ -63,6 +63,7 @@ class Difficulty:
         group: the most objects that look exactly alike (outline, size, texture and colour).
         outlines: names of the outlines to draw from, which are the classes; all of them where there is an occluder.
         coloured: whether colour tells the class too: an object is mostly red, green or blue by its class modulo three.
+        named: whether an outline is a class; else all there is are objects.
     """
 
     size: tuple[int, int] = (96, 160)
@@ -81,10 +82,13 @@ class Difficulty:
     group: int = 1
     outlines: tuple[str, ...] = tuple(OUTLINES)
     coloured: bool = False
+    named: bool = True
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """{id, name} of the outlines drawn from; an id is the same in every preset."""
+        """{id, name} of the outlines drawn from, with one id in all presets; of "object" where they have no name."""
+        if not self.named:
+            return [{"id": 1, "name": "object"}]
         return [dict(c) for c in CLASSES if c["name"] in self.outlines]
 
 
@@ -102,6 +106,7 @@ PRESETS = {
         group=3,
     ),
 }
+PRESETS["hard_unnamed"] = replace(PRESETS["hard"], named=False)  # the same videos, where only identity counts
 
 
 def _keyed(*key: int | str) -> Generator:
@@ -287,6 +292,8 @@ class ShapeVideo:
     @property
     def labels(self) -> Tensor:
         """(M,) int64 positions in the difficulty's classes."""
+        if not self.difficulty.named:
+            return torch.zeros(len(self.scene.bodies), dtype=torch.int64)
         positions = {c["id"]: k for k, c in enumerate(self.difficulty.classes)}
         return torch.tensor([positions[body.label + 1] for body in self.scene.bodies], dtype=torch.int64)
 

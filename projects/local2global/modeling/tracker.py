@@ -34,6 +34,21 @@ class FromLocal(nn.Module):
         return Queries(local.embed, local.boxes)
 
 
+class FromProposals(FromLocal):
+    """The first frame, at the encoder's own boxes instead of those of the masks.
+
+    For training from scratch.  While a model can't tell alike objects apart, the masks of all its local queries cover
+    all of them, Mask2Box sends every slot to that one box, and there they stay alike; the encoder's boxes lie where
+    their tokens do.
+    """
+
+    def forward(self, local: Proposals) -> Queries:
+        """The slots of a video that begins."""
+        boxes = local.predictions.boxes
+        assert boxes is not None
+        return Queries(local.embed, boxes.detach())
+
+
 class Learned(nn.Module):
     """COCO pre-training (section 4.2): learned queries at the positions of the local ones.
 
