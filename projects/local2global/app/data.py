@@ -56,3 +56,28 @@ def make(
     write = write_vipseg if layout is Layout.vipseg else write_youtube_vis
     file = write(dataset.videos, dataset.classes, out, images.value)
     typer.echo(f"{videos} videos  {out}\n  annotations  {file}\n  check them   l2g data check {out}")
+
+
+@data_app.command()
+def check(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A dataset's folder, or an annotation file; also videos.")
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the frames; by default it is sought.")
+    ] = None,
+    maps: Annotated[Path | None, typer.Option(help="The folder of VIPSeg's panoptic PNGs, likewise.")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="A folder for pictures of some clips.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="How many clips of each file to draw.")] = 4,
+    limit: Annotated[int, typer.Option(min=0, help="Lines of one kind of problem; 0 for all.")] = 50,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read only the headers of frames: quick, blind to cut files.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read frames.")] = 4,
+    report: Annotated[Path | None, typer.Option("--json", help="Write all findings to this file.")] = None,
+) -> None:
+    """Name every problem of a dataset, with file, id and remedy, and sum up what it holds; exit 1 on errors."""
+    from .check import Wanted, run
+
+    if not run(path, Wanted(images, maps, pictures, clips, limit, headers, workers, report)):
+        raise typer.Exit(1)

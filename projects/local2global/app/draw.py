@@ -44,7 +44,7 @@ def draw(frame: Tensor, result: FrameResult, classes: Sequence[dict[str, Any]]) 
 
     Args:
         frame: (3, H, W) uint8 RGB.
-        result: the objects of this frame, masks of H x W.
+        result: the objects of this frame, masks of H x W; a score of NaN, as truth has it, is not written.
         classes: the model's classes; label k is the k-th.
 
     Returns:
@@ -66,7 +66,8 @@ def draw(frame: Tensor, result: FrameResult, classes: Sequence[dict[str, Any]]) 
         if anchor is not None:
             name = classes[int(result.labels[i])]["name"]
             identity = int(result.ids[i])
-            text = f"#{identity} {name} {float(result.scores[i]):.2f}"
+            score = float(result.scores[i])
+            text = f"#{identity} {name}" + ("" if math.isnan(score) else f" {score:.2f}")
             _paste(pixels, _label(text, colour(identity), letters), anchor)
     return torch.from_numpy(pixels)
 

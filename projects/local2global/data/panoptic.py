@@ -32,6 +32,26 @@ def colours_to_ids(colours: NDArray[np.uint8]) -> Ids:
     return np.asarray(red | green << 8 | blue << 16)
 
 
+def count_ids(ids: Ids) -> dict[int, int]:
+    """Pixels of every id that a map holds, by id, void included.
+
+    Runs of equal neighbours are counted, not pixels: a map has few.
+    """
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths = np.diff(np.append(starts, flat.size))
+    values, rows = np.unique(flat[starts], return_inverse=True)
+    areas = np.bincount(rows, weights=lengths).astype(np.int64)
+    return dict(zip(values.tolist(), areas.tolist(), strict=True))
+
+
+def box_of(mask: NDArray[np.bool_]) -> list[int]:
+    """[x, y, width, height] of the pixels of an (H, W) mask that has any."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = int(rows[0]), int(columns[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
 def read_ids(path: Path) -> Ids:
     """(H, W) segment ids of a panoptic PNG.
 

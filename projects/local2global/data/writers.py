@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from .datasets import VideoDataset, VideoRecord
 from .json_lists import ListWriter
-from .panoptic import Ids, segment_id, write_ids
+from .panoptic import Ids, box_of, count_ids, segment_id, write_ids
 
 FORMATS = ("jpg", "png")
 QUALITY = 95
@@ -215,22 +214,17 @@ def describe_segments(ids: Ids, categories: Mapping[int, int]) -> list[dict[str,
         ids: (H, W) segment ids.
         categories: the category id of each segment id.
     """
-    painted, areas = np.unique(ids, return_counts=True)
-    segments = []
-    for identity, area in zip(painted.tolist(), areas.tolist(), strict=True):
-        if identity:
-            box = _box(ids == identity)
-            category = categories[identity]
-            segments.append(
-                {"id": identity, "category_id": category, "iscrowd": 0, "area": area, "bbox": box}
-            )
-    return segments
-
-
-def _box(mask: NDArray[np.bool_]) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = int(rows[0]), int(columns[0])
-    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+    return [
+        {
+            "id": identity,
+            "category_id": categories[identity],
+            "iscrowd": 0,
+            "area": area,
+            "bbox": box_of(ids == identity),
+        }
+        for identity, area in count_ids(ids).items()
+        if identity
+    ]
 
 
 def _write_panoptic(
