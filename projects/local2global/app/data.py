@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..data.convert import Converted
 
 data_app = typer.Typer(
     help="Datasets: make, check, convert and look at them.",
@@ -81,3 +84,83 @@ def check(
 
     if not run(path, Wanted(images, maps, pictures, clips, limit, headers, workers, report)):
         raise typer.Exit(1)
+
+
+convert_app = typer.Typer(
+    help="Datasets of other forms into those that are read here.", no_args_is_help=True, rich_markup_mode=None
+)
+data_app.add_typer(convert_app, name="convert")
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")]
+Link = Annotated[bool, typer.Option("--link", help="Link frames instead of copying them.")]
+
+
+@convert_app.command()
+def coco(
+    annotations: Annotated[Path, typer.Argument(metavar="INSTANCES.json")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.json", help="E.g. coco2ytvis2021_train.json.")],
+    classes: Annotated[str, typer.Option(help="ytvis2019, ytvis2021 (2022's too) or ovis.")] = "ytvis2021",
+) -> None:
+    """COCO's annotations of the classes that a video dataset has; images stay where they are."""
+    from ..data.convert import convert_coco
+
+    _report(convert_coco(annotations, out, classes))
+
+
+@convert_app.command()
+def vipseg(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="It holds imgs/ and panomasks/.")],
+    out: Out,
+    height: Annotated[int, typer.Option(min=16, help="Rows of the new frames.")] = 720,
+    workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
+) -> None:
+    """VIPSeg as published to 720p frames, panoptic PNGs and their JSON."""
+    from ..data.convert import convert_vipseg
+
+    _report(convert_vipseg(source, out, height, workers))
+
+
+@convert_app.command()
+def mots(
+    annotations: Annotated[Path, typer.Argument(metavar="MASKS", help="Folders of PNGs, or .txt files.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of frames for each video.")],
+    out: Out,
+    link: Link = False,
+) -> None:
+    """MOTS and KITTI MOTS, PNG or txt, to YouTube-VIS."""
+    from ..data.convert import convert_mots
+
+    _report(convert_mots(annotations, images, out, link))
+
+
+@convert_app.command()
+def labelme(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Frames, a labelme JSON beside each.")],
+    out: Out,
+    link: Link = False,
+) -> None:
+    """Folders drawn in labelme to YouTube-VIS; group_id tells who is who."""
+    from ..data.convert import convert_labelme
+
+    _report(convert_labelme(source, out, link))
+
+
+@convert_app.command()
+def davis(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="It holds JPEGImages/ and Annotations/.")],
+    out: Out,
+    link: Link = False,
+) -> None:
+    """DAVIS and YouTube-VOS folders to YouTube-VIS."""
+    from ..data.convert import convert_davis
+
+    _report(convert_davis(source, out, link))
+
+
+def _report(done: Converted) -> None:
+    frames = f", {done.frames} frames" if done.frames != done.videos else ""
+    typer.echo(f"{done.videos} {'videos' if frames else 'images'}{frames}, {done.instances} instances")
+    for what, count in done.skipped.items():
+        typer.echo(f"  left out     {count} {what}")
+    for file in done.files:
+        typer.echo(f"  annotations  {file}")

@@ -1,0 +1,19 @@
+"""Other projects' datasets into the layouts that are read here: one file a format, one function each."""
+
+from __future__ import annotations
+
+from .coco import convert_coco
+from .common import Converted
+from .davis import convert_davis
+from .labelme import convert_labelme
+from .mots import convert_mots
+from .vipseg import convert_vipseg
+
+__all__ = [
+    "Converted",
+    "convert_coco",
+    "convert_davis",
+    "convert_labelme",
+    "convert_mots",
+    "convert_vipseg",
+]
