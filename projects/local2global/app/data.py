@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import UserError
+
 if TYPE_CHECKING:
     from ..data.convert import Converted
 
@@ -164,3 +166,38 @@ def _report(done: Converted) -> None:
         typer.echo(f"  left out     {count} {what}")
     for file in done.files:
         typer.echo(f"  annotations  {file}")
+
+
+@data_app.command()
+def view(
+    target: Annotated[
+        str, typer.Argument(metavar="CONFIG|PATH", help="A config file, or a dataset on disk.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="A .png or .jpg for a contact sheet, a .mp4 for an overlay video.")
+    ] = Path("output/view.png"),
+    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 6,
+    iteration: Annotated[int, typer.Option(min=0, help="Look at what this iteration is fed.")] = 0,
+    cell: Annotated[int, typer.Option(min=0, help="Longer edge of a picture; 0 leaves it as it is.")] = 480,
+    images: Annotated[Path | None, typer.Option(help="A dataset's folder of frames.")] = None,
+    length: Annotated[int, typer.Option(min=1, help="Frames of a clip of a dataset.")] = 4,
+    plain: Annotated[bool, typer.Option("--plain", help="A dataset's frames as they are.")] = False,
+    seed: Annotated[int, typer.Option(help="Of a dataset's clips.")] = 0,
+) -> None:
+    """Draw what the model is fed after augmentation: a row a clip, with masks, ids and boxes."""
+    from .view import config_loader, dataset_loader
+    from .view import view as draw
+
+    place = Path(target)
+    if place.is_dir() or place.suffix == ".json":
+        if overrides:
+            raise UserError(f"{overrides[0]}: a dataset on disk has no keys to change; name a config.")
+        loader, classes = dataset_loader(place, images, clips, length, plain, seed)
+    else:
+        from .cli import find_config_file
+
+        loader, classes = config_loader(find_config_file(target), overrides or [])
+    draw(loader, classes, clips, iteration, output, cell or None)

@@ -1,0 +1,197 @@
+"""The commands `l2g data ...`, from the command line to the files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from local2global.app import cli
+from local2global.app.sheets import Drawn, draw_clip, draw_truth, write_clips
+from local2global.app.video import open_source
+from local2global.data.augment import DriftingCrop, RandomFlip, RandomShortestEdge
+from local2global.data.clips import make_clip
+from local2global.data.shapes import load_shapes
+from local2global.errors import UserError
+
+
+def run(monkeypatch, *arguments: object) -> int:
+    """Runs `l2g data ...` in this process; gives its exit status."""
+    monkeypatch.setattr(sys, "argv", ["l2g", "data", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def make(monkeypatch, out: Path, *arguments: object) -> None:
+    made = run(monkeypatch, "make", out, "--videos", 2, "--length", 3, "--size", 32, 48, *arguments)
+    assert made == 0
+
+
+@pytest.mark.parametrize("layout", ["ytvis", "vipseg"])
+def test_what_make_writes_check_finds_clean(monkeypatch, capsys, tmp_path, layout):
+    make(monkeypatch, tmp_path / "out", "--format", layout, "--seed", 4)
+    pictures = tmp_path / "pictures"
+    assert run(monkeypatch, "check", tmp_path / "out", "--pictures", pictures, "--clips", 1) == 0
+    text = capsys.readouterr().out
+    assert "0 errors, 0 warnings" in text
+    assert "32x48 (2)" in text
+    assert [p.name for p in pictures.iterdir()] == ["shapes-00001.png"]
+    assert Image.open(pictures / "shapes-00001.png").size == (3 * 48 + 2 * 2, 32)
+
+
+def test_errors_are_named_and_the_status_is_1(monkeypatch, capsys, tmp_path):
+    make(monkeypatch, tmp_path / "out")
+    (tmp_path / "out" / "JPEGImages" / "shapes-00001" / "00002.jpg").unlink()
+    assert run(monkeypatch, "check", tmp_path / "out", "--json", tmp_path / "findings.json") == 1
+    text = capsys.readouterr().out
+    assert "shapes-00001/00002.jpg: instances.json: video 1" in text
+    assert "1 error, 0 warnings" in text
+    (finding,) = json.loads((tmp_path / "findings.json").read_text())
+    assert finding["kind"] == "missing-frame"
+
+
+def test_of_many_problems_of_one_kind_a_few_are_shown_and_all_are_counted(monkeypatch, capsys, tmp_path):
+    make(monkeypatch, tmp_path / "out")
+    for file in (tmp_path / "out" / "JPEGImages").rglob("0000[12].jpg"):
+        file.unlink()
+    assert run(monkeypatch, "check", tmp_path / "out", "--limit", 1) == 1
+    text = capsys.readouterr().out
+    assert text.count("no such image file") == 1
+    assert "... and 3 more of this kind (missing-frame)" in text
+    assert "4 errors" in text
+
+
+def test_videos_without_annotations_are_read_to_the_end(monkeypatch, capsys, tmp_path):
+    frames = [torch.full((3, 32, 48), 50 * t, dtype=torch.uint8) for t in range(3)]
+    write_clips([Drawn("a", tuple(frames))], tmp_path / "videos" / "a.mp4")
+    assert run(monkeypatch, "check", tmp_path / "videos") == 0
+    assert "1 videos without annotations: 0 errors" in capsys.readouterr().out
+    (tmp_path / "videos" / "b.mp4").write_text("no video")
+    assert run(monkeypatch, "check", tmp_path / "videos") == 1
+    assert "b.mp4: this video cannot be read" in capsys.readouterr().out
+
+
+def test_convert_says_what_it_did(monkeypatch, capsys, tmp_path):
+    annotation = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "iscrowd": 0,
+        "segmentation": [[0, 0, 2, 0, 2, 2]],
+    }
+    content = {"images": [{"id": 1}], "annotations": [annotation, {**annotation, "category_id": 52}]}
+    (tmp_path / "coco.json").write_text(json.dumps({**content, "categories": []}))
+    out = tmp_path / "out.json"
+    assert run(monkeypatch, "convert", "coco", tmp_path / "coco.json", out, "--classes", "ovis") == 0
+    text = capsys.readouterr().out
+    assert "1 images, 1 instances" in text
+    assert "left out     1 annotations of other classes" in text
+    assert out.is_file()
+
+
+def test_an_unknown_format_is_one_line(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "make", tmp_path / "out", "--preset", "harder") == 1
+    assert 'no preset "harder"' in capsys.readouterr().err
+
+
+# --- view ---
+
+
+def test_view_draws_a_datasets_clips_after_augmentation(monkeypatch, capsys, tmp_path):
+    make(monkeypatch, tmp_path / "out")
+    sheet = tmp_path / "view.png"
+    arguments = ("--clips", 2, "--length", 2, "--output", sheet, "--plain", "--cell", 0)
+    assert run(monkeypatch, "view", tmp_path / "out", *arguments) == 0
+    assert Image.open(sheet).size == (2 * 48 + 2, 2 * 32 + 2)
+    assert capsys.readouterr().out.count("row ") == 2
+
+
+def test_view_draws_what_a_config_feeds(monkeypatch, capsys, tmp_path):
+    movie = tmp_path / "view.mp4"
+    key = "train.seed=5"
+    arguments = ("demo/l2g_tiny.py", key, "--clips", 2, "--iteration", 1200, "--output", movie)
+    assert run(monkeypatch, "view", *arguments) == 0
+    assert len(list(open_source(movie))) == 6
+    assert "96x160" in capsys.readouterr().out
+
+
+def test_a_dataset_has_no_keys(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, "view", tmp_path, "train.seed=5") == 1
+    assert "has no keys to change" in capsys.readouterr().err
+
+
+# --- what a drawing shows ---
+
+CLASSES = [{"id": 1, "name": "cat"}]
+
+
+def test_a_box_is_drawn_just_outside_its_mask():
+    """A mask of rows 10 to 19 and columns 20 to 39 in a frame of 40x80: the box touches it from outside."""
+    frame = torch.zeros((3, 40, 80), dtype=torch.uint8)
+    mask = torch.zeros((1, 40, 80), dtype=torch.bool)
+    mask[0, 10:20, 20:40] = True
+    box = torch.tensor([[30 / 80, 15 / 40, 20 / 80, 10 / 40]])
+    one = torch.tensor([0])
+    without = draw_truth(frame, one, one + 7, mask, None, CLASSES)
+    drawn = draw_truth(frame, one, one + 7, mask, box, CLASSES)
+    ring = torch.zeros((40, 80), dtype=torch.bool)
+    ring[9:21, 19:41] = True
+    ring[10:20, 20:40] = False
+    changed = (drawn != without).any(0)
+    assert (changed & ~ring).sum() == 0
+    assert (drawn[:, ring] == drawn[:, 20, 30][:, None]).all()
+
+
+def test_truth_has_no_score_in_its_label():
+    frame, mask = torch.zeros((3, 60, 120), dtype=torch.uint8), torch.zeros((1, 60, 120), dtype=torch.bool)
+    mask[0, 40:50, 5:20] = True
+    one = torch.tensor([0])
+    drawn = draw_truth(frame, one, one, mask, None, CLASSES)
+    columns = (drawn.any(0) & ~mask[0])[:40].any(0).nonzero().flatten()
+    assert 0 < len(columns) < 60
+
+
+@pytest.mark.parametrize(
+    "augment", [RandomShortestEdge((24, 40), 100), DriftingCrop(20, 30), RandomFlip(1.0)]
+)
+def test_the_drawn_mask_moves_with_the_drawn_pixels(augment):
+    """Objects painted in a colour of their own stay under their masks, whatever the augmentation does."""
+    record = load_shapes("demo", 1, seed=3, length=3, size=(48, 64)).videos[0]
+
+    class Painted:
+        def __getattr__(self, name):
+            return getattr(record, name)
+
+        def frame(self, t):
+            frame = torch.zeros((3, 48, 64), dtype=torch.uint8)
+            frame[0, record.masks(t).any(0)] = 255
+            return frame
+
+    clip = make_clip(Painted(), (0, 1, 2), augment, (0, 0, 0))
+    assert clip.targets is not None
+    red, masks = clip.frames[:, 0] > 127, clip.targets.masks.any(0)
+    assert (red ^ masks).float().mean() < 0.02
+    assert masks.any()
+    assert len(draw_clip(clip, [{"id": k, "name": str(k)} for k in range(3)]).frames) == 3
+
+
+def test_an_overlay_of_another_ending_is_refused(tmp_path):
+    clip = Drawn("a", (torch.zeros((3, 8, 8), dtype=torch.uint8),))
+    with pytest.raises(UserError, match=r"a contact sheet a \.png"):
+        write_clips([clip], tmp_path / "view.gif")
+
+
+def test_frames_of_several_sizes_stand_on_grey(tmp_path):
+    small, large = (torch.zeros((3, n, 2 * n), dtype=torch.uint8) for n in (8, 16))
+    write_clips([Drawn("a", (small, large)), Drawn("b", (large,))], tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 16 + 2, 2 * 32 + 2, 3)
+    assert (sheet[:8, :16] == 0).all()
+    assert (sheet[8:16, :32] == 245).all()
+    assert (sheet[18:, 34:] == 245).all()
