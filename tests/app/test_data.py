@@ -14,7 +14,7 @@ from PIL import Image
 from local2global.app import cli
 from local2global.app.sheets import Drawn, draw_clip, draw_truth, write_clips
 from local2global.app.video import open_source
-from local2global.data.augment import DriftingCrop, RandomFlip, RandomShortestEdge
+from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, ZoomCrop
 from local2global.data.clips import make_clip
 from local2global.data.shapes import load_shapes
 from local2global.errors import UserError
@@ -157,8 +157,16 @@ def test_truth_has_no_score_in_its_label():
     assert 0 < len(columns) < 60
 
 
+CROP = ZoomCrop(1.0, RandomShortestEdge((40, 60), 100), DriftingCrop(24, 36))
+
+
 @pytest.mark.parametrize(
-    "augment", [RandomShortestEdge((24, 40), 100), DriftingCrop(20, 30), RandomFlip(1.0)]
+    "augment",
+    [
+        ClipAugmentation((24, 40), 100, crop=None, flip=0.0),
+        ClipAugmentation((48,), 100, crop=None, flip=1.0),
+        ClipAugmentation((32,), 100, crop=CROP, flip=0.0),
+    ],
 )
 def test_the_drawn_mask_moves_with_the_drawn_pixels(augment):
     """Objects painted in a colour of their own stay under their masks, whatever the augmentation does."""
@@ -176,7 +184,7 @@ def test_the_drawn_mask_moves_with_the_drawn_pixels(augment):
     clip = make_clip(Painted(), (0, 1, 2), augment, (0, 0, 0))
     assert clip.targets is not None
     red, masks = clip.frames[:, 0] > 127, clip.targets.masks.any(0)
-    assert (red ^ masks).float().mean() < 0.02
+    assert (red ^ masks).float().mean() < 0.04
     assert masks.any()
     assert len(draw_clip(clip, [{"id": k, "name": str(k)} for k in range(3)]).frames) == 3
 

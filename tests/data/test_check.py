@@ -15,13 +15,13 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from local2global.data.check import Finding, Options, Report, check_dataset
-from local2global.data.panoptic import read_ids, write_ids
+from local2global.data.segment_ids import read_ids, write_ids
 from local2global.data.shapes import load_shapes
 from local2global.data.writers import write_vipseg, write_youtube_vis
 from local2global.errors import UserError
 
 HEIGHT, WIDTH, LENGTH = 32, 48, 3
-FRAME = "shapes-00002/00001"
+FRAME = "shapes-00002/*00001"
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +170,11 @@ def twice(content: dict[str, Any]) -> None:
 
 
 YTVIS = {
-    "a missing frame": (image(Path.unlink), "missing-frame", f"{FRAME}.jpg"),
-    "an empty image": (image(lambda p: p.write_bytes(b"")), "corrupt-image", f"{FRAME}.jpg"),
-    "a truncated image": (image(cut), "corrupt-image", f"{FRAME}.jpg"),
-    "text for an image": (image(lambda p: p.write_text("hello")), "corrupt-image", f"{FRAME}.jpg"),
-    "a frame of another size": (image(shrink), "frame-size", f"{FRAME}.jpg"),
+    "a missing frame": (image(Path.unlink), "missing-frame", "00001.jpg"),
+    "an empty image": (image(lambda p: p.write_bytes(b"")), "corrupt-image", "00001.jpg"),
+    "a truncated image": (image(cut), "corrupt-image", "00001.jpg"),
+    "text for an image": (image(lambda p: p.write_text("hello")), "corrupt-image", "00001.jpg"),
+    "a frame of another size": (image(shrink), "frame-size", "00001.jpg"),
     "a wrong length": (video("length", 7), "video-length", "video 2: length 7, but 3 file names"),
     "no file names": (video("file_names", []), "no-frames", "video 2"),
     "a frame named twice": (video("file_names", lambda f: [f[0], f[0], f[2]]), "repeated-frame", "video 2"),
@@ -289,7 +289,7 @@ def test_headers_alone_show_size_and_absence_but_no_cut_file(copies):
     image(cut)(copy)
     assert check(copy.root, decode=False).findings == []
     image(lambda p: Image.new("RGB", (WIDTH // 2, HEIGHT)).save(p))(copy)
-    found(check(copy.root, decode=False), "frame-size", FRAME)
+    found(check(copy.root, decode=False), "frame-size", "shapes-00002/00001.jpg")
 
 
 def test_a_mask_without_its_pixels_is_a_warning_and_not_a_frame_seen(copies):
@@ -340,7 +340,7 @@ def segments(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[Copy], 
 
 
 def panoptic_map(change: Callable[[Path], Any]) -> Callable[[Copy], None]:
-    return lambda copy: change(copy.root / "panomasksRGB" / f"{FRAME}.png")
+    return lambda copy: change(next(copy.root.rglob(f"{FRAME}.png")))
 
 
 def paint(path: Path) -> None:
@@ -361,36 +361,36 @@ def change_class(content: dict[str, Any]) -> None:
 
 
 VIPSEG = {
-    "a missing frame": (image(Path.unlink), "missing-frame", f"{FRAME}.jpg"),
-    "a truncated image": (image(cut), "corrupt-image", f"{FRAME}.jpg"),
-    "a missing map": (panoptic_map(Path.unlink), "missing-map", f"{FRAME}.png"),
-    "a truncated map": (panoptic_map(cut), "corrupt-map", f"{FRAME}.png"),
-    "a grey map": (panoptic_map(lambda p: Image.open(p).convert("L").save(p)), "corrupt-map", f"{FRAME}.png"),
-    "a map of another size": (panoptic_map(shrink), "mask-size", f"{FRAME}.png"),
+    "a missing frame": (image(Path.unlink), "missing-frame", "00001.jpg"),
+    "a truncated image": (image(cut), "corrupt-image", "00001.jpg"),
+    "a missing map": (panoptic_map(Path.unlink), "missing-map", "00001.png"),
+    "a truncated map": (panoptic_map(cut), "corrupt-map", "00001.png"),
+    "a grey map": (panoptic_map(lambda p: Image.open(p).convert("L").save(p)), "corrupt-map", "00001.png"),
+    "a map of another size": (panoptic_map(shrink), "mask-size", "00001.png"),
     "painted but not listed": (panoptic_map(paint), "painted-not-listed", "id 1234"),
     "listed but not painted": (
         panoptic_map(blank),
         "listed-not-painted",
-        "video shapes-00002, image 00001",
+        "video shapes-00002, image 00000001",
     ),
     "two segments with one id": (
         segments(lambda s: s.append(dict(s[0]))),
         "overlapping-ids",
-        "video shapes-00002, image 00001",
+        "video shapes-00002, image 00000001",
     ),
-    "an id of two classes": (lambda c: c.edit(change_class), "overlapping-ids", "image 00001"),
+    "an id of two classes": (lambda c: c.edit(change_class), "overlapping-ids", "image 00000001"),
     "an unknown category": (
         segments(lambda s: s[0].update(category_id=99)),
         "unknown-category",
-        "image 00001",
+        "image 00000001",
     ),
-    "a segment of id 0": (segments(lambda s: s[0].update(id=0)), "id-zero", "image 00001"),
-    "no iscrowd": (segments(lambda s: s[0].pop("iscrowd")), "no-iscrowd", "image 00001"),
+    "a segment of id 0": (segments(lambda s: s[0].update(id=0)), "id-zero", "image 00000001"),
+    "no iscrowd": (segments(lambda s: s[0].pop("iscrowd")), "no-iscrowd", "image 00000001"),
     "a wrong area": (segments(lambda s: s[0].update(area=1)), "area", "area 1"),
     "no annotation of a frame": (
         lambda c: c.edit(lambda x: x["annotations"][1]["annotations"].pop()),
         "no-annotation",
-        "video shapes-00002, image 00002",
+        "video shapes-00002, image 00000002",
     ),
     "no annotation of a video": (
         lambda c: c.edit(lambda x: x["annotations"].pop()),

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import UserError
 from .datasets import VideoDataset, VideoRecord
 from .json_lists import ListWriter
-from .panoptic import Ids, box_of, count_ids, segment_id, write_ids
+from .segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 
 FORMATS = ("jpg", "png")
 QUALITY = 95
@@ -212,18 +212,20 @@ def describe_segments(ids: Ids, categories: Mapping[int, int]) -> list[dict[str,
 
     Args:
         ids: (H, W) segment ids.
-        categories: the category id of each segment id.
+        categories: the category id of each segment id, in the order of the list: stuff first, as STQ takes a thing
+            that a video lists first for a crowd.
     """
+    areas = count_ids(ids)
     return [
         {
             "id": identity,
-            "category_id": categories[identity],
+            "category_id": category,
             "iscrowd": 0,
-            "area": area,
+            "area": areas[identity],
             "bbox": box_of(ids == identity),
         }
-        for identity, area in count_ids(ids).items()
-        if identity
+        for identity, category in categories.items()
+        if identity in areas
     ]
 
 
@@ -243,20 +245,20 @@ def _write_panoptic(
     numbers = [
         len(classes) + 1 + row if c["isthing"] else 1 + classes.index(c) for row, c in enumerate(labels)
     ]
-    categories = {segment_id(n): int(c["id"]) for n, c in zip(numbers, labels, strict=True)}
     void = segment_id(len(classes)) if fill is not None else 0
-    if fill is not None:
-        categories[void] = fill
+    categories = {} if fill is None else {void: fill}
+    for number, c in sorted(zip(numbers, labels, strict=True), key=lambda pair: pair[0]):
+        categories[segment_id(number)] = int(c["id"])
     height, width = record.size
     images, annotations = [], []
-    for t, (file, write) in enumerate(_frames(record, image_format)):
+    for t, (file, write) in enumerate(_frames(record, image_format, digits=8)):
         write(pixels / file)
         ids = np.full((height, width), void, dtype=np.int32)
         masks = record.masks(t).numpy()
         for row in range(len(masks) - 1, -1, -1):
             ids[masks[row]] = segment_id(numbers[row])
-        write_ids(ids, maps / f"{t:05d}.png")
-        entry = {"id": f"{t:05d}", "width": width, "height": height, "file_name": f"{t:05d}.png"}
+        entry = {"id": f"{t:08d}", "width": width, "height": height, "file_name": f"{t:08d}.png"}
+        write_ids(ids, maps / f"{t:08d}.png")
         images.append(entry)
         segments = describe_segments(ids, categories)
         annotations.append(
@@ -270,8 +272,8 @@ def _check_format(image_format: str) -> None:
         raise UserError(f'no image format "{image_format}". Choose one of: {", ".join(FORMATS)}.')
 
 
-def _frames(record: VideoRecord, image_format: str) -> Iterator[tuple[str, ImageWriter]]:
+def _frames(record: VideoRecord, image_format: str, digits: int = 5) -> Iterator[tuple[str, ImageWriter]]:
     def writer(t: int) -> ImageWriter:
         return lambda path: save_image(record.frame(t), path)
 
-    return ((f"{t:05d}.{image_format}", writer(t)) for t in range(record.length))
+    return ((f"{t:0{digits}d}.{image_format}", writer(t)) for t in range(record.length))

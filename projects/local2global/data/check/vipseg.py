@@ -15,8 +15,8 @@ import torch
 
 from ...errors import UserError
 from ..datasets import AnnotatedVideo, Track
-from ..panoptic import Ids, box_of, count_ids, read_ids
 from ..rle import encode_mask
+from ..segment_ids import Ids, box_of, count_ids, read_ids
 from .entries import check_categories, check_category, check_crowd, is_int, positive_size
 from .findings import Notes, Options, Sample, Summary, chosen
 from .images import ExpectedImage, check_images

@@ -19,7 +19,7 @@ from PIL import Image
 from ...errors import UserError
 from ..class_lists import VIPSEG_CLASSES
 from ..json_lists import ListWriter
-from ..panoptic import segment_id, write_ids
+from ..segment_ids import segment_id, write_ids
 from ..writers import QUALITY, describe_segments, new_folder
 from .common import Converted, folder_of, folders, images_of, natural
 
