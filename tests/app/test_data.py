@@ -71,7 +71,7 @@ def test_videos_without_annotations_are_read_to_the_end(monkeypatch, capsys, tmp
     frames = [torch.full((3, 32, 48), 50 * t, dtype=torch.uint8) for t in range(3)]
     write_clips([Drawn("a", tuple(frames))], tmp_path / "videos" / "a.mp4")
     assert run(monkeypatch, "check", tmp_path / "videos") == 0
-    assert "1 videos without annotations: 0 errors" in capsys.readouterr().out
+    assert "1 video(s) without annotations: 0 errors" in capsys.readouterr().out
     (tmp_path / "videos" / "b.mp4").write_text("no video")
     assert run(monkeypatch, "check", tmp_path / "videos") == 1
     assert "b.mp4: this video cannot be read" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def run(path: Path, wanted: Wanted) -> bool:
     if wanted.pictures is not None:
         for picture in write_pictures(report.samples, wanted.pictures):
             typer.echo(f"picture  {picture}")
-    typer.echo(f"{path}: {_count(report.errors, 'error')}, {_count(report.warnings, 'warning')}")
+    typer.echo(f"{path}: {_number(len(report.errors), 'error')}, {_number(len(report.warnings), 'warning')}")
     return not report.errors
 
 
@@ -75,8 +75,7 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _count(findings: Iterable[Finding], word: str) -> str:
-    number = len(list(findings))
+def _number(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
@@ -172,5 +171,5 @@ def _check_sources(paths: list[Path]) -> bool:
     Console().print(table)
     for line in errors:
         typer.echo(f"error    {line}")
-    typer.echo(f"{len(paths)} videos without annotations: {len(errors)} errors")
+    typer.echo(f"{len(paths)} video(s) without annotations: {_number(len(errors), 'error')}")
     return not errors

@@ -170,7 +170,11 @@ def write_pictures(samples: Iterable[Sample], folder: Path, frames: int = 8) -> 
         drawn = draw_sample(sample, frames)
         if drawn is None:
             continue
-        path = folder / f"{Path(drawn.title).name}.png"
+        name, number = Path(drawn.title).name, 1
+        path = folder / f"{name}.png"
+        while path in written:
+            number += 1
+            path = folder / f"{name}-{number}.png"
         rows = [Drawn(drawn.title, drawn.frames[i : i + 4]) for i in range(0, len(drawn.frames), 4)]
         write_clips(rows, path, cell=480)
         written.append(path)

@@ -69,7 +69,7 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     try:
         if image.path.stat().st_size == 0:
             return ImageProblem("corrupt-image", "the file is empty", restore)
-        size = _size(image.path, decode)
+        size = upright_size(image.path, decode)
     except FileNotFoundError:
         return ImageProblem("missing-frame", f"no such image file{_hint(image.path)}", restore)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -81,7 +81,7 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     return None
 
 
-def _size(path: Path, decode: bool) -> tuple[int, int]:
+def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
     """(height, width) of an image when upright; decodes it whole if told so, at the least cost."""
     with Image.open(path) as image:
         # Asking a PNG for its EXIF block decodes it, so the cheap look comes first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -109,9 +110,10 @@ def _check_files(entry: Mapping[str, Any], where: str, notes: Notes) -> list[str
     if "length" in entry and length != len(files):
         problem = f"length {json.dumps(length)}, but {len(files)} file names"
         notes.error("video-length", where, problem, "Make length the number of file_names, or complete them")
-    repeated = {file for file in names if names.count(file) > 1} if len(set(names)) < len(names) else set()
-    for file in sorted(repeated - {"?"}):
-        notes.warn("repeated-frame", where, f"{file} is named twice", "Name every frame once")
+    for file, times in Counter(names).items():
+        if times == 1 or file == "?":
+            continue
+        notes.warn("repeated-frame", where, f"{file} is named {times} times", "Name every frame once")
     return names
 
 

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ...errors import UserError
+from ..check.images import upright_size
 from ..writers import ImageWriter
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -81,17 +83,25 @@ def images_of(folder: Path) -> list[Path]:
     return images
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file, from its header.
+    """(height, width) of an image file when upright, from its header.
 
     Raises:
         UserError: if it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
+    with readable(path):
+        return upright_size(path)
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
@@ -100,11 +110,8 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     Raises:
         UserError: if it cannot be read, or has several channels.
     """
-    try:
-        with Image.open(path) as image:
-            labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
+    with readable(path), Image.open(path) as image:
+        labels = np.asarray(image)
     if labels.ndim != 2:
         raise UserError(f"{path}: {labels.shape[2]} channels; expected one number a pixel.")
     return labels.astype(np.int64)

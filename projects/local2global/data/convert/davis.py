@@ -24,6 +24,7 @@ from .common import (
     images_of,
     natural,
     read_labels,
+    readable,
 )
 
 VOID = 255
@@ -52,6 +53,9 @@ def convert_davis(source: str | Path, out: str | Path, link: bool = False) -> Co
     ids = {name: k for k, name in enumerate(names, 1)}
     skipped: Counter[str] = Counter()
     videos = total = instances = 0
+    undrawn = {video.name for video in folders(frames)} - {video.name for video in folders(masks)}
+    if undrawn:
+        skipped["videos without a mask"] += len(undrawn)
     with new_folder(Path(out)) as folder:
         with YouTubeVisWriter(folder, [{"id": k, "name": name} for name, k in ids.items()]) as writer:
             for video in folders(masks):
@@ -126,7 +130,7 @@ def _tracks(
 
 def _objects(path: Path) -> Any:
     """(H, W) object numbers of a mask: palette indices, or 1 where a grey or two-tone image is not black."""
-    with Image.open(path) as image:
+    with readable(path), Image.open(path) as image:
         mode = image.mode
         if mode in ("RGB", "RGBA"):
             # DAVIS 2016 was published with some of its two-tone masks stored in colour.

@@ -59,6 +59,9 @@ def convert_labelme(source: str | Path, out: str | Path, link: bool = False) -> 
                 for identity, mask in _masks(image.with_suffix(".json"), size, skipped).items():
                     tracks.add(identity, t, mask, ids[identity[0]])
             writer.add(video.resolve().name, size, carry(images, link), tracks.annotations())
+            orphans = {path.stem for path in video.glob("*.json")} - {image.stem for image in images}
+            if orphans:
+                skipped["JSON files without a frame"] += len(orphans)
             frames, instances = frames + len(images), instances + len(tracks)
     return Converted((Path(out) / "instances.json",), len(videos), frames, instances, skipped)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,6 @@ def convert_mots(
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of masks.")
     classes = _class_names(root)
-    skipped: Counter[str] = Counter()
     videos = frames = instances = 0
     with new_folder(Path(out)) as folder:
         listed = [{"id": k, "name": name} for k, name in classes.items()]
@@ -79,7 +77,7 @@ def convert_mots(
                 videos, frames, instances = videos + 1, frames + len(found), instances + len(tracks)
         if not videos:
             raise UserError(f"{root}: neither folders of PNG masks nor .txt files in it.")
-    return Converted((Path(out) / "instances.json",), videos, frames, instances, skipped)
+    return Converted((Path(out) / "instances.json",), videos, frames, instances)
 
 
 def _class_names(root: Path) -> dict[int, str]:
@@ -119,15 +117,15 @@ def _tracks(
         t, category = positions.get(found.frame), found.id // _DIVISOR
         if t is None:
             raise UserError(f"{found.place}: frame {found.frame} has no image in {images[0].parent}.")
-        if found.id == IGNORE:
-            for k in classes:
-                tracks.add(("ignore", k), t, found.mask, k, crowd=True)
-            continue
-        if category not in classes:
+        if found.id != IGNORE and category not in classes:
             listed = ", ".join(f"{k} {name}" for k, name in classes.items())
             raise UserError(f"{found.place}: object {found.id} is of class {category}; known are {listed}.")
         try:
-            tracks.add(found.id, t, found.mask, category)
+            if found.id == IGNORE:
+                for k in classes:
+                    tracks.add(("ignore", k), t, found.mask, k, crowd=True)
+            else:
+                tracks.add(found.id, t, found.mask, category)
         except ValueError as error:
             raise UserError(f"{found.place}: {error}.") from error
     return tracks

@@ -19,7 +19,7 @@ from PIL import Image
 from ...errors import UserError
 from ..class_lists import VIPSEG_CLASSES
 from ..json_lists import ListWriter
-from ..segment_ids import segment_id, write_ids
+from ..segment_ids import Ids, segment_id, write_ids
 from ..writers import QUALITY, describe_segments, new_folder
 from .common import Converted, folder_of, folders, images_of, natural
 
@@ -53,6 +53,9 @@ def convert_vipseg(source: str | Path, out: str | Path, height: int = 720, worke
         split: [] for split in {*splits.values(), *(() if splits else ("",))}
     }
     skipped: Counter[str] = Counter()
+    undrawn = {video.name for video in folders(images)} - {video.name for video in folders(masks)}
+    if undrawn:
+        skipped["videos without masks"] += len(undrawn)
     frames = segments = 0
     with new_folder(Path(out)) as folder, ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
@@ -140,7 +143,8 @@ class _Video:
         """Writes one frame and its map; their entries."""
         image, mask = pair
         values = self._resize(image, mask)
-        categories, ids = {}, np.zeros(values.shape, dtype=np.int32)
+        categories: dict[int, int] = {}
+        ids: Ids = np.zeros(values.shape, dtype=np.int32)
         for value in np.unique(values).tolist():
             if value:
                 category = (value if value < _STUFF_BELOW else value // _PER_CLASS) - 1
@@ -152,8 +156,7 @@ class _Video:
                 ids[values == value] = segment_id(value)
         file = f"{mask.stem}.png"
         write_ids(ids, self.out / "panomasksRGB" / self.masks.name / file)
-        height, width = ids.shape
-        entry = {"id": mask.stem, "width": width, "height": height, "file_name": file}
+        entry = {"id": mask.stem, "width": ids.shape[1], "height": ids.shape[0], "file_name": file}
         segments = describe_segments(ids, categories)
         return entry, {"image_id": mask.stem, "file_name": file, "segments_info": segments}
 
