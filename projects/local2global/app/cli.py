@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from .. import __version__
 from ..errors import UserError
+from .configs import find_config_file
 from .data import data_app
 
 if TYPE_CHECKING:
@@ -198,24 +198,6 @@ def doctor() -> None:
     show(checks)
     if any(c.status == "fail" for c in checks):
         raise typer.Exit(1)
-
-
-def find_config_file(name: str) -> Path:
-    """The config file that a name means: a path, or one relative to the project or to its configs/.
-
-    Raises:
-        UserError: if there is none, with the nearest names.
-    """
-    roots = [Path(), *(root for root in Path(__file__).resolve().parents if (root / "configs").is_dir())]
-    spellings = [name, f"{name}.py"]
-    for root in roots:
-        for spelling in spellings:
-            for candidate in (root / spelling, root / "configs" / spelling):
-                if candidate.is_file():
-                    return candidate
-    known = [str(p.relative_to(root / "configs")) for root in roots for p in (root / "configs").rglob("*.py")]
-    near = difflib.get_close_matches(name.removeprefix("configs/"), known, n=1, cutoff=0.5)
-    raise UserError(f"{name}: no such config.{f' Did you mean {near[0]}?' if near else ''}")
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UserError
+from .configs import find_config_file
 
 if TYPE_CHECKING:
     from ..data.convert import Converted
@@ -197,7 +198,5 @@ def view(
             raise UserError(f"{overrides[0]}: a dataset on disk has no keys to change; name a config.")
         loader, classes = dataset_loader(place, images, clips, length, plain, seed)
     else:
-        from .cli import find_config_file
-
         loader, classes = config_loader(find_config_file(target), overrides or [])
     draw(loader, classes, clips, iteration, output, cell or None)
