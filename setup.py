@@ -20,6 +20,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "numpy",
+        "numba",
         "scipy",
         "omegaconf>=2.3,<2.4",
         "hydra-core>=1.3",
@@ -35,6 +36,7 @@ setup(
         "safetensors",
     ],
     extras_require={
+        "metrics": ["trackeval"],
         "test": ["pytest"],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },

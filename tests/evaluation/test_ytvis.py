@@ -18,7 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from local2global.errors import UserError
-from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth, rle_runs
+from local2global.evaluation.masks import rle_runs
+from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth
 from local2global.evaluation.ytvis import YTVISEvaluator, score, score_per_video, track_iou
 from local2global.structures import VideoResult
 

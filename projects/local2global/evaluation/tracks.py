@@ -1,6 +1,7 @@
 """Object tracks as the files of video instance segmentation write them, read and checked.
 
-A mask is a COCO run-length string or list; every fault names the entry that it stands in.
+What makes no sense is a `UserError` that names the entry; what is odd, but scored by the official scorers, is noted in
+an `Oddities` and scored as they do.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from .masks import Document, MaskReader, Masks
+from .oddities import Oddities
 
 Array = NDArray[Any]
-Rle = dict[str, Any]
+Groups = dict[tuple[Any, Any], list["Track"]]
 
 MOST_TRACKS = 100  # predictions of one category that are looked at in one video
 OCCLUSION = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
@@ -31,8 +33,8 @@ class Track:
 
     Attributes:
         id: the annotation's id, or the prediction's position in the results.
-        masks: one RLE with compressed counts per frame, None where the object is absent.
-        pixels: (frames,) float64, the area of each mask, 0 where there is none.
+        masks: the table that its masks stand in.
+        span: the first row there and the one behind its last; one row a frame.
         area: the mean of its non-zero areas, in pixels: the size that area ranges ask for.
         score: a prediction's confidence.
         crowd: whether a truth track stands for a crowd.
@@ -40,69 +42,38 @@ class Track:
     """
 
     id: int
-    masks: tuple[Rle | None, ...]
-    pixels: Array
+    masks: Masks
+    span: tuple[int, int]
     area: float
     score: float = 0.0
     crowd: bool = False
     occlusion: float = 0.0
 
-
-def rle_runs(counts: str | bytes | Sequence[int]) -> Array:
-    """The run lengths of a mask, background first.
-
-    Args:
-        counts: the compressed COCO string, or the run lengths themselves.
-
-    Raises:
-        ValueError: the string is not a COCO run-length string, or a run is negative.
-    """
-    if isinstance(counts, (str, bytes)):
-        text = counts.encode("ascii") if isinstance(counts, str) else counts
-        digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-        if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-            raise ValueError("not a run-length string")
-        # Little-endian groups of five bits, bit 32 says "more follows", bit 16 of the last group is the sign.
-        ends = np.flatnonzero(digits < 32)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        lengths = ends - starts + 1
-        if lengths.max() > 8:
-            raise ValueError("a run of more than 40 bits")
-        shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
-        runs = np.add.reduceat((digits & 31) << shifts, starts)
-        runs -= np.where(digits[ends] & 16, np.left_shift(1, 5 * lengths), 0)
-        # From the fourth on, a run is written as its difference to the one before the last.
-        runs[1::2] = np.cumsum(runs[1::2])
-        runs[2::2] = np.cumsum(runs[2::2])
-    else:
-        runs = np.asarray(counts, dtype=np.int64)
-    if runs.ndim != 1 or not len(runs) or runs.min() < 0:
-        raise ValueError("a run is negative")
-    return runs
+    @property
+    def pixels(self) -> Array:
+        """(frames,) int64 the area of each mask, 0 where there is none."""
+        found: Array = self.masks.facts[slice(*self.span), 0]
+        return found
 
 
-def _parse_mask(rle: Any, what: Callable[[], str]) -> tuple[Rle | None, float]:
-    """A mask with compressed counts, and its area in pixels."""
-    if not rle:
-        return None, 0.0
-    try:
-        height, width = (int(edge) for edge in rle["size"])
-        runs = rle_runs(rle["counts"])
-        if runs.sum() != height * width:
-            raise ValueError(f"its runs cover {runs.sum()} pixels, its size is {height} x {width}")
-        if isinstance(rle["counts"], (str, bytes)):
-            plain = {"size": [height, width], "counts": rle["counts"]}
-        else:
-            plain = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{what()}: malformed run-length mask: {reason}") from error
-    return plain, float(runs[1::2].sum())
+@dataclass(frozen=True)
+class Video:
+    """What the truth says of a video; None for what it does not say."""
+
+    size: tuple[int, int] | None
+    length: int | None
 
 
-def _mean_area(areas: Sequence[float | None]) -> float:
-    found = [area for area in areas if area]
-    return float(np.mean(found)) if found else 0.0
+def _videos(truth: Mapping[str, Any]) -> dict[Any, Video]:
+    videos = {}
+    for index, entry in enumerate(truth["videos"]):
+        if "id" not in entry:
+            raise UserError(f"truth, video {index}: no key `id`")
+        edges = entry.get("height"), entry.get("width")
+        length = entry.get("length", len(entry["file_names"]) if entry.get("file_names") else None)
+        size = (int(edges[0]), int(edges[1])) if None not in edges else None
+        videos[entry["id"]] = Video(size, length)
+    return videos
 
 
 def occlusion_score(levels: Sequence[str | None]) -> float:
@@ -112,37 +83,144 @@ def occlusion_score(levels: Sequence[str | None]) -> float:
     return sum(half) / len(half) if half else 0.0
 
 
-def _parse_track(entry: Mapping[str, Any], identity: int, name: str, **fields: Any) -> Track:
-    segmentations = entry.get("segmentations")
-    if not isinstance(segmentations, Sequence) or isinstance(segmentations, str):
-        raise UserError(f"{name}: expected a list `segmentations`, one mask or null per frame")
-    # The place is only spelled out when it is needed: a file holds a hundred thousand masks.
-    pairs = [_parse_mask(rle, lambda t=t: f"{name}, frame {t}") for t, rle in enumerate(segmentations)]  # type: ignore[misc]
-    pixels = np.array([area for _, area in pairs], dtype=np.float64)
-    areas = entry["areas"] if "areas" in entry and "score" not in fields else pixels.tolist()
-    return Track(identity, tuple(mask for mask, _ in pairs), pixels, _mean_area(areas), **fields)
+def _mean_area(areas: Sequence[float | None]) -> float:
+    found = [area for area in areas if area]
+    return float(np.mean(found)) if found else 0.0
 
 
-def parse_truth(truth: Mapping[str, Any]) -> dict[tuple[int, int], list[Track]]:
-    """The true tracks of every (video, category) that is listed, in file order."""
-    videos = {video["id"] for video in truth["videos"]}
-    categories = {category["id"] for category in truth["categories"]}
-    tracks: dict[tuple[int, int], list[Track]] = defaultdict(list)
-    for entry in truth["annotations"] or ():
-        if entry["video_id"] not in videos or entry["category_id"] not in categories:
-            continue
-        track = _parse_track(
-            entry,
-            entry["id"],
-            f"annotation {entry['id']}",
-            crowd=bool(entry.get("iscrowd", 0)),
-            occlusion=occlusion_score(entry.get("occlusion") or ()),
+def _mean_areas(masks: Masks, spans: Sequence[tuple[int, int]]) -> Array:
+    """(n,) the mean of the non-zero areas of each track's masks, 0 if there are none."""
+    sums = np.concatenate([[0], np.cumsum(masks.facts[:, 0])])
+    counts = np.concatenate([[0], np.cumsum(masks.facts[:, 0] > 0)])
+    edges = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    pixels, frames = (c[edges[:, 1]] - c[edges[:, 0]] for c in (sums, counts))
+    mean: Array = pixels / np.maximum(frames, 1)
+    return mean
+
+
+def _check_frames(
+    masks: Masks,
+    spans: Sequence[tuple[int, int]],
+    videos: Sequence[Video],
+    place: Callable[[int], str],
+    oddities: Oddities,
+) -> None:
+    """Notes tracks whose lists or masks do not have the length and the size of their videos."""
+    edges = np.asarray(spans, dtype=np.int64).reshape(-1, 2)
+    lengths = edges[:, 1] - edges[:, 0]
+    sizes = np.array([v.size or (-1, -1) for v in videos], dtype=np.int64).reshape(-1, 2)
+    owner = np.repeat(np.arange(len(edges)), lengths)
+    rows = masks.rows[np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths - edges[:, 0], lengths)]
+    differ = (rows[:, 0] >= 0) & (sizes[owner, 0] >= 0) & (rows[:, 2:] != sizes[owner]).any(1)
+    expected = np.array([-1 if v.length is None else v.length for v in videos], dtype=np.int64)
+    for n in np.flatnonzero((expected >= 0) & (lengths != expected)):
+        oddities.note(
+            "not one mask or null per frame of the video; the shorter list decides how far tracks are compared",
+            f"{place(n)}, {lengths[n]} masks for {expected[n]} frames",
         )
-        tracks[entry["video_id"], entry["category_id"]].append(track)
+    for n in np.unique(owner[differ]):
+        oddities.note(
+            "masks of another size than the video's add nothing where both sides have one", place(int(n))
+        )
+
+
+def _check_annotation(entry: Any, index: int) -> str:
+    """The name of a truth entry, once it has what it must have."""
+    for key in ("id", "video_id", "category_id", "segmentations"):
+        if key not in entry:
+            raise UserError(f"truth, annotation {index} (by position): no key `{key}`")
+    return f"annotation {entry['id']}"
+
+
+def _listed(
+    truth: Mapping[str, Any], videos: Mapping[Any, Video], oddities: Oddities
+) -> list[Mapping[str, Any]]:
+    """The annotations of listed videos and categories, in file order."""
+    categories = {category["id"] for category in truth["categories"]}
+    by_id: dict[Any, Mapping[str, Any]] = {}
+    for index, entry in enumerate(truth["annotations"] or ()):
+        name = _check_annotation(entry, index)
+        if entry["id"] in by_id:
+            oddities.note("an id that was given before; the official scorer scores the last one twice", name)
+        by_id[entry["id"]] = entry
+    kept = []
+    for entry in truth["annotations"] or ():
+        if entry["video_id"] not in videos:
+            oddities.note("a video that is not listed; left out", f"annotation {entry['id']}")
+        elif entry["category_id"] not in categories:
+            oddities.note("a category that is not listed; left out", f"annotation {entry['id']}")
+        else:
+            kept.append(by_id[entry["id"]])
+    return kept
+
+
+def _note_truth(entry: Mapping[str, Any], name: str, oddities: Oddities) -> None:
+    if entry["id"] == 0:
+        oddities.note("a track with id 0 never counts as found; number tracks from 1", name)
+    if "iscrowd" not in entry:
+        oddities.note("no key `iscrowd`; taken as 0", name)
+    if "areas" not in entry:
+        oddities.note("no key `areas`; the masks' areas stand in", name)
+
+
+def _occlusion(entry: Mapping[str, Any], name: str) -> float:
+    try:
+        return occlusion_score(entry.get("occlusion") or ())
+    except KeyError as error:
+        raise UserError(f"{name}: unknown occlusion level {error}; known are {', '.join(OCCLUSION)}") from error
+
+
+def parse_truth(
+    truth: Mapping[str, Any], document: Document | None = None, oddities: Oddities | None = None
+) -> Groups:
+    """The true tracks of every (video, category) that is listed, in file order.
+
+    Args:
+        truth: parsed YouTube-VIS annotations.
+        document: where they come from, if from a file without its masks.
+        oddities: where to note what is odd.
+
+    Raises:
+        UserError: an entry lacks a key, or a mask is malformed.
+    """
+    oddities = oddities or Oddities()
+    videos = _videos(truth)
+    entries = _listed(truth, videos, oddities)
+    names = [f"annotation {entry['id']}" for entry in entries]
+    reader = MaskReader(document or Document(truth))
+
+    def place(index: int, frame: int) -> str:
+        return names[index] if frame < 0 else f"{names[index]}, frame {frame}"
+
+    spans = [
+        reader.add(e["segmentations"], lambda t, i=i: place(i, t), _size(videos.get(e["video_id"])))
+        for i, e in enumerate(entries)
+    ]
+    masks = reader.finish(spans, place)
+    own = [videos.get(entry["video_id"], Video(None, None)) for entry in entries]
+    _check_frames(masks, spans, own, lambda n: names[n], oddities)
+    drawn = _mean_areas(masks, spans)
+    tracks: Groups = defaultdict(list)
+    for index, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        _note_truth(entry, name, oddities)
+        tracks[entry["video_id"], entry["category_id"]].append(
+            Track(
+                entry["id"],
+                masks,
+                spans[index],
+                _mean_area(entry["areas"]) if "areas" in entry else float(drawn[index]),
+                crowd=bool(entry.get("iscrowd", 0)),
+                occlusion=_occlusion(entry, name),
+            )
+        )
     return tracks
 
 
-def _check_result(entry: Any, index: int, videos: set[int]) -> float:
+def _size(video: Video | None) -> tuple[int, int] | None:
+    return video.size if video else None
+
+
+def _check_result(entry: Any, index: int, videos: Mapping[Any, Video]) -> float:
     """The entry's score, once the entry is known to be sound but for its masks."""
     if not isinstance(entry, Mapping):
         raise UserError(f"results entry {index}: expected an object, got {type(entry).__name__}")
@@ -157,24 +235,62 @@ def _check_result(entry: Any, index: int, videos: set[int]) -> float:
     return float(value)
 
 
+def _note_listed_runs(
+    entries: Sequence[Mapping[str, Any]], masks: Masks, spans: Sequence[tuple[int, int]], oddities: Oddities
+) -> None:
+    """Predictions with runs as a list of numbers, which the official loaders refuse."""
+    starts = masks.rows[:, 0]
+    before = masks.text[starts - 1] == ord("[") if len(masks.text) else np.zeros(len(starts), dtype=bool)
+    listed = np.concatenate([[0], np.cumsum((starts > 0) & before)])
+    for index, (first, stop) in enumerate(spans):
+        if listed[stop] > listed[first]:
+            place = f"results entry {index} (video {entries[index]['video_id']})"
+            oddities.note("counts as a list of runs, which the official loaders refuse", place)
+
+
 def parse_results(
-    results: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]
-) -> dict[tuple[int, int], list[Track]]:
-    """The best 100 predictions of every video and category, best first; equal scores keep file order."""
+    results: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Any],
+    document: Document | None = None,
+    oddities: Oddities | None = None,
+) -> Groups:
+    """The best 100 predictions of every video and category, best first; equal scores keep file order.
+
+    Args:
+        results: predicted tracks.
+        truth: parsed YouTube-VIS annotations; only videos and categories are read.
+        document: where the results come from, if from a file without its masks.
+        oddities: where to note what is odd.
+
+    Raises:
+        UserError: an entry is not sound: an unknown video, a score that is no number, a malformed mask.
+    """
     if not isinstance(results, list):
         raise UserError(f"results: expected a list of predicted tracks, got {type(results).__name__}")
-    videos = {video["id"] for video in truth["videos"]}
+    oddities = oddities or Oddities()
+    videos = _videos(truth)
     categories = {category["id"] for category in truth["categories"]}
-    groups: dict[tuple[int, int], list[tuple[float, int]]] = defaultdict(list)
+    reader = MaskReader(document or Document(results))
+
+    def place(index: int, frame: int = -1) -> str:
+        where = f"results entry {index} (video {results[index]['video_id']})"
+        return where if frame < 0 else f"{where}, frame {frame}"
+
+    groups: dict[tuple[Any, Any], list[tuple[float, int]]] = defaultdict(list)
+    spans = []
     for index, entry in enumerate(results):
         value = _check_result(entry, index, videos)
+        spans.append(reader.add(entry["segmentations"], lambda t, i=index: place(i, t)))  # type: ignore[misc]
         if entry["category_id"] in categories:
             groups[entry["video_id"], entry["category_id"]].append((value, index))
-    tracks = {}
+        else:
+            oddities.note("a category that the truth does not list; left out", place(index))
+    masks = reader.finish(spans, place)
+    _note_listed_runs(results, masks, spans, oddities)
+    _check_frames(masks, spans, [videos[entry["video_id"]] for entry in results], place, oddities)
+    areas = _mean_areas(masks, spans)
+    tracks: Groups = {}
     for key, group in groups.items():
         best = sorted(group, key=lambda pair: -pair[0])[:MOST_TRACKS]
-        tracks[key] = [
-            _parse_track(results[i], i, f"results entry {i} (video {key[0]})", score=value)
-            for value, i in best
-        ]
+        tracks[key] = [Track(i, masks, spans[i], float(areas[i]), score=value) for value, i in best]
     return tracks

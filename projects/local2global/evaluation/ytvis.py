@@ -1,7 +1,6 @@
-"""YouTube-VIS and OVIS average precision: tracks matched by the IoU of their masks over the whole video.
+"""YouTube-VIS and OVIS scores of files and of what a training run holds in memory: one code for both.
 
-The numbers are those of the official scorers, quirks included; each quirk is named where it is built in.
-The stages are pure functions: `track_iou` -> `match` -> `accumulate` -> `summarize`; `score` runs them all.
+`track_iou` says how well tracks overlap over a whole video, `precision` makes scores of it.
 """
 
 from __future__ import annotations
@@ -9,263 +8,136 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.distributed as dist
-from pycocotools import mask as coco_mask
+from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..structures import Clip, VideoResult
-from .tracks import MOST_TRACKS, Array, Rle, Track, parse_results, parse_truth
-
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0.0, 1.0, 101)
-LIMITS = (1, 10, MOST_TRACKS)
-
-
-@dataclass(frozen=True)
-class Range:
-    """A group of truth tracks that is scored apart; both ends belong to it."""
-
-    name: str
-    low: float
-    high: float
-    by: Literal["area", "occlusion"] = "area"
-
-
-AREAS = (
-    Range("", 0, 1e10),
-    Range("s", 0, 128**2),
-    Range("m", 128**2, 256**2),
-    Range("l", 256**2, 1e10),
+from .kernels import overlaps
+from .masks import Document, read_document
+from .oddities import Oddities
+from .precision import (
+    AREAS,
+    OCCLUSIONS,
+    THRESHOLDS,
+    Matches,
+    Range,
+    accumulate,
+    match,
+    mean_defined,
+    summarize,
 )
-OCCLUSIONS = (
-    Range("_occ_light", 0.0, 0.25, "occlusion"),
-    Range("_occ_medium", 0.25, 0.5, "occlusion"),
-    Range("_occ_heavy", 0.5, 1.0, "occlusion"),
-)
+from .tracks import Groups, Track, parse_results, parse_truth
+
+if TYPE_CHECKING:
+    from ..structures import Clip, VideoResult
+
+Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Matches:
-    """What became of one video's predictions of one category; A ranges, T thresholds, P predictions.
-
-    Attributes:
-        scores: (P,) falling.
-        matched: (A, T, P) bool, whether the prediction found a truth track.
-        ignored: (A, T, P) bool, whether it is left out of the counts.
-        counting: (A,) the number of truth tracks that count.
-    """
-
-    scores: Array
-    matched: Array
-    ignored: Array
-    counting: Array
-
-
-def _frame_overlaps(predictions: Sequence[Rle], truths: Sequence[Rle], totals: Array) -> Array:
-    """(P, G) intersections in pixels of non-empty masks; `totals` are the pairs' summed areas."""
-    iou = np.asarray(coco_mask.iou(list(predictions), list(truths), [0] * len(truths)))
-    iou = np.maximum(iou.reshape(totals.shape), 0)  # -1 where sizes differ
-    # r = i / (a + b - i) solved for the whole number i: one call gives what merging every pair would.
-    whole: Array = np.rint(iou * totals / (1 + iou))
-    return whole
-
-
-def _padded(tracks: Sequence[Track], frames: int) -> tuple[Array, Array, Array, Array]:
-    """Per track and frame: (n, frames) pixels, (n, frames, 2) sizes, whether it is listed, has a mask."""
-    pixels = np.zeros((len(tracks), frames))
-    sizes = np.zeros((len(tracks), frames, 2), dtype=np.int64)
-    listed = np.zeros((len(tracks), frames), dtype=bool)
-    for row, track in enumerate(tracks):
-        count = min(frames, len(track.masks))
-        pixels[row, :count] = track.pixels[:count]
-        listed[row, :count] = True
-        for t, mask in enumerate(track.masks[:count]):
-            if mask is not None:
-                sizes[row, t] = mask["size"]
-    return pixels, sizes, listed, sizes[..., 0] > 0
-
-
-def track_iou(predictions: Sequence[Track], truths: Sequence[Track]) -> Array:
+def track_iou(predictions: Sequence[Track], truths: Sequence[Track], least: float = 0.0) -> Array:
     """How well tracks overlap: intersections summed over frames, divided by unions summed over frames.
 
     A frame in which only one side has a mask adds it to the union.  Lists of unequal length are compared over
     the shorter one.  A frame whose two masks differ in size adds nothing to either sum.
 
+    Args:
+        predictions: P tracks of one table of masks.
+        truths: G tracks of one table of masks.
+        least: a pair that is seen to stay below it may be given as 0, which is faster.
+
     Returns:
         (P, G) float64 in [0, 1], 0 where the union is empty.
     """
-    intersection: Array = np.zeros((len(predictions), len(truths)))
-    union: Array = np.zeros_like(intersection)
-    frames = max((len(track.masks) for track in truths), default=0) if predictions else 0
-    p_pixels, p_sizes, p_listed, p_has = _padded(predictions, frames)
-    t_pixels, t_sizes, t_listed, t_has = _padded(truths, frames)
-    for t in range(frames):
-        totals = p_pixels[:, None, t] + t_pixels[None, :, t]
-        valid = p_listed[:, None, t] & t_listed[None, :, t]
-        differ = (p_sizes[:, None, t] != t_sizes[None, :, t]).any(-1)
-        valid &= ~(differ & p_has[:, None, t] & t_has[None, :, t])
-        rows = np.flatnonzero(p_pixels[:, t]).tolist()
-        columns = np.flatnonzero(t_pixels[:, t]).tolist()
-        overlap = np.zeros_like(totals)
-        if rows and columns:
-            pairs = np.ix_(rows, columns)
-            overlap[pairs] = _frame_overlaps(
-                [p for i in rows if (p := predictions[i].masks[t])],
-                [g for i in columns if (g := truths[i].masks[t])],
-                totals[pairs],
-            )
-        intersection += np.where(valid, overlap, 0)
-        union += np.where(valid, totals - overlap, 0)
-    ratio: Array = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-    return ratio
+    if not (predictions and truths):
+        return np.zeros((len(predictions), len(truths)))
+    sides = []
+    for tracks in (predictions, truths):
+        masks = tracks[0].masks
+        sides += [masks.text, masks.rows, masks.facts, np.array([track.span for track in tracks])]
+    iou: Array = overlaps(*sides, least)
+    return iou
 
 
-def _outside(tracks: Sequence[Track], ranges: Sequence[Range], predicted: bool) -> Array:
-    """(A, n) bool; occlusion does not filter predictions, which have none."""
-    area = np.array([track.area for track in tracks])
-    occlusion = np.array([track.occlusion for track in tracks])
-    rows = []
-    for r in ranges:
-        value = area if r.by == "area" else occlusion
-        outside = (value < r.low) | (value > r.high)
-        rows.append(outside & (r.by == "area" or not predicted))
-    return np.array(rows).reshape(len(ranges), len(tracks))
+@dataclass(frozen=True)
+class Scores:
+    """What scoring found; the letters are those of `precision`.
+
+    Attributes:
+        category_ids: the K axis, rising.
+        ranges: the A axis.
+        precision: (T, 101, K, A, limits), -1 where undefined.
+        recall: (T, K, A, limits).
+        predictions: the tracks that took part, by (video, category), best first.
+        truths: the same of the truth, in file order.
+    """
+
+    category_ids: list[Any]
+    ranges: tuple[Range, ...]
+    precision: Array
+    recall: Array
+    predictions: Groups
+    truths: Groups
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """The scores of `summarize`."""
+        return summarize(self.precision, self.recall, self.ranges)
+
+    @property
+    def per_category(self) -> dict[Any, float]:
+        """AP by category id, -1 where the category has no truth."""
+        means = (mean_defined(self.precision[:, :, k, 0, -1]) for k in range(len(self.category_ids)))
+        return dict(zip(self.category_ids, means, strict=True))
+
+    def only(self, ranges: tuple[Range, ...]) -> Scores:
+        """The scores of the first ranges."""
+        count = len(ranges)
+        return replace(
+            self,
+            ranges=ranges,
+            precision=self.precision[:, :, :, :count],
+            recall=self.recall[:, :, :count],
+        )
 
 
-def _last_best(values: Array) -> Array:
-    """The index of the largest value along the last axis, the last one among equals."""
-    from_end: Array = np.argmax(values[..., ::-1], axis=-1)
-    last: Array = values.shape[-1] - 1 - from_end
-    return last
+def _check_truth(truth: Any) -> None:
+    if not isinstance(truth, Mapping):
+        raise UserError(f"truth: expected an object with YouTube-VIS annotations, got {type(truth).__name__}")
+    for key in ("videos", "categories", "annotations"):
+        if key not in truth:
+            raise UserError(f"truth: no key `{key}`; expected YouTube-VIS annotations")
 
 
-def match(
-    predictions: Sequence[Track],
-    truths: Sequence[Track],
-    iou: Array,
-    ranges: Sequence[Range] = AREAS,
-    thresholds: Array = THRESHOLDS,
-) -> Matches:
-    """Gives each prediction, best first, the free truth track that it overlaps most.
+def score_documents(
+    truth: Document, results: Document, ranges: tuple[Range, ...] = AREAS, oddities: Oddities | None = None
+) -> Scores:
+    """Scores files read by `read_document`, or objects in memory.
 
     Args:
-        predictions: P tracks by falling score.
-        truths: G tracks of the same video and category.
-        iou: (P, G) of `track_iou`.
-        ranges: A groups; a truth track outside is ignored, and so is an unmatched prediction outside.
-        thresholds: (T,) least IoU of a match.
+        truth: YouTube-VIS annotations.
+        results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
+        ranges: the groups of tracks that are scored apart.
+        oddities: where to note what is odd but scored.
+
+    Raises:
+        UserError: an entry is not sound: an unknown video, a score that is no number, a malformed mask.
     """
-    crowd = np.array([track.crowd for track in truths], dtype=bool)
-    ignored_truth = _outside(truths, ranges, predicted=False) | crowd  # (A, G)
-    shape = (len(ranges), len(thresholds), len(predictions))
-    matched, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    # A track whose id is 0 is taken, but whoever takes it has found nothing: the official scorer stores the
-    # id as the mark of a match.
-    real = np.array([track.id != 0 for track in truths], dtype=bool)
-    taken = np.zeros((*shape[:2], len(truths)), dtype=bool)
-    least = np.minimum(thresholds, 1 - 1e-10)[:, None]
-    ignorable = np.broadcast_to(ignored_truth[:, None], taken.shape)
-    for p in range(len(predictions) if truths else 0):
-        open_to_it = (iou[p] >= least) & (~taken | crowd)
-        counting = np.where(open_to_it & ~ignorable, iou[p], -1.0)
-        spare = np.where(open_to_it & ignorable, iou[p], -1.0)
-        values = np.where(counting.max(-1, keepdims=True) >= 0, counting, spare)
-        choice = _last_best(values)[..., None]
-        found = np.take_along_axis(values, choice, -1) >= 0
-        matched[..., p] = (found & real[choice])[..., 0]
-        ignored[..., p] = (found & np.take_along_axis(ignorable, choice, -1))[..., 0]
-        before = np.take_along_axis(taken, choice, -1)
-        np.put_along_axis(taken, choice, before | found, -1)
-    ignored |= ~matched & _outside(predictions, ranges, predicted=True)[:, None]
-    scores = np.array([track.score for track in predictions], dtype=np.float64)
-    return Matches(scores, matched, ignored, (~ignored_truth).sum(-1))
-
-
-def _curve(matched: Array, ignored: Array, counting: int) -> tuple[Array, float]:
-    """(101,) precision at the recall points, and the recall reached; (P,) predictions by falling score."""
-    if not len(matched):
-        return np.zeros(len(RECALLS)), 0.0
-    true = np.cumsum(matched & ~ignored, dtype=np.float64)
-    false = np.cumsum(~matched & ~ignored, dtype=np.float64)
-    recall = true / counting
-    precision = true / (false + true + np.spacing(1))
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, RECALLS, side="left")
-    return np.append(precision, 0.0)[places], float(recall[-1])
-
-
-def accumulate(
-    matches: Sequence[Sequence[Matches]], ranges: int = len(AREAS), limits: Sequence[int] = LIMITS
-) -> tuple[Array, Array]:
-    """Pools the videos of each category.
-
-    Args:
-        matches: per category, the matches of its videos by rising video id.
-        ranges: A, the number of ranges matched for.
-        limits: the first so many predictions of every video and category are used.
-
-    Returns:
-        precision (T, 101, K, A, limits) and recall (T, K, A, limits), -1 where no truth counts.
-    """
-    precision = np.full((len(THRESHOLDS), len(RECALLS), len(matches), ranges, len(limits)), -1.0)
-    recall = np.full((len(THRESHOLDS), len(matches), ranges, len(limits)), -1.0)
-    for k, videos in enumerate(matches):
-        if not videos:
-            continue
-        counting = np.sum([video.counting for video in videos], axis=0)
-        for m, limit in enumerate(limits):
-            scores = np.concatenate([video.scores[:limit] for video in videos])
-            order = np.argsort(-scores, kind="stable")
-            matched = np.concatenate([video.matched[..., :limit] for video in videos], axis=-1)[..., order]
-            ignored = np.concatenate([video.ignored[..., :limit] for video in videos], axis=-1)[..., order]
-            for a in np.flatnonzero(counting):
-                for t in range(len(THRESHOLDS)):
-                    curve = _curve(matched[a, t], ignored[a, t], counting[a])
-                    precision[t, :, k, a, m], recall[t, k, a, m] = curve
-    return precision, recall
-
-
-def _mean(values: Array) -> float:
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else -1.0
-
-
-def summarize(precision: Array, recall: Array, ranges: Sequence[Range] = AREAS) -> dict[str, float]:
-    """The named scores as fractions, -1 where no truth counts.
-
-    Names: AP, AP50, AP75, AP of every range (APs, APm, APl), AR1, AR10, AR100, AR of every range.
-    """
-    stats = {"AP": _mean(precision[:, :, :, 0, -1])}
-    for percent in (50, 75):
-        at = np.isclose(THRESHOLDS, percent / 100)
-        stats[f"AP{percent}"] = _mean(precision[at][:, :, :, 0, -1])
-    stats |= {f"AP{r.name}": _mean(precision[:, :, :, a, -1]) for a, r in enumerate(ranges) if r.name}
-    stats |= {f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(LIMITS)}
-    stats |= {f"AR{r.name}": _mean(recall[:, :, a, -1]) for a, r in enumerate(ranges) if r.name}
-    return stats
-
-
-def match_all(
-    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], ranges: Sequence[Range]
-) -> list[list[Matches]]:
-    """Per category (rising id) the matches of its videos (rising id), as `accumulate` wants them."""
-    truths, predictions = parse_truth(truth), parse_results(results, truth)
-    categories = sorted({category["id"] for category in truth["categories"]})
-    videos = sorted({video["id"] for video in truth["videos"]})
+    _check_truth(truth.content)
+    truths = parse_truth(truth.content, truth, oddities)
+    predictions = parse_results(results.content, truth.content, results, oddities)
+    categories = sorted({category["id"] for category in truth.content["categories"]})
+    videos = sorted({video["id"] for video in truth.content["videos"]})
     matches: list[list[Matches]] = []
     for category in categories:
-        row = []
-        for key in ((video, category) for video in videos):
-            p, g = predictions.get(key, []), truths.get(key, [])
-            if p or g:
-                row.append(match(p, g, track_iou(p, g), ranges))
-        matches.append(row)
-    return matches
+        keys = [(v, category) for v in videos if (v, category) in predictions or (v, category) in truths]
+        pairs = [(predictions.get(key, []), truths.get(key, [])) for key in keys]
+        matches.append([match(p, g, track_iou(p, g, THRESHOLDS[0]), ranges) for p, g in pairs])
+    precision, recall = accumulate(matches, len(ranges))
+    return Scores(categories, ranges, precision, recall, predictions, truths)
 
 
 def score(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -283,20 +155,94 @@ def score(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, 
     Raises:
         UserError: an entry is not sound: an unknown video, a score that is no number, a malformed mask.
     """
-    for key in ("videos", "categories", "annotations"):
-        if key not in truth:
-            raise UserError(f"truth: no key `{key}`; expected YouTube-VIS annotations")
+    _check_truth(truth)
     occluded = any(entry.get("occlusion") for entry in truth["annotations"] or ())
     ranges = AREAS + OCCLUSIONS if occluded else AREAS
-    precision, recall = accumulate(match_all(truth, results, ranges), len(ranges))
-    categories = sorted({category["id"] for category in truth["categories"]})
+    found = score_documents(Document(truth), Document(results), ranges)
     return {
-        "stats": summarize(precision, recall, ranges),
-        "category_ids": categories,
-        "per_category_AP": {c: _mean(precision[:, :, k, 0, -1]) for k, c in enumerate(categories)},
-        "precision": precision,
-        "recall": recall,
+        "stats": found.stats,
+        "category_ids": found.category_ids,
+        "per_category_AP": found.per_category,
+        "precision": found.precision,
+        "recall": found.recall,
     }
+
+
+def _check_occlusion(truth: Any, oddities: Oddities) -> None:
+    """OVIS scores need the occlusion levels of every track."""
+    entries = (truth.get("annotations") or ()) if isinstance(truth, Mapping) else ()
+    without = [entry.get("id") for entry in entries if not any(entry.get("occlusion") or ())]
+    if entries and len(without) == len(entries):
+        raise UserError("truth: no track has a list `occlusion`; leave out --ovis")
+    for identity in without:
+        oddities.note("no occlusion levels; taken as not occluded", f"annotation {identity}")
+
+
+def score_files(
+    truth: str | Path, results: str | Path, *, ovis: bool = False, oddities: Oddities | None = None
+) -> Scores:
+    """Scores two files; the masks stay text until they are compared.
+
+    Args:
+        truth: YouTube-VIS annotations.
+        results: predicted tracks, or a zip with them in its `results.json`.
+        ovis: also by occlusion level.
+        oddities: where to note what is odd but scored.
+
+    Raises:
+        UserError: a file cannot be read, or an entry is not sound.
+    """
+    oddities = oddities or Oddities()
+    true, found = read_document(truth), read_document(results)
+    if ovis:
+        _check_occlusion(true.content, oddities)
+    if isinstance(found.content, list) and not found.content:
+        oddities.note("no predictions at all, which the official loaders refuse", str(results))
+    return score_documents(true, found, AREAS + OCCLUSIONS if ovis else AREAS, oddities)
+
+
+def _track_ious(found: Scores) -> list[dict[str, Any]]:
+    """Every overlap, by (video, category) that has both sides."""
+    return [
+        {
+            "video_id": key[0],
+            "category_id": key[1],
+            "pred_index": [track.id for track in found.predictions[key]],
+            "gt_ids": [track.id for track in found.truths[key]],
+            "iou": track_iou(found.predictions[key], found.truths[key]).tolist(),
+        }
+        for key in sorted(found.predictions.keys() & found.truths.keys())
+    ]
+
+
+def report(found: Scores) -> dict[str, Any]:
+    """All numbers as the official scorers' arrays, ready for JSON; fractions, -1 is undefined.
+
+    Returns:
+        `ytvis`: `stats`, `category_ids`, `per_category_AP` (by category id as text), `precision_mean_TKAM` (precision
+        averaged over the recall points) and `recall_TKAM` with axes thresholds, categories, area ranges,
+        limits, `track_iou` (every overlap of a predicted and a true track, by video and category), and
+        `loadres_error`, with which the official loader refuses these results, or None.  `ovis`, if the
+        scores are by occlusion level too: `stats`, `category_ids`, `per_category_AP`.
+    """
+    plain = found.only(AREAS)
+    common = {
+        "loadres_error": None if any(found.predictions.values()) else "IndexError",
+        "category_ids": found.category_ids,
+        "per_category_AP": {str(c): value for c, value in found.per_category.items()},
+    }
+    numbers: dict[str, Any] = {
+        "ytvis": {
+            **common,
+            "stats": plain.stats,
+            "precision_mean_TKAM": plain.precision.mean(1).tolist(),
+            "recall_TKAM": plain.recall.tolist(),
+            "track_iou": _track_ious(found),
+        }
+    }
+    if len(found.ranges) > len(AREAS):
+        numbers["ovis"] = {**common, "stats": found.stats}
+    return numbers
 
 
 def _video_name(video: Mapping[str, Any]) -> str:
@@ -339,6 +285,8 @@ def _load_truth(truth: Any) -> Mapping[str, Any]:
 
 def _gather(found: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
     """Every rank's predictions by video, on rank 0; a video that a padded sampler gave twice is kept once."""
+    import torch.distributed as dist  # the command `l2g score` does without torch
+
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return found
     gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
@@ -408,6 +356,8 @@ class YTVISEvaluator:
             to its group, is -1 and never NaN.  {} too for a truth without annotations, such as a challenge's
             public `valid.json`: then `results.json` is all there is.
         """
+        import torch.distributed as dist
+
         found = _gather(self._found)
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return {}
