@@ -1,4 +1,4 @@
-"""How fast `l2g score vis` is beside a scorer that does as the official one: every pair of masks merged, frame by frame.
+"""How fast `l2g score vis` is beside a scorer that does as the official one: every pair merged, frame by frame.
 
     python scripts/bench_scorer.py [--quick] [--json rows.json]
 
@@ -126,7 +126,9 @@ def _compressed(rle: Rle | None) -> Rle | None:
     return {"size": rle["size"], "counts": found["counts"].decode("ascii")}
 
 
-def _track(draw: np.random.Generator, shape: Mapping[str, float], frames: int, load: Load) -> list[Rle | None]:
+def _track(
+    draw: np.random.Generator, shape: Mapping[str, float], frames: int, load: Load
+) -> list[Rle | None]:
     """One blob over a video, away for a while in one of five."""
     away = range(0)
     if draw.random() < 0.2:
@@ -234,7 +236,11 @@ def make_load(folder: Path, kind: str, videos: int | None = None, seed: int = 0)
                 truth["annotations"].append(_truth_entry(draw, number, video, category, masks, load))
                 seen.append((category, shape))
             entries = _predictions(draw, video, frames, seen, load)
-            file.write("".join(("[" if video == 1 and not i else ", ") + json.dumps(e) for i, e in enumerate(entries)))
+            file.write(
+                "".join(
+                    ("[" if video == 1 and not i else ", ") + json.dumps(e) for i, e in enumerate(entries)
+                )
+            )
         file.write("]")
     paths[0].write_text(json.dumps(truth), encoding="utf-8")
     partial.replace(paths[1])
@@ -386,3 +392,110 @@ def reference_score(truth_path: Path, results_path: Path, ovis: bool = False) ->
                 curve = _curve(hits[t], outs[t], counting)
                 precision[t, :, k, a, m], recall[t, k, a, m] = curve
     return {"precision": precision, "recall": recall, "iou": iou}
+
+
+def score(truth_path: Path, results_path: Path, ovis: bool = False) -> dict[str, Any]:
+    """Our scores of two files: `precision` and `recall` as `reference_score` gives them."""
+    from local2global.evaluation.precision import LIMITS as OURS
+    from local2global.evaluation.ytvis import score_files
+
+    assert OURS == LIMITS
+    found = score_files(truth_path, results_path, ovis=ovis)
+    return {"precision": found.precision, "recall": found.recall}
+
+
+ARMS = {"ours": score, "peer": reference_score}
+
+
+def _timed(arm: str, paths: tuple[Path, Path], ovis: bool) -> tuple[float, dict[str, Any]]:
+    begin = time.process_time()
+    found = ARMS[arm](*paths, ovis=ovis)
+    return time.process_time() - begin, found
+
+
+def _peak(arm: str, kind: str, paths: tuple[Path, Path]) -> float:
+    """The peak resident memory in MB of a process of its own that scores the files once."""
+    command = [sys.executable, __file__, "--arm", arm, kind, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def compare(kind: str, paths: tuple[Path, Path], rounds: int) -> dict[str, Any]:
+    """One row: both arms in turn, ours first in every second round, CPU seconds of this process at one thread."""
+    ovis = LOADS[kind].occlusion
+    score(*paths, ovis=ovis)  # the first call compiles
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    agree = True
+    for turn in range(rounds):
+        # ABBA: a machine that slows down or speeds up favours neither.
+        found = {}
+        for arm in ("ours", "peer") if turn % 2 == 0 else ("peer", "ours"):
+            took, found[arm] = _timed(arm, paths, ovis)
+            seconds[arm].append(took)
+        agree &= all(
+            np.allclose(found["ours"][key], found["peer"][key], rtol=0, atol=1e-12)
+            for key in ("precision", "recall")
+        )
+    ratios = [peer / ours for ours, peer in zip(seconds["ours"], seconds["peer"], strict=True)]
+    low, high = np.percentile(ratios, [25, 75])
+    return {
+        "section": "scorer",
+        "name": kind,
+        "ours_s": statistics.median(seconds["ours"]),
+        "peer_s": statistics.median(seconds["peer"]),
+        "ratio": statistics.median(ratios),
+        "iqr": float(high - low),
+        "agree": agree,
+        "ours_mb": _peak("ours", kind, paths),
+        "peer_mb": _peak("peer", kind, paths),
+    }
+
+
+def run(quick: bool = False, folder: Path | None = None) -> list[dict[str, Any]]:
+    """Measures every load.
+
+    Args:
+        quick: a twentieth of the videos and two rounds, to see that it works.
+        folder: where the loads are kept between runs; by default they are drawn anew.
+
+    Returns:
+        rows {section, name, ours_s, peer_s, ratio, iqr, agree, ours_mb, peer_mb}: medians of CPU seconds and
+        of the rounds' ratios, the interquartile range of these, whether all scores were equal to 1e-12, and
+        the peak resident memory of each arm in a process of its own.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = []
+        for kind, load in LOADS.items():
+            videos = max(4, load.videos // 20) if quick else None
+            paths = make_load(folder or Path(scratch), kind, videos)
+            rows.append(compare(kind, paths, rounds=2 if quick else 4))
+        return rows
+
+
+def main() -> None:
+    """Prints the rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the videos, two rounds")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--folder", type=Path, help="keep the loads here between runs")
+    parser.add_argument("--arm", nargs=4, metavar=("ARM", "KIND", "TRUTH", "RESULTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        arm, kind, truth, results = options.arm
+        ARMS[arm](Path(truth), Path(results), ovis=LOADS[kind].occlusion)
+        sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        return
+    rows = run(options.quick, options.folder)
+    for row in rows:
+        words = (
+            f"{key} {value:.3g}" if isinstance(value, float) else str(value) for key, value in row.items()
+        )
+        sys.stdout.write("  ".join(words) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    if not all(row["agree"] for row in rows):
+        sys.exit("the two arms disagree")
+
+
+if __name__ == "__main__":
+    main()

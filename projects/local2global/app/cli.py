@@ -13,6 +13,7 @@ from .. import __version__
 from ..errors import UserError
 from .configs import find_config_file
 from .data import data_app
+from .score_vis import bundle_results, score_vis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+
+score = typer.Typer(
+    help="Score files as the published programs do.", no_args_is_help=True, rich_markup_mode=None
+)
+score.command(name="vis")(score_vis)
+app.add_typer(score, name="score")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
@@ -139,8 +146,11 @@ def evaluate(
     config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
     overrides: Overrides = None,
     weights: Annotated[Path | None, typer.Option(help="Weights, or the folder of a run.")] = None,
+    submit: Annotated[
+        Path | None, typer.Option(help="Write the zip that the evaluation servers take here.")
+    ] = None,
 ) -> None:
-    """Score weights on the config's test videos."""
+    """Score weights on the config's test videos; without their truth, write the zip for the server."""
     from ..engine import evaluate as run
     from ..lazy import load_config
     from ..metrics import print_table
@@ -154,6 +164,7 @@ def evaluate(
     scores = run(cfg)
     if scores:
         print_table(scores)
+        bundle_results(cfg, submit)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """The loops over bytes and runs that the scores spend their time in, compiled by numba on their first call.
 
-Compiled code is kept beside this file, or in the user's cache where that folder cannot be written; where neither can, it
-is compiled anew in every process.
+Compiled code is kept beside this file, or in the user's cache where that folder cannot be written; where neither
+can, it is compiled anew in every process.
 
 A *row* stands for one mask, still as text: (start, stop, height, width), the place of its counts in a buffer of
 JSON text.  Before `start` stands `"` for a COCO string, in which a backslash is written twice, or `[` for a list of

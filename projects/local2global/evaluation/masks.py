@@ -170,7 +170,7 @@ class MaskReader:
         Raises:
             UserError: for something else.
         """
-        if isinstance(segmentations, int) and not isinstance(segmentations, bool):
+        if type(segmentations) is int and 0 <= segmentations < len(self.document.spans):
             return self.document.spans[segmentations]
         if not isinstance(segmentations, Sequence) or isinstance(segmentations, (str, bytes)):
             raise UserError(f"{place(-1)}: expected a list `segmentations`, one mask or null per frame")
@@ -182,7 +182,9 @@ class MaskReader:
                 try:
                     self.rows.append(self._append(mask, size) if mask else _ABSENT)
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    raise complaint(place(t), f"no {error}" if isinstance(error, KeyError) else error) from error
+                    raise complaint(
+                        place(t), f"no {error}" if isinstance(error, KeyError) else error
+                    ) from error
             span = self._known[id(segmentations)] = (begin, len(self.rows))
         return span
 
@@ -238,7 +240,7 @@ class MaskReader:
         return Masks(text, rows, measure(text, rows))
 
     def _repair(self, row: int, where: str) -> None:
-        """Reads once more, as a parser would, a mask that is malformed at first sight, as by `\\u003c` for `<`."""
+        """Reads once more, as a JSON parser would, a mask that is malformed at first sight: escapes are rare."""
         start, stop, height, width = self.rows[row]
         try:
             if start > len(self.document.text):

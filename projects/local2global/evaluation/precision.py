@@ -174,7 +174,9 @@ def accumulate(
             scores = np.concatenate([video.scores[:limit] for video in videos])
             order = np.argsort(-scores, kind="stable")
             matched, ignored = (
-                np.concatenate([getattr(video, part)[groups, :, :limit] for video in videos], axis=-1)[..., order]
+                np.concatenate([getattr(video, part)[groups, :, :limit] for video in videos], axis=-1)[
+                    ..., order
+                ]
                 for part in ("matched", "ignored")
             )
             points, reached = _curves(matched, ignored, counting[groups])

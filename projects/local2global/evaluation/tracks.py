@@ -167,7 +167,9 @@ def _occlusion(entry: Mapping[str, Any], name: str) -> float:
     try:
         return occlusion_score(entry.get("occlusion") or ())
     except KeyError as error:
-        raise UserError(f"{name}: unknown occlusion level {error}; known are {', '.join(OCCLUSION)}") from error
+        raise UserError(
+            f"{name}: unknown occlusion level {error}; known are {', '.join(OCCLUSION)}"
+        ) from error
 
 
 def parse_truth(

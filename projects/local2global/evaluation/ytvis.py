@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,7 @@ class Scores:
         recall: (T, K, A, limits).
         predictions: the tracks that took part, by (video, category), best first.
         truths: the same of the truth, in file order.
+        entries: the number of predictions handed in, those that are left out included.
     """
 
     category_ids: list[Any]
@@ -81,6 +83,7 @@ class Scores:
     recall: Array
     predictions: Groups
     truths: Groups
+    entries: int = 0
 
     @property
     def stats(self) -> dict[str, float]:
@@ -129,8 +132,21 @@ def score_documents(
     _check_truth(truth.content)
     truths = parse_truth(truth.content, truth, oddities)
     predictions = parse_results(results.content, truth.content, results, oddities)
-    categories = sorted({category["id"] for category in truth.content["categories"]})
-    videos = sorted({video["id"] for video in truth.content["videos"]})
+    videos = {video["id"] for video in truth.content["videos"]}
+    found = score_tracks(truth.content, truths, predictions, videos, ranges)
+    return replace(found, entries=len(results.content))
+
+
+def score_tracks(
+    truth: Mapping[str, Any],
+    truths: Groups,
+    predictions: Groups,
+    videos: Collection[Any],
+    ranges: tuple[Range, ...] = AREAS,
+) -> Scores:
+    """Scores the tracks of some videos; `truth` names the categories."""
+    categories = sorted({category["id"] for category in truth["categories"]})
+    videos = sorted(videos)
     matches: list[list[Matches]] = []
     for category in categories:
         keys = [(v, category) for v in videos if (v, category) in predictions or (v, category) in truths]
@@ -140,13 +156,16 @@ def score_documents(
     return Scores(categories, ranges, precision, recall, predictions, truths)
 
 
-def score(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+def score(
+    truth: Mapping[str, Any], results: list[dict[str, Any]], oddities: Oddities | None = None
+) -> dict[str, Any]:
     """The official score of parsed files.
 
     Args:
         truth: YouTube-VIS annotations with `videos`, `categories`, `annotations`.  If a track has a list
             `occlusion`, as in OVIS, the scores by occlusion level are added.
         results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
+        oddities: where to note what is odd but scored.
 
     Returns:
         `stats`: the scores of `summarize`, fractions; `category_ids`: the K axis, rising; `per_category_AP`:
@@ -158,7 +177,7 @@ def score(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, 
     _check_truth(truth)
     occluded = any(entry.get("occlusion") for entry in truth["annotations"] or ())
     ranges = AREAS + OCCLUSIONS if occluded else AREAS
-    found = score_documents(Document(truth), Document(results), ranges)
+    found = score_documents(Document(truth), Document(results), ranges, oddities)
     return {
         "stats": found.stats,
         "category_ids": found.category_ids,
@@ -227,7 +246,7 @@ def report(found: Scores) -> dict[str, Any]:
     """
     plain = found.only(AREAS)
     common = {
-        "loadres_error": None if any(found.predictions.values()) else "IndexError",
+        "loadres_error": None if found.entries else "IndexError",
         "category_ids": found.category_ids,
         "per_category_AP": {str(c): value for c, value in found.per_category.items()},
     }
@@ -281,22 +300,6 @@ def _load_truth(truth: Any) -> Mapping[str, Any]:
     except ValueError as error:
         raise UserError(f"{truth}: not JSON: {error}") from error
     return parsed
-
-
-def _gather(found: dict[int, list[dict[str, Any]]]) -> dict[int, list[dict[str, Any]]]:
-    """Every rank's predictions by video, on rank 0; a video that a padded sampler gave twice is kept once."""
-    import torch.distributed as dist  # the command `l2g score` does without torch
-
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return found
-    gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
-    # Pickles stay in host memory: under NCCL they would be copied to every GPU.
-    group = dist.new_group(backend="gloo")
-    try:
-        dist.gather_object(found, gathered if dist.get_rank() == 0 else None, dst=0, group=group)
-    finally:
-        dist.destroy_process_group(group)
-    return {video: entries for share in reversed(gathered) for video, entries in share.items()}
 
 
 class YTVISEvaluator:
@@ -356,17 +359,20 @@ class YTVISEvaluator:
             to its group, is -1 and never NaN.  {} too for a truth without annotations, such as a challenge's
             public `valid.json`: then `results.json` is all there is.
         """
-        import torch.distributed as dist
+        from .gather import gather, is_first  # only here torch is needed, which `l2g score` does without
 
-        found = _gather(self._found)
-        if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
+        found = gather(self._found)
+        if not is_first():
             return {}
         results = [entry for video in sorted(found) for entry in found[video]]
         if self.output_dir is not None:
             self._write(results, self.output_dir)
         if "annotations" not in self.truth:
             return {}
-        stats = score(self.truth, results)["stats"]
+        oddities = Oddities()
+        stats = score(self.truth, results, oddities)["stats"]
+        for line in oddities.lines():
+            logging.getLogger(__name__).warning(line)
         names = [name for name in stats if name.startswith("AP") or name in ("AR1", "AR10")]
         return {"segm": {name: 100 * stats[name] if stats[name] >= 0 else -1.0 for name in names}}
 
