@@ -1,4 +1,4 @@
-"""Scores from files: every stored array, every way to write a mask, a plain second scorer, what is odd and what is not."""
+"""Scores from files: every stored array, every way to write a mask, a plain second scorer, what is odd."""
 
 from __future__ import annotations
 
@@ -191,30 +191,44 @@ def escaped(text):
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("0", "\\u0030", 1)
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        pytest.param(json.dumps, id="plain"),
-        pytest.param(lambda value: json.dumps(value, indent=3), id="indented"),
-        pytest.param(lambda value: json.dumps(value, separators=(",", ":")), id="dense"),
-        pytest.param(lambda value: "\ufeff" + json.dumps(value), id="with a byte order mark"),
-        pytest.param(lambda value: re.sub(r'("counts": ")([^"]*)', lambda m: m[1] + escaped(m[2]), json.dumps(value)), id="escaped"),
-        pytest.param(lambda value: re.sub(r'("size": \[\d+, \d+\]), ("counts": "[^"]*")', r"\2, \1", json.dumps(value)), id="counts first"),
-        pytest.param(lambda value: re.sub(r'("size": \[\d+), (\d+\])', r"\1.0, \2", json.dumps(value)), id="height as a float"),
-        pytest.param(lambda value: json.dumps([{"note": 'say "segmentations": [1, 2]', **entry, "more": {"segmentations": [GOOD, {"counts": "~", "size": [1, 1]}]}} for entry in value]), id="look-alikes"),
-        pytest.param(lambda value: json.dumps([{"also": {"segmentations": 3}, **entry} for entry in value]), id="a number under the same key"),
-    ],
-)  # fmt: skip
+def counts_first(value):
+    return re.sub(r'("size": \[\d+, \d+\]), ("counts": "[^"]*")', r"\2, \1", json.dumps(value))
+
+
+def look_alikes(value):
+    """Masks, good and bad, where nobody asks for them, and a text that speaks of them."""
+    more = {"segmentations": [GOOD, {"counts": "~", "size": [1, 1]}]}
+    return json.dumps([{"note": 'say "segmentations": [1, 2]', **entry, "more": more} for entry in value])
+
+
+WAYS = {
+    "plain": json.dumps,
+    "indented": lambda value: json.dumps(value, indent=3),
+    "dense": lambda value: json.dumps(value, separators=(",", ":")),
+    "with a byte order mark": lambda value: "\ufeff" + json.dumps(value),
+    "escaped": lambda value: re.sub(
+        r'("counts": ")([^"]*)', lambda m: m[1] + escaped(m[2]), json.dumps(value)
+    ),
+    "counts first": counts_first,
+    "height as a float": lambda value: re.sub(r'("size": \[\d+), (\d+\])', r"\1.0, \2", json.dumps(value)),
+    "look-alikes": look_alikes,
+    "a number under the same key": lambda value: json.dumps(
+        [{"also": {"segmentations": 3}, **entry} for entry in value]
+    ),
+}
+
+
+@pytest.mark.parametrize("write", WAYS.values(), ids=WAYS)
 def test_however_a_file_is_written_it_means_the_same(files, write):
     """The square overlaps the truth by 20 of 30 pixels on each of two frames."""
     wide = rle((1, 0, 5, 5))
     results = found_of({"segmentations": [wide, wide]})
     paths = files(truth_of({}), results)
-    expected = score_files(*paths)
+    expected = report(score_files(*paths))
     paths[1].write_text(write(results), encoding="utf-8")
-    found = score_files(*paths)
-    assert report(found) == report(expected)
-    assert report(found)["ytvis"]["track_iou"][0]["iou"] == [[40 / 60]]
+    found = report(score_files(*paths))
+    assert found == expected
+    assert found["ytvis"]["track_iou"][0]["iou"] == [[40 / 60]]
 
 
 def test_a_backslash_in_the_counts_is_one_digit(files):
@@ -245,20 +259,59 @@ def test_a_submission_zip_is_read_as_the_server_does(files, tmp_path):
     assert score_files(truth, tmp_path / "sent.zip").stats == score_files(truth, results).stats
 
 
+def without(key):
+    """A truth whose one track lacks a key."""
+    truth = truth_of({})
+    del truth["annotations"][0][key]
+    return truth
+
+
 ODD = {
     "id 0": (truth_of({"id": 0}), found_of({}), "annotation 0: a track with id 0"),
-    "the same id twice": (truth_of({"id": 4}, {"id": 4}), found_of({}), "annotation 4: an id that was given before"),
-    "unlisted video of a track": (truth_of({}, {"video_id": 8}), found_of({}), "annotation 2: a video that is not"),
-    "unlisted category of a track": (truth_of({}, {"category_id": 8}), found_of({}), "annotation 2: a category"),
-    "no areas": ({**truth_of(), "annotations": [{k: v for k, v in truth_of({})["annotations"][0].items() if k != "areas"}]}, found_of({}), "annotation 1: no key `areas`"),
-    "no iscrowd": ({**truth_of(), "annotations": [{k: v for k, v in truth_of({})["annotations"][0].items() if k != "iscrowd"}]}, found_of({}), "annotation 1: no key `iscrowd`"),
-    "a short truth": (truth_of({"segmentations": [GOOD]}), found_of({}), "annotation 1, 1 masks for 2 frames"),
-    "a long prediction": (truth_of({}), found_of({}, {"segmentations": [GOOD] * 3}), "results entry 1 .video 1., 3 masks for 2 frames"),
-    "another size": (truth_of({}), found_of({}, {"segmentations": [GOOD, rle((0, 0, 9, 9), (10, 10))]}), "results entry 1 .video 1.: masks of another size"),
-    "unlisted category": (truth_of({}), found_of({}, {"category_id": 8}), "results entry 1 .video 1.: a category"),
-    "runs as a list": (truth_of({}), found_of({"segmentations": [GOOD, rle((0, 0, 5, 5), form="list")]}), "results entry 0 .video 1.: counts as a list"),
+    "the same id twice": (
+        truth_of({"id": 4}, {"id": 4}),
+        found_of({}),
+        "annotation 4: an id that was given before",
+    ),
+    "unlisted video of a track": (
+        truth_of({}, {"video_id": 8}),
+        found_of({}),
+        "annotation 2: a video that is not",
+    ),
+    "unlisted category of a track": (
+        truth_of({}, {"category_id": 8}),
+        found_of({}),
+        "annotation 2: a category",
+    ),
+    "no areas": (without("areas"), found_of({}), "annotation 1: no key `areas`"),
+    "no iscrowd": (without("iscrowd"), found_of({}), "annotation 1: no key `iscrowd`"),
+    "a short truth": (
+        truth_of({"segmentations": [GOOD]}),
+        found_of({}),
+        "annotation 1, 1 masks for 2 frames",
+    ),
+    "a long prediction": (
+        truth_of({}),
+        found_of({}, {"segmentations": [GOOD] * 3}),
+        "results entry 1 .video 1., 3 masks for 2 frames",
+    ),
+    "another size": (
+        truth_of({}),
+        found_of({}, {"segmentations": [GOOD, rle((0, 0, 9, 9), (10, 10))]}),
+        "results entry 1 .video 1.: masks of another size",
+    ),
+    "unlisted category": (
+        truth_of({}),
+        found_of({}, {"category_id": 8}),
+        "results entry 1 .video 1.: a category",
+    ),
+    "runs as a list": (
+        truth_of({}),
+        found_of({"segmentations": [GOOD, rle((0, 0, 5, 5), form="list")]}),
+        "results entry 0 .video 1.: counts as a list",
+    ),
     "nothing": (truth_of({}), [], "no predictions at all"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -292,20 +345,32 @@ def test_an_id_given_twice_means_the_last_track_twice(files):
 
 
 FATAL = {
-    "unknown video": (json.dumps(found_of({}, {"video_id": 99})), "entry 1: video 99"),
-    "NaN": (json.dumps(found_of({}, {"score": float("nan")})), "entry 1: score nan"),
-    "score as text": (json.dumps(found_of({"score": "0.5"})), "entry 0: score '0.5'"),
-    "malformed mask": (json.dumps(found_of({"segmentations": [GOOD, {**GOOD, "counts": "5~"}]})), "entry 0 .video 1., frame 1: malformed"),
-    "mask that stops short": (json.dumps(found_of({"segmentations": [GOOD, {**GOOD, "size": [21, 20]}]})), "frame 1: .* cover 400 pixels"),
-    "no counts": (json.dumps(found_of({"segmentations": [None, {"size": [20, 20]}]})), "frame 1: .*no 'counts'"),
-    "negative run": (json.dumps(found_of({"segmentations": [{"size": [20, 20], "counts": [500, -100]}]})), "frame 0: .*negative"),
-    "fraction of a run": (json.dumps(found_of({"segmentations": [{"size": [20, 20], "counts": [399.5, 0.5]}]})), "frame 0: .*whole number"),
-    "no list": (json.dumps(found_of({"segmentations": 0})), "entry 0 .video 1.: expected a list"),
+    "unknown video": (found_of({}, {"video_id": 99}), "entry 1: video 99"),
+    "NaN": (found_of({}, {"score": float("nan")}), "entry 1: score nan"),
+    "score as text": (found_of({"score": "0.5"}), "entry 0: score '0.5'"),
+    "malformed mask": (
+        found_of({"segmentations": [GOOD, {**GOOD, "counts": "5~"}]}),
+        "entry 0 .video 1., frame 1: malformed",
+    ),
+    "mask that stops short": (
+        found_of({"segmentations": [GOOD, {**GOOD, "size": [21, 20]}]}),
+        "frame 1: .* cover 400 pixels",
+    ),
+    "no counts": (found_of({"segmentations": [None, {"size": [20, 20]}]}), "frame 1: .*no 'counts'"),
+    "negative run": (
+        found_of({"segmentations": [{"size": [20, 20], "counts": [500, -100]}]}),
+        "frame 0: .*negative",
+    ),
+    "fraction of a run": (
+        found_of({"segmentations": [{"size": [20, 20], "counts": [399.5, 0.5]}]}),
+        "frame 0: .*whole number",
+    ),
+    "no list": (found_of({"segmentations": 0}), "entry 0 .video 1.: expected a list"),
     "no score": ('[{"video_id": 1, "category_id": 1, "segmentations": []}]', "entry 0: no key `score`"),
     "an object": ("{}", "expected a list of predicted tracks"),
     "broken JSON": (json.dumps(found_of({}))[:-2], r"results\.json: not JSON"),
     "an empty file": ("", r"results\.json: the file is empty"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", FATAL)

@@ -8,7 +8,6 @@ written into a text of their own, so that one table and one code serve files and
 from __future__ import annotations
 
 import json
-import mmap
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,32 +61,36 @@ class Document:
     """
 
     content: Any
-    text: bytes | mmap.mmap = b""
+    text: bytes = b""
     rows: Sequence[tuple[int, int, int, int]] = ()
     spans: Sequence[tuple[int, int]] = ()
 
 
-def _read(path: Path) -> bytes | mmap.mmap:
+def _read(path: Path) -> bytes:
     """A file's bytes; of a zip, as the servers take it, those of its `results.json`."""
     try:
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 with ZipFile(path) as bundle:
                     return bundle.read("results.json")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Not mapped: a file that is cut while it is read would take the process with it.
+            file.seek(0)
+            text = file.read()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder; name the JSON file in it") from error
     except (KeyError, BadZipFile) as error:
         raise UserError(f"{path}: a zip without a results.json at its top") from error
-    except ValueError as error:
-        raise UserError(f"{path}: the file is empty") from error
+    if not text:
+        raise UserError(f"{path}: the file is empty")
+    return text
 
 
-def _list_rows(text: bytes | mmap.mmap, at: int, rows: list[tuple[int, int, int, int]]) -> int:
+def _list_rows(text: bytes, at: int, rows: list[tuple[int, int, int, int]]) -> int:
     """Appends the rows of the list whose first item begins at `at`; the position behind it, -1 if unusual."""
     match = _ITEM.match
+    sizes: dict[bytes, tuple[int, int]] = {}  # a file has few
     while True:
         item = match(text, at)
         if item is None:
@@ -100,7 +103,11 @@ def _list_rows(text: bytes | mmap.mmap, at: int, rows: list[tuple[int, int, int,
             rows.append(_ABSENT)
         else:
             start, stop = s if s[0] >= 0 else u
-            rows.append((start, stop, int(text[h[0] : h[1]]), int(text[w[0] : w[1]])))
+            size = text[h[0] : w[1]]
+            edges = sizes.get(size)
+            if edges is None:
+                edges = sizes[size] = int(text[h[0] : h[1]]), int(text[w[0] : w[1]])
+            rows.append((start, stop, *edges))
         at = mark[1]
         if text[mark[0]] == 93:  # ]
             return at
@@ -140,7 +147,7 @@ def read_document(path: str | Path) -> Document:
         pass
     try:
         # A place that looks like masks and is none, or a file that is no JSON: the parser knows, and says where.
-        return Document(json.loads(text[:]))
+        return Document(json.loads(text))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
 
