@@ -11,9 +11,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from pycocotools import mask as coco_mask
 
 from local2global.app import cli
+from local2global.app.score_vis import bundle_results
 from local2global.errors import UserError
 from local2global.evaluation import kernels
 from local2global.evaluation.identity_scores import by_length, identity_scores
@@ -463,6 +465,24 @@ def test_a_bundle_that_the_server_would_refuse_is_not_written(files, tmp_path, c
     with pytest.raises(UserError, match=words):
         write_bundle(json.loads(truth.read_text()), results, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_eval_bundles_for_the_server_what_it_cannot_score(files, tmp_path, capsys, blind):
+    """Without truth `l2g eval` writes the zip unasked and says so; with truth only where it is told to."""
+    annotations = truth_of({})
+    if blind:
+        annotations["annotations"] = None
+    truth, _ = files(annotations, found_of({}))
+    evaluator = {"_target_": "local2global.evaluation.ytvis.YTVISEvaluator", "truth": str(truth)}
+    evaluator |= {"classes": [{"id": 1, "name": "c1"}], "output_dir": str(tmp_path)}
+    cfg = OmegaConf.create({"dataloader": {"evaluator": evaluator}})
+    bundle_results(cfg, None)
+    assert (tmp_path / "results.zip").exists() == blind
+    assert ("No truth" in capsys.readouterr().out) == blind
+    bundle_results(cfg, tmp_path / "asked.zip")
+    assert zipfile.is_zipfile(tmp_path / "asked.zip")
+    assert "1 tracks of 1 videos" in capsys.readouterr().out
 
 
 def test_ap_by_length_splits_the_videos_in_thirds(files):

@@ -96,7 +96,7 @@ def bundle_results(cfg: DictConfig, target: Path | None) -> None:
 
     evaluator = instantiate(cfg.dataloader.evaluator)
     truth = getattr(evaluator, "truth", {})
-    blind = "videos" in truth and truth.get("annotations") is None
+    blind = "videos" in truth and not truth.get("annotations")
     if target is None and not blind:
         return
     folder = getattr(evaluator, "output_dir", None)

@@ -252,3 +252,39 @@ def _share_frame(
                 ends[P + j] = used, used + count
                 used += count
             shared[i, j] += _shared(places, ends[i, 0], ends[i, 1], ends[P + j, 0], ends[P + j, 1])
+
+
+@compiled
+def assign(iou: Array, thresholds: Array, ignored: Array, crowd: Array, real: Array) -> tuple[Array, Array]:
+    """Gives each prediction, best first, the free true track that it overlaps most, the last one among equals.
+
+    Args:
+        iou: (P, G) float64, predictions by falling score.
+        thresholds: (T,) least IoU of a match.
+        ignored: (A, G) bool, tracks that are taken only where no other will do, and do not count.
+        crowd: (G,) bool, tracks that may be taken again.
+        real: (G,) bool, tracks that count as found when they are taken.
+
+    Returns:
+        (A, T, P) bool, whether the prediction found a track, and whether the one that it took is ignored.
+    """
+    A, T, P, G = len(ignored), len(thresholds), len(iou), len(crowd)
+    matched = np.zeros((A, T, P), dtype=np.bool_)
+    spare = np.zeros((A, T, P), dtype=np.bool_)
+    for a in range(A):
+        for t in range(T):
+            taken = np.zeros(G, dtype=np.bool_)
+            for p in range(P):
+                choice, best = -1, thresholds[t]
+                for turn in range(2):
+                    for g in range(G):
+                        free = crowd[g] or not taken[g]
+                        if free and ignored[a, g] == (turn == 1) and iou[p, g] >= best:
+                            best, choice = iou[p, g], g
+                    if choice >= 0:
+                        break
+                if choice >= 0:
+                    taken[choice] = True
+                    matched[a, t, p] = real[choice]
+                    spare[a, t, p] = ignored[a, choice]
+    return matched, spare

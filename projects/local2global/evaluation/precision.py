@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .kernels import assign
 from .tracks import MOST_TRACKS, Track
 
 Array = NDArray[Any]
@@ -64,21 +65,16 @@ class Matches:
 
 def _outside(tracks: Sequence[Track], ranges: Sequence[Range], predicted: bool) -> Array:
     """(A, n) bool; occlusion does not filter predictions, which have none."""
+    outside = np.zeros((len(ranges), len(tracks)), dtype=bool)
+    if not tracks:
+        return outside
     area = np.array([track.area for track in tracks])
     occlusion = np.array([track.occlusion for track in tracks])
-    rows = []
-    for r in ranges:
-        value = area if r.by == "area" else occlusion
-        outside = (value < r.low) | (value > r.high)
-        rows.append(outside & (r.by == "area" or not predicted))
-    return np.array(rows).reshape(len(ranges), len(tracks))
-
-
-def _last_best(values: Array) -> Array:
-    """The index of the largest value along the last axis, the last one among equals."""
-    from_end: Array = np.argmax(values[..., ::-1], axis=-1)
-    last: Array = values.shape[-1] - 1 - from_end
-    return last
+    for a, r in enumerate(ranges):
+        if r.by == "area" or not predicted:
+            value = area if r.by == "area" else occlusion
+            outside[a] = (value < r.low) | (value > r.high)
+    return outside
 
 
 def match(
@@ -99,25 +95,14 @@ def match(
     """
     crowd = np.array([track.crowd for track in truths], dtype=bool)
     ignored_truth = _outside(truths, ranges, predicted=False) | crowd  # (A, G)
-    shape = (len(ranges), len(thresholds), len(predictions))
-    matched, ignored = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    # A track whose id is 0 is taken, but whoever takes it has found nothing: the official scorer stores the
-    # id as the mark of a match.
-    real = np.array([track.id != 0 for track in truths], dtype=bool)
-    taken = np.zeros((*shape[:2], len(truths)), dtype=bool)
-    least = np.minimum(thresholds, 1 - 1e-10)[:, None]
-    ignorable = np.broadcast_to(ignored_truth[:, None], taken.shape)
-    for p in np.flatnonzero((iou >= least.min()).any(-1)) if truths else ():
-        open_to_it = (iou[p] >= least) & (~taken | crowd)
-        counting = np.where(open_to_it & ~ignorable, iou[p], -1.0)
-        spare = np.where(open_to_it & ignorable, iou[p], -1.0)
-        values = np.where(counting.max(-1, keepdims=True) >= 0, counting, spare)
-        choice = _last_best(values)[..., None]
-        found = np.take_along_axis(values, choice, -1) >= 0
-        matched[..., p] = (found & real[choice])[..., 0]
-        ignored[..., p] = (found & np.take_along_axis(ignorable, choice, -1))[..., 0]
-        before = np.take_along_axis(taken, choice, -1)
-        np.put_along_axis(taken, choice, before | found, -1)
+    if truths and predictions:
+        # A track whose id is 0 is taken, but whoever takes it has found nothing: the official scorer stores
+        # the id as the mark of a match.
+        real = np.array([track.id != 0 for track in truths], dtype=bool)
+        matched, ignored = assign(iou, np.minimum(thresholds, 1 - 1e-10), ignored_truth, crowd, real)
+    else:
+        matched = np.zeros((len(ranges), len(thresholds), len(predictions)), dtype=bool)
+        ignored = matched.copy()
     ignored |= ~matched & _outside(predictions, ranges, predicted=True)[:, None]
     scores = np.array([track.score for track in predictions], dtype=np.float64)
     return Matches(scores, matched, ignored, (~ignored_truth).sum(-1))

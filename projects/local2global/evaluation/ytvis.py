@@ -367,7 +367,7 @@ class YTVISEvaluator:
         results = [entry for video in sorted(found) for entry in found[video]]
         if self.output_dir is not None:
             self._write(results, self.output_dir)
-        if "annotations" not in self.truth:
+        if self.truth.get("annotations") is None:
             return {}
         oddities = Oddities()
         stats = score(self.truth, results, oddities)["stats"]
