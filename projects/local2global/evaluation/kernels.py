@@ -11,25 +11,23 @@ runs.  A start of -1 is a frame without a mask.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 BACKSLASH, COMMA, OPEN = (ord(c) for c in "\\,[")
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Callable[..., Any]) -> Any:  # whose type numba would narrow wrongly
     """The function as machine code, kept between processes where there is a folder to keep it in."""
     try:
-        kept: Function = njit(cache=True)(function)
+        return njit(cache=True)(function)
     except RuntimeError:  # an installation, and a home, that cannot be written
-        kept = njit(function)
-    return kept
+        return njit(function)
 
 
 @compiled
@@ -159,13 +157,13 @@ def _shared(places: Array, i: int, i_end: int, j: int, j_end: int) -> int:
 def _most(first: Array, second: Array) -> int:
     """The most pixels that two masks can share, from their areas and outermost pixels."""
     reach = min(first[2], second[2]) - max(first[1], second[1])
-    return max(0, min(first[0], second[0], reach))
+    return max(0, int(min(first[0], second[0], reach)))
 
 
 @compiled
 def _comparable(first: Array, second: Array) -> bool:
     """Whether not both rows are masks, or both have one size."""
-    return first[0] < 0 or second[0] < 0 or (first[2] == second[2] and first[3] == second[3])
+    return bool(first[0] < 0 or second[0] < 0 or (first[2] == second[2] and first[3] == second[3]))
 
 
 @compiled

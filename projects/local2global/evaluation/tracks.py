@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -116,7 +117,7 @@ def _check_frames(
     for n in np.flatnonzero((expected >= 0) & (lengths != expected)):
         oddities.note(
             "not one mask or null per frame of the video; the shorter list decides how far tracks are compared",
-            f"{place(n)}, {lengths[n]} masks for {expected[n]} frames",
+            f"{place(int(n))}, {lengths[n]} masks for {expected[n]} frames",
         )
     for n in np.unique(owner[differ]):
         oddities.note(
@@ -195,7 +196,7 @@ def parse_truth(
         return names[index] if frame < 0 else f"{names[index]}, frame {frame}"
 
     spans = [
-        reader.add(e["segmentations"], lambda t, i=i: place(i, t), _size(videos.get(e["video_id"])))
+        reader.add(e["segmentations"], partial(place, i), _size(videos.get(e["video_id"])))
         for i, e in enumerate(entries)
     ]
     masks = reader.finish(spans, place)
