@@ -87,6 +87,24 @@ def decode_masks(logits: Tensor, extent: tuple[float, float], size: tuple[int, i
     return _decode(logits, extent, size).transpose(1, 2)
 
 
+def resize_logits(logits: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Mask logits at the source's size; `decode_masks` before the cut.
+
+    Args:
+        logits: (n, h, w) float32.
+        extent: (width, height) of the unpadded frame in mask pixels.
+        size: (H, W) of the output.
+
+    Returns:
+        (n, H, W) float32.
+    """
+    height, width = logits.shape[1:]
+    low, high, weight = _taps(size[0], extent[1], height, logits.device)
+    tall = logits.index_select(1, low).lerp_(logits.index_select(1, high), weight[:, None])
+    low, high, weight = _taps(size[1], extent[0], width, logits.device)
+    return tall.index_select(2, low).lerp_(tall.index_select(2, high), weight)
+
+
 def encode(mask: Tensor | np.ndarray[Any, Any]) -> dict[str, Any]:
     """An (H, W) bool mask as a compressed COCO RLE {"size": [H, W], "counts": str}."""
     array = np.asfortranarray(np.asarray(mask), dtype=np.uint8)

@@ -325,6 +325,58 @@ class FrameResult:
 
 
 @dataclass(frozen=True)
+class PanopticSegment:
+    """A segment of one panoptic map.
+
+    Attributes:
+        id: the value of its pixels, the same for one object (and one class of stuff) throughout the video.
+        label: class index.
+        area: its pixels.
+        score: in [0, 1].
+    """
+
+    id: int
+    label: int
+    area: int
+    score: float
+
+
+@dataclass(frozen=True)
+class PanopticFrame:
+    """One frame of a panoptic result: every pixel belongs to one segment or to none.
+
+    Attributes:
+        index: the frame's position in the video.
+        ids: (height, width) int32 on the CPU, 0 where no segment is.
+        segments: those with a pixel, by rising id.
+    """
+
+    index: int
+    ids: Tensor
+    segments: tuple[PanopticSegment, ...]
+
+
+@dataclass(frozen=True)
+class PanopticVideo:
+    """One video's panoptic result, made while it is read; it can be read once.
+
+    Attributes:
+        video_id: the video's id.
+        size: (height, width) of the maps.
+        length: the number of frames.
+        frames: one after the other, each decided before the next frame of the video is looked at.
+        final: asked for after `frames` is spent, the same frames decided anew with what the whole video has shown;
+            None where that was not wanted.
+    """
+
+    video_id: int
+    size: tuple[int, int]
+    length: int
+    frames: Iterator[PanopticFrame] = field(repr=False)
+    final: Callable[[], Iterator[PanopticFrame]] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
 class VideoResult:
     """One video's tracks, best first: what evaluators and writers read.
 

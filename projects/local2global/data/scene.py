@@ -212,6 +212,20 @@ class Background:
     pan: tuple[float, float]
     hardness: float
 
+    @property
+    def means(self) -> Floats:
+        """(1, 3) the colour that objects should stand out from."""
+        return self.mean[None]
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """No region of it has a class."""
+        return ()
+
+    def regions(self, t: float, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """(0, H, W)."""
+        return np.zeros((0, *size), dtype=np.bool_)
+
     def paint(self, t: float, size: tuple[int, int]) -> Floats:
         """(3, H, W) RGB at time t.
 
@@ -227,12 +241,30 @@ class Background:
         return np.asarray(self.mean[:, None, None] + waves, np.float32)
 
 
+class Ground(Protocol):
+    """What is behind the objects: a `Background`, or regions of stuff."""
+
+    @property
+    def means(self) -> Floats:
+        """(n, 3) colours that objects should stand out from."""
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The class of every region; none where nothing of it is to be told."""
+
+    def paint(self, t: float, size: tuple[int, int]) -> Floats:
+        """(3, H, W) RGB at time t."""
+
+    def regions(self, t: float, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """(len(labels), H, W) the pixels of each region: together the whole frame, if there are any."""
+
+
 @dataclass(frozen=True)
 class Cover:
     """Who is where on one frame.
 
     Attributes:
-        masks: (M, H, W) the visible part of each object.
+        masks: (M, H, W) the visible part of each object, then of each region of the ground.
         inside: (M,) whether any part of it, hidden or not, lies in the frame.
     """
 
@@ -246,20 +278,22 @@ class Scene:
 
     Attributes:
         bodies: nearest first.
-        background: behind them.
+        background: the ground behind them.
         noise: standard deviation in grey levels.
         blur: weight of a neighbouring pixel where focus is worst.
     """
 
     bodies: tuple[Body, ...]
-    background: Background
+    background: Ground
     noise: float
     blur: float
 
     def cover(self, t: int, size: tuple[int, int]) -> Cover:
         """Who is where on frame `t` of (height, width) pixels."""
-        masks = np.zeros((len(self.bodies), *size), dtype=np.bool_)
-        inside = np.zeros(len(self.bodies), dtype=np.bool_)
+        regions = self.background.regions(t, size)
+        masks = np.zeros((len(self.bodies) + len(regions), *size), dtype=np.bool_)
+        masks[len(self.bodies) :] = regions
+        inside: NDArray[np.bool_] = np.asarray(masks.any(axis=(1, 2)))
         free = np.ones(size, dtype=np.bool_)
         for row, body in enumerate(self.bodies):
             window = body.window(t, size)
@@ -267,6 +301,7 @@ class Scene:
             inside[row] = shape.any()
             masks[row][window] = shape & free[window]
             free[window] &= ~shape
+        masks[len(self.bodies) :] &= free
         return Cover(masks, inside)
 
     def paint(self, t: int, size: tuple[int, int]) -> Floats:

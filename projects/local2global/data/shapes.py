@@ -23,12 +23,16 @@ from torch import Tensor
 from ..errors import UserError
 from ..randomness import keyed_generator
 from .datasets import VideoDataset, VideoRecord
-from .scene import OUTLINES, REACH, SOLID, Background, Body, Cover, Look, Meeting, Orbit, Path, Scene
+from .landscape import MATERIALS, draw_landscape
+from .scene import OUTLINES, REACH, SOLID, Background, Body, Cover, Ground, Look, Meeting, Orbit, Path, Scene
 
 Range = tuple[float, float]
 
 CLASSES = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
 """What an object is called, by its outline."""
+
+STUFF = [{"id": k, "name": name} for k, name in enumerate(MATERIALS, len(OUTLINES) + 1)]
+"""What a region of the ground is called, by its texture and colour."""
 
 PATTERNS = {
     "plain": (0.0, 0.0, 0.0),
@@ -64,6 +68,7 @@ class Difficulty:
         outlines: names of the outlines to draw from, which are the classes; all of them where there is an occluder.
         coloured: whether colour tells the class too: an object is mostly red, green or blue by its class modulo three.
         named: whether an outline is a class; else all there is are objects.
+        stuff: names of the materials that the ground is made of, classes too; none for a ground that has no class.
     """
 
     size: tuple[int, int] = (96, 160)
@@ -83,13 +88,21 @@ class Difficulty:
     outlines: tuple[str, ...] = tuple(OUTLINES)
     coloured: bool = False
     named: bool = True
+    stuff: tuple[str, ...] = ()
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """{id, name} of the outlines drawn from, with one id in all presets; of "object" where they have no name."""
+        """{id, name} of the outlines drawn from, with one id in all presets; of "object" where they have no name.
+
+        With stuff, those of {id, name, isthing}, things first.
+        """
+        things = [dict(c) for c in CLASSES if c["name"] in self.outlines]
         if not self.named:
-            return [{"id": 1, "name": "object"}]
-        return [dict(c) for c in CLASSES if c["name"] in self.outlines]
+            things = [{"id": 1, "name": "object"}]
+        if not self.stuff:
+            return things
+        stuff = [{**c, "isthing": 0} for c in STUFF if c["name"] in self.stuff]
+        return [*({**c, "isthing": 1} for c in things), *stuff]
 
 
 PRESETS = {
@@ -104,6 +117,9 @@ PRESETS = {
         noise=(2, 6),
         occluder=(0.41, 0.46),
         group=3,
+    ),
+    "panoptic": Difficulty(
+        outlines=("disc", "triangle", "cross"), coloured=True, leaving=0.1, stuff=tuple(MATERIALS)
     ),
 }
 PRESETS["hard_unnamed"] = replace(PRESETS["hard"], named=False)  # the same videos, where only identity counts
@@ -136,13 +152,14 @@ def _draw_background(draw: Generator, size: tuple[int, int]) -> Background:
     )
 
 
-def _draw_look(draw: Generator, background: Background, strongest: int | None = None) -> Look:
-    """A look of its own whose colours both stand out from the background; mostly of one primary, if told so."""
+def _draw_look(draw: Generator, ground: Ground, strongest: int | None = None) -> Look:
+    """A look of its own whose colours both stand out from the ground; mostly of one primary, if told so."""
     colours = draw.uniform(0, 1, (64, 3))
     if strongest is not None:
         colours = np.stack([np.roll(c, strongest - int(c.argmax())) for c in colours])
     vivid = np.ptp(colours, axis=1) > 0.4
-    clear = np.linalg.norm(colours - background.mean, axis=1) > CONTRAST
+    apart = np.linalg.norm(colours[:, None] - ground.means, axis=2).min(axis=1)
+    clear = apart > CONTRAST
     first, second = colours[np.argsort(~(vivid & clear), kind="stable")[:2]]
     turn = draw.uniform(0, np.pi)
     turns = np.array([turn, turn + np.pi / 2])
@@ -186,13 +203,13 @@ def _draw_body(
     )
 
 
-def _draw_bodies(draw: Generator, difficulty: Difficulty, background: Background, count: int) -> list[Body]:
+def _draw_bodies(draw: Generator, difficulty: Difficulty, ground: Ground, count: int) -> list[Body]:
     """Objects in groups of look-alikes, in random order of depth."""
     bodies: list[Body] = []
     while len(bodies) < count:
         outline = difficulty.outlines[int(draw.integers(len(difficulty.outlines)))]
         strongest = difficulty.outlines.index(outline) % 3 if difficulty.coloured else None
-        label, look = list(OUTLINES).index(outline), _draw_look(draw, background, strongest)
+        label, look = list(OUTLINES).index(outline), _draw_look(draw, ground, strongest)
         radius = float(draw.uniform(*difficulty.radius))
         for _ in range(min(difficulty.group, count - len(bodies))):
             path = _draw_orbit(draw, difficulty, difficulty.orbit, difficulty.leaving)
@@ -244,13 +261,15 @@ def _add_occluder(draw: Generator, difficulty: Difficulty, bodies: list[Body], l
 @lru_cache(maxsize=16)
 def _scene(seed: int, index: int, difficulty: Difficulty) -> Scene:
     draw = _keyed(seed, index, "scene")
-    background = _draw_background(draw, difficulty.size)
+    ground: Ground = _draw_background(draw, difficulty.size)
+    if difficulty.stuff:
+        ground = draw_landscape(_keyed(seed, index, "landscape"), difficulty.size, difficulty.stuff)
     count = int(draw.integers(difficulty.objects[0], difficulty.objects[1] + 1))
-    bodies = _draw_bodies(draw, difficulty, background, count - (difficulty.occluder is not None))
+    bodies = _draw_bodies(draw, difficulty, ground, count - (difficulty.occluder is not None))
     if difficulty.occluder is not None:
-        bodies = _add_occluder(draw, difficulty, bodies, _draw_look(draw, background))
+        bodies = _add_occluder(draw, difficulty, bodies, _draw_look(draw, ground))
     noise, blur = float(draw.uniform(*difficulty.noise)), float(draw.uniform(*difficulty.blur))
-    return Scene(tuple(bodies), background, noise, blur)
+    return Scene(tuple(bodies), ground, noise, blur)
 
 
 @lru_cache(maxsize=4)
@@ -260,7 +279,7 @@ def _cover(video: ShapeVideo, t: int) -> Cover:
 
 @dataclass(frozen=True)
 class ShapeVideo:
-    """A `VideoRecord` that is drawn when asked for; rows of its truth are objects, nearest first.
+    """A `VideoRecord` that is drawn when asked for; rows of its truth are objects, nearest first, then stuff.
 
     Attributes:
         id: the video's id, from 1.
@@ -292,16 +311,16 @@ class ShapeVideo:
     @property
     def labels(self) -> Tensor:
         """(M,) int64 positions in the difficulty's classes."""
-        if not self.difficulty.named:
-            return torch.zeros(len(self.scene.bodies), dtype=torch.int64)
         positions = {c["id"]: k for k, c in enumerate(self.difficulty.classes)}
-        return torch.tensor([positions[body.label + 1] for body in self.scene.bodies], dtype=torch.int64)
+        things = [CLASSES[body.label]["id"] if self.difficulty.named else 1 for body in self.scene.bodies]
+        stuff = [STUFF[label]["id"] for label in self.scene.background.labels]
+        return torch.tensor([positions[k] for k in things + stuff], dtype=torch.int64)
 
     @property
     def ids(self) -> Tensor:
         """(M,) int64 annotation ids, unique in the dataset."""
-        first = 1 + (self.id - 1) * self.difficulty.objects[1]
-        return torch.arange(first, first + len(self.scene.bodies))
+        first = 1 + (self.id - 1) * (self.difficulty.objects[1] + len(self.difficulty.stuff))
+        return torch.arange(first, first + len(self.scene.bodies) + len(self.scene.background.labels))
 
     def frame(self, t: int) -> Tensor:
         """(3, H, W) uint8 RGB of frame `t`."""
@@ -312,7 +331,10 @@ class ShapeVideo:
         return torch.from_numpy(np.ascontiguousarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)))
 
     def masks(self, t: int) -> Tensor:
-        """(M, H, W) bool: the pixels of frame `t` whose centre lies in the object and in no nearer one."""
+        """(M, H, W) bool: the pixels of frame `t` whose centre lies in the object and in no nearer one.
+
+        Regions of stuff have the pixels that no object has.
+        """
         return torch.from_numpy(_cover(self, self._check(t)).masks.copy())
 
     def present(self, t: int) -> NDArray[np.bool_]:

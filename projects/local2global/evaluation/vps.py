@@ -94,13 +94,13 @@ def count_matches(table: VideoTable, length: int, categories: int) -> Floats:
     found, used = np.zeros_like(truth.listed), np.zeros_like(prediction.listed)
     found[window, g] = used[window, p] = True
     label = truth.category[window, g]
-    np.add.at(counts, (label, 0), iou)
-    np.add.at(counts, (label, 1), 1)
+    np.add.at(counts[:, 0], label, iou)
+    np.add.at(counts[:, 1], label, 1)
     missed = truth.listed & ~found & ~crowd
-    np.add.at(counts, (truth.category[missed], 3), 1)
+    np.add.at(counts[:, 3], truth.category[missed], 1)
     excused = on_void + _on_crowds(table, truth, prediction, crowd, shared)
     wrong = prediction.listed & ~used & ~(2 * excused > area)
-    np.add.at(counts, (prediction.category[wrong], 2), 1)
+    np.add.at(counts[:, 2], prediction.category[wrong], 1)
     return counts
 
 

@@ -87,6 +87,8 @@ class Criterion(nn.Module):
         sampler: points of the mask losses.
         supervision: which frames have a loss.
         weights: of the terms `cls`, `mask`, `dice`, `box`, `giou`; all five must be there.
+        things: the first so many labels are things; the others, stuff, have no box, neither as a cost nor as a
+            loss. None: all are things.
     """
 
     def __init__(
@@ -95,12 +97,14 @@ class Criterion(nn.Module):
         sampler: PointSampler,
         supervision: ReducedSupervision | FullSupervision,
         weights: Mapping[str, float] | None = None,
+        things: int | None = None,
     ) -> None:
         super().__init__()
         self.weights = dict(WEIGHTS if weights is None else weights)
         if set(self.weights) != set(WEIGHTS):
             raise ValueError(f"weights: expected {sorted(WEIGHTS)}, got {sorted(self.weights)}")
         self.matcher, self.sampler, self.supervision = matcher, sampler, supervision
+        self.things = things
 
     def forward(
         self,
@@ -181,6 +185,7 @@ class Criterion(nn.Module):
                     truth.labels,
                     truth.boxes,
                     true_masks,
+                    None if self.things is None else truth.labels < self.things,
                 )
                 for one in sets
             ]
@@ -254,6 +259,8 @@ class Criterion(nn.Module):
 
         boxed = [i for i, one in enumerate(sets) if one.boxes is not None]  # the last ones
         weight = pair[-len(boxed) :]
+        if self.things is not None:
+            weight = weight * (labels < self.things)
         predicted = torch.stack([_at(_boxes(sets[i]).index_select(0, frames), owned[i]) for i in boxed])
         true_boxes = boxes.expand_as(predicted)
         terms["box"] = (l1_box_loss(predicted, true_boxes) * weight).sum(dim=(1, 2))

@@ -45,6 +45,7 @@ class Matcher:
         labels: Tensor,
         true_boxes: Tensor,
         true_masks: Tensor,
+        boxed: Tensor | None = None,
     ) -> Tensor:
         """Costs of all pairs, in float32; any leading dimensions.
 
@@ -55,6 +56,7 @@ class Matcher:
             labels: (..., M) class indices.
             true_boxes: (..., M, 4).
             true_masks: (..., M, P) in [0, 1] at the same points.
+            boxed: (..., M) bool, whether a box says where the instance is; None if it does for all.
 
         Returns:
             (..., N, M).
@@ -68,12 +70,15 @@ class Matcher:
             )
             wanted = labels[..., None, :].expand(*logits.shape[:-1], labels.shape[-1])
             one, other = cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(true_boxes)[..., None, :, :]
+            place = self.cost_box * torch.cdist(boxes, true_boxes, p=1)
+            place = place - self.cost_giou * generalized_box_iou(one, other)
+            if boxed is not None:
+                place = place * boxed[..., None, :]
             return (
                 self.cost_class * class_cost(logits).gather(-1, wanted)
                 + self.cost_mask * mask_cost(masks, true_masks)
                 + self.cost_dice * dice_cost(masks, true_masks)
-                + self.cost_box * torch.cdist(boxes, true_boxes, p=1)
-                - self.cost_giou * generalized_box_iou(one, other)
+                + place
             )
 
 

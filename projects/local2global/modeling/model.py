@@ -8,14 +8,22 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..postprocess import Aggregate, VideoPostprocessor
-from ..structures import Clip, FrameFeatures, FramePredictions, Queries, VideoResult, constant
+from ..structures import (
+    Clip,
+    FrameFeatures,
+    FramePredictions,
+    PanopticVideo,
+    Queries,
+    VideoResult,
+    constant,
+)
 from .criterion import Criterion
 from .segmenter import Segmenter
 from .tracker import Tracker
@@ -23,6 +31,13 @@ from .tracker import Tracker
 #: ImageNet's statistics of RGB in [0, 255].
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+class PanopticDecision(Protocol):
+    """Makes one map of things and stuff out of each frame's predictions."""
+
+    def __call__(self, predictions: Iterable[FramePredictions], clip: Clip) -> PanopticVideo:
+        """The panoptic result of a video; predictions are read as the result is."""
 
 
 class Local2Global(nn.Module):
@@ -38,6 +53,7 @@ class Local2Global(nn.Module):
         aggregate: how a video's scores become one: "top_quarter", "max" or "mean".
         trainable: regular expressions; if given, only parameters with a match in their name train.
         divisor: images are padded to a multiple of this.
+        panoptic: if given, what a video's result is made with: maps of things and stuff instead of tracks.
     """
 
     pixel_mean: Tensor
@@ -54,12 +70,14 @@ class Local2Global(nn.Module):
         aggregate: Aggregate = "top_quarter",
         trainable: Sequence[str] | None = None,
         divisor: int = 32,
+        panoptic: PanopticDecision | None = None,
     ) -> None:
         super().__init__()
         self.segmenter, self.tracker, self.criterion = segmenter, tracker, criterion
         self.classes = [dict(entry) for entry in classes]
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
+        self.panoptic = panoptic
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if trainable is not None:
@@ -81,9 +99,17 @@ class Local2Global(nn.Module):
         embed, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)
         return self.segmenter.decode(embed, positions, features, local.predictions)
 
-    def forward(self, clips: Sequence[Clip]) -> dict[str, Tensor] | list[VideoResult]:
+    def forward(
+        self, clips: Sequence[Clip]
+    ) -> dict[str, Tensor] | list[VideoResult] | Iterator[PanopticVideo]:
         """Losses of clips of equal length while training, else the result of each clip as a whole video."""
-        return self.losses(clips) if self.training else [self.segment(clip) for clip in clips]
+        if self.training:
+            return self.losses(clips)
+        if self.panoptic is not None:
+            # One after the other: a panoptic result is made while it is read.
+            decide = self.panoptic
+            return (decide(self.stream(clip.frames), clip) for clip in clips)
+        return [self.segment(clip) for clip in clips]
 
     def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
         """Weighted losses of clips of equal length T with targets; gradients flow through the queries of a clip."""
