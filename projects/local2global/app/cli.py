@@ -14,6 +14,7 @@ from ..errors import UserError
 from .configs import find_config_file
 from .data import data_app
 from .score_vis import bundle_results, score_vis
+from .score_vps import score_vps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ score = typer.Typer(
     help="Score files as the published programs do.", no_args_is_help=True, rich_markup_mode=None
 )
 score.command(name="vis")(score_vis)
+score.command(name="vps")(score_vps)
 app.add_typer(score, name="score")
 
 Overrides = Annotated[

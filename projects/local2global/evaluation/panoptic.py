@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -148,17 +149,45 @@ def list_segments(frames: Sequence[Sequence[Segment]], painted: Ints) -> Listing
     return Listing(ids, listed, category, seen, crowd, area, position, number)
 
 
+class Oddities:
+    """What is odd about a truth although the published programs score it: counted, with the first place of each kind.
+
+    Args:
+        strict: whether the first one is refused instead.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self._count: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, place: str) -> None:
+        """Counts one.
+
+        Raises:
+            UserError: it is refused.
+        """
+        if self.strict:
+            raise UserError(f"truth: {place}: {kind}. Correct it, or score without --strict")
+        self._count[kind] += 1
+        self._first.setdefault(kind, place)
+
+    def lines(self) -> list[str]:
+        """One for every kind."""
+        return [f"truth: {kind}: {count}, first {self._first[kind]}" for kind, count in self._count.items()]
+
+
 class TableBuilder:
     """Takes a video frame by frame; a frame's maps are let go at once.
 
     Args:
         name: the video's id, for messages.
+        oddities: where those of the truth are counted.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, oddities: Oddities | None = None) -> None:
         self.name = name
-        self.oddities: Counter[str] = Counter()
-        self.examples: dict[str, str] = {}
+        self._oddities = Oddities() if oddities is None else oddities
         self._lists: tuple[list[Sequence[Segment]], list[Sequence[Segment]]] = ([], [])
         self._found: list[tuple[Ints, Ints, Ints]] = []
 
@@ -216,22 +245,18 @@ class TableBuilder:
         for identity, pixels in zip(found[0].tolist(), found[2].tolist(), strict=True):
             areas[identity] += pixels
         listed = {s.id: s for s in segments}
+        add = self._oddities.add
         if len(listed) < len(segments):
-            self._note("a truth id listed twice on a frame", place)
-        for identity in areas.keys() - listed.keys() - {VOID}:
-            self._note("a truth id painted but not listed", f"{place}, id {identity}")
+            add("an id listed twice on a frame", place)
+        for identity in sorted(areas.keys() - listed.keys() - {VOID}):
+            add("an id painted but not listed", f"{place}, id {identity}")
         for identity, segment in listed.items():
             if identity == VOID:
-                self._note("id 0, which is void, listed in the truth", place)
+                add("id 0, which is void, is listed", place)
             elif identity not in areas:
-                self._note("a truth id listed without a pixel", f"{place}, id {identity}")
+                add("an id listed without a pixel", f"{place}, id {identity}")
             elif areas[identity] != segment.area:
-                detail = f"{place}, id {identity}: area {segment.area:g}, {areas[identity]} pixels"
-                self._note("a truth area that is not its pixels", detail)
-
-    def _note(self, kind: str, where: str) -> None:
-        self.oddities[kind] += 1
-        self.examples.setdefault(kind, where)
+                add("an area that is not the painted one", f"{place}, id {identity}")
 
     def build(self) -> VideoTable:
         """The table of the frames so far."""
@@ -253,27 +278,29 @@ class TableBuilder:
         return VideoTable(self.name, truth, prediction, np.stack(np.divmod(keys, len(prediction.ids))), table)
 
 
-def parse_segments(entries: Any, positions: Mapping[int, int], place: str) -> list[Segment]:
+def parse_segments(entries: Any, positions: Mapping[int, int], place: str, areas: bool) -> list[Segment]:
     """A frame's `segments_info`.
 
     Args:
         entries: the list as it stands in the file.
         positions: the class list's position of every category id.
         place: side, video and frame, for messages.
+        areas: whether `area` counts: of the truth it does, of a prediction the painted pixels do.
 
     Raises:
-        UserError: an entry without id or category, or of an unknown category.
+        UserError: an entry without id, category or area, or of an unknown category.
     """
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise UserError(f"{place}: expected a list `segments_info`")
     segments = []
     for entry in entries:
         try:
-            identity, category = int(entry["id"]), entry["category_id"]
-            area, crowd = float(entry.get("area", 0)), entry.get("iscrowd", 0) == 1
+            identity, category = index(entry["id"]), index(entry["category_id"])
+            area, crowd = float(entry["area"]) if areas else 0.0, entry.get("iscrowd", 0) == 1
         except (KeyError, TypeError, ValueError, AttributeError):
+            wanted = "id, category_id and area" if areas else "id and category_id"
             raise UserError(
-                f"{place}: an entry of segments_info needs id, category_id and area: {entry!r}"
+                f"{place}: an entry of segments_info needs {wanted}, numbers: {entry!r}"
             ) from None
         if category not in positions:
             raise UserError(f"{place}: id {identity} has category {category}, which the truth does not list")

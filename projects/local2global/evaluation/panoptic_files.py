@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
-from .panoptic import Segment, TableBuilder, parse_segments
+from .panoptic import Oddities, Segment, TableBuilder, parse_segments
 from .vps import VideoCounts, count_video, summarize, thing_flags
 
 Map = NDArray[Any]
@@ -211,10 +210,17 @@ def parse_truth(content: Any) -> PanopticTruth:
     lists = _by_video(content, "truth")
     frames: dict[str, tuple[str, ...]] = {}
     segments: dict[str, dict[str, list[Segment]]] = {}
-    for video in content["videos"]:
+    for entry, video in enumerate(content["videos"]):
+        if not isinstance(video, Mapping) or "video_id" not in video or "images" not in video:
+            raise UserError(f"truth: videos entry {entry} needs video_id and images")
         name = str(video["video_id"])
+        if name in frames:
+            raise UserError(f"truth: video {name} is there twice")
         frames[name] = tuple(frame_name(image, f"truth: video {name}") for image in video["images"])
         segments[name] = _lists_of(lists, name, frames[name], positions, "truth")
+    unknown = sorted(lists.keys() - frames.keys())
+    if unknown:
+        raise UserError(f"truth: annotations of video {unknown[0]}, which `videos` does not list")
     return PanopticTruth(categories, frames, segments)
 
 
@@ -234,7 +240,10 @@ def _lists_of(
     if unknown:
         raise UserError(f"{side}: video {video}: frame {unknown[0]} is not among the truth's images")
     place = f"{side}: video {video}, frame"
-    return {frame: parse_segments(lists[video][frame], positions, f"{place} {frame}") for frame in frames}
+    areas = side == "truth"
+    return {
+        frame: parse_segments(lists[video][frame], positions, f"{place} {frame}", areas) for frame in frames
+    }
 
 
 def parse_predictions(content: Any, truth: PanopticTruth) -> dict[str, dict[str, list[Segment]]]:
@@ -259,23 +268,26 @@ def count_videos(
     predictions: Mapping[str, Mapping[str, Sequence[Segment]]],
     true_maps: Maps,
     predicted_maps: Maps,
-) -> tuple[list[VideoCounts], Counter[str], dict[str, str]]:
-    """The counts of every video, what was odd in the truth, and an example of each oddity."""
+    oddities: Oddities | None = None,
+) -> list[VideoCounts]:
+    """The counts of every video; what is odd about the truth goes to `oddities`."""
     things = thing_flags(truth.categories)
-    counts, oddities, examples = [], Counter[str](), dict[str, str]()
+    counts = []
     for video, frames in truth.frames.items():
-        builder = TableBuilder(video)
+        builder = TableBuilder(video, oddities)
         maps = zip(frames, true_maps.read(video, frames), predicted_maps.read(video, frames), strict=True)
         for frame, true, predicted in maps:
             builder.add(frame, true, predicted, truth.segments[video][frame], predictions[video][frame])
         counts.append(count_video(builder.build(), things))
-        oddities += builder.oddities
-        examples = {**builder.examples, **examples}
-    return counts, oddities, examples
+    return counts
 
 
 def score_files(
-    truth: str | Path, predictions: str | Path, truth_maps: str | Path, prediction_maps: str | Path
+    truth: str | Path,
+    predictions: str | Path,
+    truth_maps: str | Path,
+    prediction_maps: str | Path,
+    strict: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Scores of files on disk.
 
@@ -284,9 +296,10 @@ def score_files(
         predictions: the predictions' JSON.
         truth_maps: a folder of PNGs or an .npz.
         prediction_maps: likewise.
+        strict: whether an oddity in the truth is an error.
 
     Returns:
-        What `summarize` gives, and a line for every kind of oddity in the truth that the scores are affected by.
+        What `summarize` gives, and a line for every kind of oddity in the truth that is scored nevertheless.
 
     Raises:
         UserError: anything missing or malformed, in one line with its place.
@@ -294,6 +307,6 @@ def score_files(
     true = parse_truth(read_json(truth))
     predicted = parse_predictions(read_json(predictions), true)
     maps = open_maps(truth_maps, "gt"), open_maps(prediction_maps, "pred")
-    counts, oddities, examples = count_videos(true, predicted, *maps)
-    lines = [f"{kind}: {count} (first: {examples[kind]})" for kind, count in oddities.items()]
-    return summarize(counts, true.categories), lines
+    oddities = Oddities(strict)
+    counts = count_videos(true, predicted, *maps, oddities)
+    return summarize(counts, true.categories), oddities.lines()

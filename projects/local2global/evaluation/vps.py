@@ -330,8 +330,6 @@ def thing_flags(categories: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
         UserError: a category does not say `isthing`.
     """
     for category in categories:
-        if "isthing" not in category:
-            raise UserError(
-                f"category {category.get('id')}: no `isthing`; panoptic scores need it (1 thing, 0 stuff)"
-            )
+        if "id" not in category or "isthing" not in category:
+            raise UserError(f"a category needs `id` and `isthing` (1 thing, 0 stuff): {dict(category)}")
     return np.array([bool(category["isthing"]) for category in categories], np.bool_)
