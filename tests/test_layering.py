@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "optim": LEAVES,
     "checkpoint": LEAVES,
     "postprocess": LEAVES,
+    "panoptic": LEAVES | {"postprocess"},
     "data": LEAVES,
     "evaluation": LEAVES,
     "modeling": LEAVES | {"postprocess"},

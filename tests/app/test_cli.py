@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def test_the_command_line_is_read_without_torch():
 def test_help_names_every_command(monkeypatch, capsys):
     assert run(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("demo", "train", "eval", "predict", "doctor", "--debug"))
+    assert all(
+        command in text for command in ("demo", "train", "eval", "predict", "score", "doctor", "--debug")
+    )
 
 
 def test_version(monkeypatch, capsys):
@@ -194,3 +197,17 @@ def test_sources_of_one_name_get_folders_of_their_own():
     names = [s.name for s in cli._name_apart([source("a"), source("a"), source("a-2"), source("a")])]
     assert names[:2] == ["a", "a-2"]
     assert len(set(names)) == 4
+
+
+def test_score_vps_writes_the_numbers_and_shows_the_columns(monkeypatch, capsys, shared, tmp_path):
+    case = shared / "eval_cases" / "vps_short_videos"
+    files = ["--truth", case / "gt.json", "--predictions", case / "pred.json"]
+    files += ["--truth-maps", case / "maps.npz", "--prediction-maps", case / "maps.npz"]
+    written = tmp_path / "new" / "scores.json"
+    assert run(monkeypatch, "score", "vps", *map(str, files), "--strict", "--json", str(written)) == 0
+    assert json.loads(written.read_text())["VPQ"]["all"] == pytest.approx(41.196565775554134)
+    shown = capsys.readouterr().out
+    assert "41.20" in shown
+    assert "37.95" in shown
+    assert run(monkeypatch, "score", "vps", *map(str, files[:-1]), str(tmp_path / "none")) == 1
+    assert capsys.readouterr().err.endswith("none: no such folder or .npz of panoptic maps\n")

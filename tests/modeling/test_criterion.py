@@ -445,3 +445,39 @@ def test_noise_in_padded_mask_pixels_changes_nothing():
     one, other = criterion()([given], [base], predictions), criterion()([given], [noisy], predictions)
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, atol=1e-5, rtol=0)
+
+
+def test_stuff_has_no_box():
+    """The same clip, labels 0 and 2; with one thing, the box losses are the first instance's alone."""
+    torch.manual_seed(1)
+    rows = [[(0, 0), (1, 2), NOTHING]]
+    wrong = answer(rows)
+    for one in wrong.layers[1:]:
+        one.boxes.data[:] = 0.5
+    both, alone = clip((0, "0"), (2, "1")), clip((0, "0"))
+    boxed = criterion()
+    boxed.things = 1
+    found, whole = boxed([both], features(), [wrong]), criterion()([both], features(), [wrong])
+    reference = criterion()([alone], features(), [wrong])
+    for term in ("box", "giou"):
+        # Divided by two instances there, by one here.
+        assert float(found[f"loss_{term}"]) == pytest.approx(float(reference[f"loss_{term}"]) / 2)
+        assert found[f"loss_{term}"] < whole[f"loss_{term}"]
+    for term in ("cls", "mask", "dice"):
+        assert torch.equal(found[f"loss_{term}"], whole[f"loss_{term}"])
+
+
+def test_a_box_says_nothing_about_stuff_when_matching():
+    logits, masks = torch.zeros(1, 2, K), torch.zeros(1, 2, 8)
+    boxes, labels = BOXES[None, :2], torch.tensor([[0, 2]])
+    costs = Matcher(num_points=8).cost(
+        logits,
+        boxes,
+        masks,
+        labels,
+        BOXES[None, :2],
+        torch.zeros(1, 2, 8),
+        boxed=torch.tensor([[True, False]]),
+    )[0]
+    assert costs[0, 1] == costs[1, 1]
+    assert costs[0, 0] < costs[1, 0]

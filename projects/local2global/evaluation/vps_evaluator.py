@@ -141,7 +141,7 @@ class VPSEvaluator:
         if not is_first():
             return {}
         scores = {}
-        for suffix in sorted({suffix for decisions in found.values() for suffix in decisions}):
+        for suffix in sorted({""}.union(*found.values())):
             taken = [found[name][suffix] for name in self.truth.frames if name in found]
             if self.output_dir is not None:
                 self._write([entry for _, entry in taken], self.output_dir / f"pred{suffix}.json")
