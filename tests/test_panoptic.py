@@ -50,7 +50,7 @@ def stuff(label):
 
 
 def test_each_pixel_goes_to_the_highest_bid():
-    """The car bids .9 for its two columns, the sky .8 for all."""
+    """The car has the left two columns, the sky the others."""
     (result,) = decide(frame(slot("##../##..", car=0.9), slot("..##/..##", sky=0.8)))
     assert result.ids.tolist() == [[thing(0, CAR)] * 2 + [stuff(SKY)] * 2] * 2
     assert [(s.id, s.label, s.area) for s in result.segments] == [

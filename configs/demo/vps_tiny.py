@@ -1,6 +1,6 @@
 """Panoptic segmentation of generated videos: things that move before ground whose borders move, from scratch on a CPU.
 
-    l2g train configs/demo/vps_tiny.py            about 20 minutes on one core
+    l2g train configs/demo/vps_tiny.py            about 8 minutes on one core
     l2g eval configs/demo/vps_tiny.py --weights output/vps model.panoptic.final=true
 
 Three classes of things and four of stuff are all queries; only things have boxes to be learned.  Maps go to
