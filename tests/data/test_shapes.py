@@ -278,7 +278,9 @@ def test_a_frame_outside_the_video_is_an_error(t):
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed'):
+    with pytest.raises(
+        UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed, panoptic'
+    ):
         load_shapes("easy", 1)
 
 
