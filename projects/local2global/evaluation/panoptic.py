@@ -63,11 +63,12 @@ def joint_histogram(truth: NDArray[Any], prediction: NDArray[Any]) -> tuple[Ints
     starts = np.flatnonzero(first)
     # 32 bits for each, so that an id that is too large is still seen to be.
     keys = (left[starts].astype(np.int64) << 32) | right[starts].astype(np.int64)
-    order = np.argsort(keys)
-    keys, lengths = keys[order], np.diff(starts, append=len(left))[order]
-    heads = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
-    keys, pixels = keys[heads], np.add.reduceat(lengths, heads)
-    return keys >> 32, keys & 0xFFFFFFFF, pixels
+    lengths = np.diff(starts, append=len(left))
+    # Sorting values and looking each one up is half the work of sorting positions.
+    ordered = np.sort(keys)
+    pairs = ordered[np.flatnonzero(np.diff(ordered, prepend=ordered[0] - 1))]
+    pixels = np.bincount(np.searchsorted(pairs, keys), weights=lengths).astype(np.int64)
+    return pairs >> 32, pairs & 0xFFFFFFFF, pixels
 
 
 @dataclass(frozen=True)
