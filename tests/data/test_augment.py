@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from local2global.data.augment import (
@@ -13,12 +15,15 @@ from local2global.data.augment import (
     ColourJitter,
     DriftingCrop,
     Identity,
+    LargeScaleJitter,
     RandomFlip,
     RandomShortestEdge,
+    Turn,
     ZoomCrop,
     resize_shortest_edge,
     shortest_edge_size,
 )
+from local2global.data.views import View
 from local2global.randomness import keyed_generator
 
 SMALL_ZOOM = ZoomCrop(1.0, RandomShortestEdge((30, 50), 90), DriftingCrop(20, 44))
@@ -36,62 +41,196 @@ def painted(length: int = 3, height: int = 37, width: int = 53) -> tuple[Tensor,
     return masks.transpose(0, 1).to(torch.uint8) * 255, masks
 
 
+def show(view: View, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """What a view shows of frames (T, 3, H, W) and masks (M, T, H, W)."""
+    drawn, moved = [], []
+    for i in range(len(view)):
+        drawn.append(view.draw(frames[i], i))
+        rows, columns = torch.from_numpy(view.rows(i)), torch.from_numpy(view.columns(i))
+        turned = view.turn_masks(masks[:, i], i) if view.angles else masks[:, i, rows][:, :, columns]
+        moved.append(view.place(turned))
+    return torch.stack(drawn), torch.stack(moved, dim=1)
+
+
+def apply(step, frames: Tensor, masks: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+    view = step.view(View.whole(tuple(frames.shape[-2:]), len(frames)), keyed_generator(draw))
+    return show(view, frames, masks)
+
+
+STEPS = [
+    Identity(),
+    RandomShortestEdge((20, 37, 61), 90),
+    RandomShortestEdge((61,), 60),
+    DriftingCrop(10, 30),
+    RandomFlip(),
+    SMALL_ZOOM,
+    replace(SMALL, crop=None),
+    SMALL,
+    Turn(),
+    replace(SMALL, turn=Turn(40.0)),
+    LargeScaleJitter(side=48),
+]
+
+
 @pytest.mark.parametrize("draw", range(6))
-@pytest.mark.parametrize(
-    "step",
-    [
-        Identity(),
-        RandomShortestEdge((20, 37, 61), 90),
-        RandomShortestEdge((61,), 60),
-        DriftingCrop(10, 30),
-        RandomFlip(),
-        SMALL_ZOOM,
-        replace(SMALL, crop=None),
-    ],
-    ids=lambda step: type(step).__name__,
-)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 def test_masks_move_with_the_pixels(step, draw):
-    frames, masks = step(*painted(), keyed_generator(draw))
+    """A pixel that is all one instance is in its mask, one that has nothing of it is not; there are both.
+
+    Noise is left out: drawn smaller, it has no such pixels.
+    """
+    frames, masks = apply(step, *painted(), draw)
     assert frames.dtype == torch.uint8
     assert masks.dtype == torch.bool
     assert frames.shape[-2:] == masks.shape[-2:]
-    assert masks[0].any()
-    assert torch.equal(frames.transpose(0, 1) > 127, masks)
+    if isinstance(step, LargeScaleJitter):
+        frames = frames.where(~on_canvas(step, draw), 0)
+    pixels, masks = frames.transpose(0, 1)[:2], masks[:2]
+    assert (pixels[0] > 235).any()
+    assert masks[pixels > 235].all()
+    assert not masks[pixels < 20].any()
+    assert ((pixels > 127) != masks).float().mean() < 0.08, "they part on outlines only"
+
+
+def on_canvas(step: LargeScaleJitter, draw: int) -> Tensor:
+    """Which pixels are the grey of the canvas."""
+    view = step.view(View.whole((37, 53), 3), keyed_generator(draw))
+    grey = torch.ones(view.canvas, dtype=torch.bool)
+    grey[: view.size[0], : view.size[1]] = False
+    return grey
 
 
 @pytest.mark.parametrize("draw", range(6))
-@pytest.mark.parametrize(("step", "size"), [(SMALL, (37, 53)), (ClipAugmentation(), (360, 640))])
-def test_masks_move_with_the_pixels_through_two_resizes(step, size, draw):
-    """Between the two, masks are cut to black and white, frames are not: they may differ on grey outlines."""
-    frames, masks = step(*painted(3, *size), keyed_generator(draw))
-    shapes, masks = frames.transpose(0, 1)[:2], masks[:2]
-    assert masks[0].any()
-    assert masks[shapes > 210].all()
-    assert not masks[shapes < 45].any()
+@pytest.mark.parametrize(
+    "step", [Identity(), DriftingCrop(10, 30), RandomFlip()], ids=lambda s: type(s).__name__
+)
+def test_what_is_not_resized_keeps_every_pixel(step, draw):
+    frames, masks = apply(step, *painted(), draw)
+    assert torch.equal(frames.transpose(0, 1) > 127, masks)
+
+
+@pytest.mark.parametrize("draw", range(4))
+@pytest.mark.parametrize("turn", [None, Turn()], ids=["video", "image"])
+def test_the_papers_recipe_at_full_size(turn, draw):
+    frames, masks = apply(ClipAugmentation(turn=turn), *painted(4, 360, 640), draw)
+    pixels, masks = frames.transpose(0, 1)[:2], masks[:2]
+    assert 288 <= min(frames.shape[-2:]) <= 512
+    assert max(frames.shape[-2:]) <= 768
+    # turned pixels are interpolated twice: a few are bright although their middle is outside
+    few = pixels.numel() // 10_000 if turn else 0
+    assert (~masks[pixels > 235]).sum() <= few
+    assert masks[pixels < 20].sum() <= few
+
+
+def test_a_crop_before_a_mirror_and_one_after_it_show_the_same_pixels():
+    """Cutting columns 4 to 9 of a mirrored frame of 20 is mirroring columns 11 to 16 of it."""
+    frames, masks = painted(1, 20, 20)
+    view = View.whole((20, 20), 1)
+    one = show(view.mirrored().cut([(2, 4)], (8, 6)), frames, masks)
+    other = show(view.cut([(2, 10)], (8, 6)).mirrored(), frames, masks)
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+    assert torch.equal(one[0][0], frames[0, :, 2:10, 10:16].flip(-1))
 
 
 def test_the_same_draw_gives_the_same_clip_and_another_one_another():
-    results = [SMALL(*painted(), keyed_generator(draw))[0] for draw in (0, 0, 1)]
+    results = [apply(SMALL, *painted(), draw)[0] for draw in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert results[0].shape != results[2].shape or not torch.equal(results[0], results[2])
 
 
 def test_all_frames_share_one_draw():
-    """A clip of equal frames stays one, unless the crop drifts."""
+    """A clip of equal frames stays one, unless the crop drifts or the frames turn."""
     frames, masks = painted(1)
     still = frames.repeat(4, 1, 1, 1), masks.repeat(1, 4, 1, 1)
+    step = replace(SMALL, crop=None, jitter=ColourJitter(0.4, 0.4, 0.4))
     for draw in range(8):
-        step = replace(SMALL, crop=None, jitter=ColourJitter(0.4, 0.4, 0.4))
-        moved, moved_masks = step(*still, keyed_generator(draw))
+        moved, moved_masks = apply(step, *still, draw)
+        moved = step.recolour(moved, keyed_generator(draw))
         assert torch.equal(moved, moved[:1].expand_as(moved))
         assert torch.equal(moved_masks, moved_masks[:, :1].expand_as(moved_masks))
 
 
-@pytest.mark.parametrize("step", [SMALL, RandomShortestEdge((20,), 90), DriftingCrop(10, 30), ColourJitter()])
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 def test_a_clip_without_instances_passes(step):
     frames, _ = painted()
-    moved, masks = step(frames, torch.zeros((0, 3, 37, 53), dtype=torch.bool), keyed_generator(0))
+    moved, masks = apply(step, frames, torch.zeros((0, 3, 37, 53), dtype=torch.bool), 0)
     assert masks.shape == (0, 3, *moved.shape[-2:])
+
+
+# -------------------------------------------------------------------------------------------------------- turns
+
+
+@pytest.mark.parametrize("angle", [-15.0, 4.0, 33.0])
+def test_a_turn_is_that_of_pillow(angle):
+    """Counter-clockwise about a point, black beyond the border; half a grey value apart where both round."""
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.nn.functional.avg_pool2d(torch.rand((1, 3, 60, 80), generator=generator), 5, 1, 2)[0]
+    frame = (frame * 255).to(torch.uint8)
+    view = replace(View.whole((60, 80), 1), angles=(angle,), centre=(0.45, 0.6))
+    image = Image.fromarray(frame.permute(1, 2, 0).numpy())
+    turned = image.rotate(angle, Image.Resampling.BILINEAR, center=(36, 36))
+    difference = np.abs(view.draw(frame, 0).permute(1, 2, 0).numpy().astype(int) - np.array(turned))
+    assert np.quantile(difference, 0.95) <= 1  # Pillow leaves out pixels at the very border
+
+
+def test_turns_are_sorted_about_one_point():
+    """Half of the clips turn one way, half the other; angles fill -15 to 15, the point 40 to 60 %."""
+    views = [Turn().view(View.whole((10, 10), 4), keyed_generator(i)) for i in range(300)]
+    rising = [list(view.angles) == sorted(view.angles) for view in views]
+    falling = [list(view.angles) == sorted(view.angles, reverse=True) for view in views]
+    assert all(a or b for a, b in zip(rising, falling, strict=True))
+    assert 110 < sum(rising) < 190
+    angles = [angle for view in views for angle in view.angles]
+    assert -15 <= min(angles) < -14.8
+    assert 14.8 < max(angles) <= 15
+    assert np.mean(angles) == pytest.approx(0, abs=1)
+    centres = np.array([view.centre for view in views])
+    assert 0.4 <= centres.min() < 0.41
+    assert 0.59 < centres.max() <= 0.6
+
+
+def test_a_turned_point_stays_a_point():
+    """One white pixel 10 right of the centre, turned a quarter: 10 above it."""
+    frames = torch.zeros((1, 3, 41, 41), dtype=torch.uint8)
+    frames[..., 20, 30] = 255
+    view = replace(View.whole((41, 41), 1), angles=(90.0,))
+    drawn, masks = show(view, frames, frames[:, :1].transpose(0, 1) > 0)
+    assert drawn[0, 0].nonzero().tolist() == [[10, 20]]
+    assert masks[0, 0].nonzero().tolist() == [[10, 20]]
+
+
+# ------------------------------------------------------------------------------------------ large-scale jitter
+
+
+def test_large_scale_jitter_scales_from_a_tenth_to_twice_the_square():
+    """An image of 100x50 on a square of 64: at scale s it is 64 s high and half as wide, cut to 64."""
+    views = [LargeScaleJitter(64).view(View.whole((100, 50), 1), keyed_generator(i)) for i in range(400)]
+    assert all(view.canvas == (64, 64) for view in views)
+    heights = [view.size[0] for view in views]
+    assert min(heights) in (6, 7)
+    assert max(heights) == 64
+    small = [view for view in views if view.size[0] < 64]
+    assert all(view.window == (100, 50) and abs(view.size[1] - view.size[0] / 2) <= 1 for view in small)
+    assert len(small) / len(views) == pytest.approx((1 - 0.1) / (2 - 0.1), abs=0.08)
+    large = [view for view in views if view.size[0] == 64]
+    assert {view.corners[0][0] > 20 for view in large} == {True, False}, "cut anywhere"
+    assert 150 < sum(view.flipped for view in views) < 250
+
+
+def test_what_large_scale_jitter_leaves_of_the_square_is_grey():
+    frames, masks = painted(1)
+    for draw in range(6):
+        view = LargeScaleJitter(48).view(View.whole((37, 53), 1), keyed_generator(draw))
+        drawn, moved = show(view, frames, masks)
+        assert drawn.shape == (1, 3, 48, 48)
+        assert (drawn[..., view.size[0] :, :] == 128).all()
+        assert (drawn[..., view.size[1] :] == 128).all()
+        assert not moved[..., view.size[0] :, :].any()
+        assert not moved[..., view.size[1] :].any()
+
+
+# ------------------------------------------------------------------------------------------- crops, flips, sizes
 
 
 def position_clip(length: int, height: int, width: int) -> Tensor:
@@ -106,7 +245,7 @@ def test_a_crop_drifts_in_a_straight_line():
     ways = set()
     for draw in range(40):
         masks = torch.zeros((0, 5, 100, 120), dtype=torch.bool)
-        cut, _ = DriftingCrop(30, 60)(position_clip(5, 100, 120), masks, keyed_generator(draw))
+        cut, _ = apply(DriftingCrop(30, 60), position_clip(5, 100, 120), masks, draw)
         assert all(30 <= side <= 60 for side in cut.shape[-2:])
         corners = cut[:, :2, 0, 0].float()
         line = torch.linspace(0, 1, 5)[:, None] * (corners[-1] - corners[0]) + corners[0]
@@ -117,7 +256,7 @@ def test_a_crop_drifts_in_a_straight_line():
 
 def test_a_crop_keeps_a_smaller_frame_whole():
     frames, masks = painted()
-    cut, _ = DriftingCrop(384, 600)(frames, masks, keyed_generator(0))
+    cut, _ = apply(DriftingCrop(384, 600), frames, masks, 0)
     assert torch.equal(cut, frames)
 
 
@@ -125,7 +264,7 @@ def test_a_flip_comes_half_of_the_time_and_is_left_to_right():
     frames, masks = painted()
     flipped = 0
     for draw in range(200):
-        moved, _ = RandomFlip(0.5)(frames, masks, keyed_generator(draw))
+        moved, _ = apply(RandomFlip(0.5), frames, masks, draw)
         if not torch.equal(moved, frames):
             assert torch.equal(moved.flip(-1), frames)
             flipped += 1
@@ -133,38 +272,61 @@ def test_a_flip_comes_half_of_the_time_and_is_left_to_right():
 
 
 def test_the_papers_sizes_are_all_drawn():
-    frames, masks = (
-        torch.zeros((1, 3, 90, 120), dtype=torch.uint8),
-        torch.zeros((0, 1, 90, 120), dtype=torch.bool),
-    )
     step = ClipAugmentation(crop=None)
-    drawn = {tuple(step(frames, masks, keyed_generator(i))[0].shape[-2:]) for i in range(80)}
+    drawn = {step.view(View.whole((90, 120), 1), keyed_generator(i)).size for i in range(80)}
     assert {height for height, _ in drawn} == {288, 320, 352, 384, 416, 448, 480, 512}
     assert all(width == int(height * 4 / 3 + 0.5) for height, width in drawn)
 
 
 def test_the_papers_zoom_is_drawn_half_of_the_time():
     """Frames of 500x500: a zoomed clip is seldom square, a plain one always is."""
-    frames = torch.zeros((1, 3, 500, 500), dtype=torch.uint8)
-    masks = torch.zeros((0, 1, 500, 500), dtype=torch.bool)
-    shapes = [ZoomCrop()(frames, masks, keyed_generator(i))[0].shape[-2:] for i in range(60)]
-    assert 15 < sum(tuple(shape) == (500, 500) for shape in shapes) < 45
+    shapes = [ZoomCrop().view(View.whole((500, 500), 1), keyed_generator(i)).size for i in range(60)]
+    assert 15 < sum(shape == (500, 500) for shape in shapes) < 45
     assert all(384 <= side <= 600 for shape in shapes for side in shape)
 
 
 def test_jitter_of_nothing_changes_nothing():
     frames = torch.randint(0, 256, (2, 3, 9, 9), generator=keyed_generator(0)).to(torch.uint8)
-    moved, _ = ColourJitter(0, 0, 0)(frames, torch.zeros((0, 2, 9, 9), dtype=torch.bool), keyed_generator(0))
-    assert torch.equal(moved, frames)
+    assert torch.equal(ColourJitter(0, 0, 0).recolour(frames, keyed_generator(0)), frames)
 
 
-def test_jitter_keeps_grey_grey_and_masks_alone():
-    frames, masks = painted()
+def test_jitter_keeps_grey_grey():
+    frames, _ = painted()
     grey = frames[:, :1].expand(-1, 3, -1, -1)
-    moved, moved_masks = ColourJitter(0.3, 0.3, 0.9)(grey, masks, keyed_generator(2))
+    moved = ColourJitter(0.3, 0.3, 0.9).recolour(grey, keyed_generator(2))
     assert torch.equal(moved[:, 0], moved[:, 1])
     assert not torch.equal(moved, grey)
-    assert moved_masks is masks
+
+
+# ----------------------------------------------------------------------------------------- decoded no larger
+
+
+def test_frames_are_decoded_at_half_size_only_where_they_are_drawn_no_larger():
+    whole = View.whole((720, 1280), 2)
+    assert [whole.resized(size).shrink for size in [(360, 640), (361, 642), (180, 320), (90, 160)]] == [
+        2,
+        1,
+        4,
+        8,
+    ]
+    assert View.whole((721, 1280), 2).resized((90, 160)).shrink == 1, "an odd side has no half"
+    assert replace(whole.resized((90, 160)), angles=(3.0, 4.0)).shrink == 1
+    zoomed = whole.resized((500, 889)).cut([(31, 17), (33, 19)], (400, 600))
+    assert zoomed.resized((288, 432)).shrink == 2, "corners are even"
+
+
+def test_a_frame_decoded_at_half_size_shows_the_same():
+    """Means of 2x2 pixels drawn at half size are the pixels drawn at half size, up to the filter's width."""
+    smooth = torch.nn.functional.avg_pool2d(
+        torch.rand((1, 3, 100, 120), generator=keyed_generator(1)), 9, 1, 4
+    )
+    frame = (smooth[0] * 255).to(torch.uint8)
+    half = torch.nn.functional.avg_pool2d(frame[None].float(), 2)[0].round().to(torch.uint8)
+    for draw in range(10):
+        view = replace(SMALL, edges=(16,)).view(View.whole((100, 120), 2), keyed_generator(draw))
+        if view.shrink > 1:
+            difference = view.draw(frame, 1).int() - view.draw(half, 1).int()
+            assert difference.abs().max() <= 6
 
 
 @pytest.mark.parametrize(

@@ -143,8 +143,9 @@ def test_boxes_follow_the_augmentation():
 
 
 def test_an_instance_cut_away_is_dropped():
-    def left_half(frames, masks, generator):
-        return frames[..., :4], masks[..., :4]
+    class LeftHalf(Identity):
+        def view(self, view, generator):
+            return view.cut([(0, 0)], (4, 4))
 
     video = Painted(shown=((0,), (), (), (), (), (0,)), length=1)
-    assert make_clip(video, (0,), left_half, KEY).targets.ids.tolist() == [100]
+    assert make_clip(video, (0,), LeftHalf(), KEY).targets.ids.tolist() == [100]

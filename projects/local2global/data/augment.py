@@ -1,13 +1,18 @@
-"""Augmentation of clips: every step draws once per clip and moves all frames and their masks alike."""
+"""Augmentation of clips: every step draws once per clip, and says what the clip shows before a pixel is read.
+
+Steps change a `View`, so frames and masks cannot part, however many steps there are: pixels are resampled once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from .views import View
 
 #: ITU-R BT.601 weights of red, green and blue in brightness.
 LUMA = (0.299, 0.587, 0.114)
@@ -43,16 +48,6 @@ def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return _interpolate(flat, size).reshape(*frames.shape[:-2], *size)
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(M, T, H, W) bool to (M, T, *size) bool: pixels more than half covered under the frames' filter."""
-    if tuple(masks.shape[-2:]) == tuple(size):
-        return masks
-    if not len(masks):
-        return masks.new_zeros((*masks.shape[:2], *size))
-    # The filter computes in bytes, as for frames; 255 keeps all the precision that there is.
-    return _interpolate(masks.to(torch.uint8).mul_(255), size) > 127
-
-
 def resize_shortest_edge(frame: Tensor, short_edge: int, max_size: int) -> Tensor:
     """Test-time resize of one frame (3, H, W) uint8, or of several (..., 3, H, W)."""
     height, width = frame.shape[-2:]
@@ -76,9 +71,13 @@ def _chance(probability: float, generator: torch.Generator) -> bool:
 class Identity:
     """Changes nothing."""
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames and masks as they came."""
-        return frames, masks
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """The view as it came."""
+        return view
+
+    def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """The frames as they came."""
+        return frames
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,10 @@ class RandomShortestEdge:
     edges: Sequence[int]
     max_size: int
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H', W') and masks (M, T, H', W')."""
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """The same part, drawn larger or smaller."""
         edge = self.edges[_integer(0, len(self.edges) - 1, generator)]
-        height, width = frames.shape[-2:]
-        size = shortest_edge_size((height, width), edge, self.max_size)
-        return resize_frames(frames, size), resize_masks(masks, size)
+        return view.resized(shortest_edge_size(view.size, edge, self.max_size))
 
 
 @dataclass(frozen=True)
@@ -115,17 +112,14 @@ class DriftingCrop:
     low: int = 384
     high: int = 600
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H', W') and masks (M, T, H', W')."""
-        height, width = frames.shape[-2:]
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """A part of each frame."""
+        height, width = view.size
         high = min(height, _integer(self.low, self.high, generator))
         wide = min(width, _integer(self.low, self.high, generator))
-        tops = self._path(height - high, len(frames), generator)
-        lefts = self._path(width - wide, len(frames), generator)
-        windows = [(slice(y, y + high), slice(x, x + wide)) for y, x in zip(tops, lefts, strict=True)]
-        cut = torch.stack([frames[t][:, rows, columns] for t, (rows, columns) in enumerate(windows)])
-        cut_masks = [masks[:, t, rows, columns] for t, (rows, columns) in enumerate(windows)]
-        return cut, torch.stack(cut_masks, dim=1)
+        tops = self._path(height - high, len(view), generator)
+        lefts = self._path(width - wide, len(view), generator)
+        return view.cut(list(zip(tops, lefts, strict=True)), (high, wide))
 
     def _path(self, room: int, length: int, generator: torch.Generator) -> list[int]:
         start, end = _integer(0, room, generator), _integer(0, room, generator)
@@ -146,11 +140,11 @@ class ZoomCrop:
     resize: RandomShortestEdge = field(default_factory=lambda: RandomShortestEdge((400, 500, 600), 1333))
     crop: DriftingCrop = field(default_factory=DriftingCrop)
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H', W') and masks (M, T, H', W')."""
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """A part of each frame, or all of it."""
         if not _chance(self.probability, generator):
-            return frames, masks
-        return self.crop(*self.resize(frames, masks, generator), generator)
+            return view
+        return self.crop.view(self.resize.view(view, generator), generator)
 
 
 @dataclass(frozen=True)
@@ -159,11 +153,66 @@ class RandomFlip:
 
     probability: float = 0.5
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H, W) and masks (M, T, H, W)."""
-        if not _chance(self.probability, generator):
-            return frames, masks
-        return frames.flip(-1), masks.flip(-1)
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """The same, or its mirror image."""
+        return view.mirrored() if _chance(self.probability, generator) else view
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Turns frame after frame in one direction about one point: copies of an image become a clip (GenVIS).
+
+    It must be the first step.
+
+    Attributes:
+        degrees: angles are uniform in -/+ this, and sorted; rising or falling with equal chance.
+        centre: the point's x and y are uniform in this range, as shares of the frame.
+    """
+
+    degrees: float = 15.0
+    centre: tuple[float, float] = (0.4, 0.6)
+
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """The same part of turned frames."""
+        angles = sorted(_uniform(-self.degrees, self.degrees, generator) for _ in range(len(view)))
+        if _chance(0.5, generator):
+            angles.reverse()
+        x, y = (_uniform(*self.centre, generator) for _ in range(2))
+        return replace(view, angles=tuple(angles), centre=(x, y))
+
+
+@dataclass(frozen=True)
+class LargeScaleJitter:
+    """Images scaled by up to 2 either way of a square, cut to it or put on grey (Ghiasi et al., CVPR 2021).
+
+    As detectron2's `ResizeScale` and `FixedSizeCrop` after a flip, with a place for the cut along each edge.
+
+    Attributes:
+        side: pixels of the square.
+        low: least scale; 1 is the size at which the image just fits.
+        high: greatest scale.
+        flip: probability of a mirror image.
+    """
+
+    side: int = 1024
+    low: float = 0.1
+    high: float = 2.0
+    flip: float = 0.5
+
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """A part of the image, or all of it, on a square canvas."""
+        view = RandomFlip(self.flip).view(view, generator)
+        height, width = view.size
+        scale = _uniform(self.low, self.high, generator) * self.side / max(height, width)
+        size = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        part = min(self.side, size[0]), min(self.side, size[1])
+        corner = _integer(0, size[0] - part[0], generator), _integer(0, size[1] - part[1], generator)
+        view = view.resized(size).cut([corner] * len(view), part)
+        return replace(view, canvas=(self.side, self.side))
+
+    def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """The frames as they came."""
+        return frames
 
 
 @dataclass(frozen=True)
@@ -182,8 +231,8 @@ class ColourJitter:
     contrast: float = 0.2
     saturation: float = 0.2
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H, W) uint8; masks as they came."""
+    def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Frames (T, 3, H, W) uint8."""
         spreads = (self.brightness, self.contrast, self.saturation)
         brightness, contrast, saturation = (_uniform(1 - s, 1 + s, generator) for s in spreads)
         pixels = frames.float().mul_(brightness)
@@ -192,12 +241,12 @@ class ColourJitter:
         pixels = mean + contrast * (pixels - mean)
         grey = (pixels * luma).sum(dim=1, keepdim=True)
         pixels = grey + saturation * (pixels - grey)
-        return pixels.round_().clamp_(0, 255).to(torch.uint8), masks
+        return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Zoom and crop, resize, mirror: the defaults are those of the paper's training recipe (GenVIS).
+    """Turn, zoom and crop, resize, mirror: the defaults are those of the paper's training recipe (GenVIS).
 
     Attributes:
         edges: lengths of the shorter edge to choose from.
@@ -205,6 +254,7 @@ class ClipAugmentation:
         crop: zoom and crop before the resize, or None.
         flip: probability of a mirrored clip.
         jitter: change of colours at the end, or None.
+        turn: what makes a clip of copies of an image, before everything else; None for videos.
     """
 
     edges: Sequence[int] = tuple(range(288, 513, 32))
@@ -212,11 +262,16 @@ class ClipAugmentation:
     crop: ZoomCrop | None = field(default_factory=ZoomCrop)
     flip: float = 0.5
     jitter: ColourJitter | None = None
+    turn: Turn | None = None
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Frames (T, 3, H', W') uint8 and masks (M, T, H', W') bool, contiguous."""
-        steps = (self.crop, RandomShortestEdge(self.edges, self.max_size), RandomFlip(self.flip), self.jitter)
-        for step in steps:
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """What the clip shows."""
+        resize = RandomShortestEdge(self.edges, self.max_size)
+        for step in (self.turn, self.crop, resize, RandomFlip(self.flip)):
             if step is not None:
-                frames, masks = step(frames, masks, generator)
-        return frames.contiguous(), masks.contiguous()
+                view = step.view(view, generator)
+        return view
+
+    def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Frames (T, 3, H, W) uint8."""
+        return frames if self.jitter is None else self.jitter.recolour(frames, generator)

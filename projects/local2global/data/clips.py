@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..boxes import mask_to_box
 from ..randomness import keyed_generator
 from ..structures import Clip, ClipTargets
-from .datasets import VideoRecord
+from .records import VideoRecord, sampled_masks, shrunk_frame
+from .views import View
 
 
 class Augmentation(Protocol):
-    """Changes the pixels of a clip and its masks alike."""
+    """Decides what a clip shows of its video, and changes its colours; one draw for all frames."""
 
-    def __call__(self, frames: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One draw for all frames.
+    def view(self, view: View, generator: torch.Generator) -> View:
+        """What to show, given all of every frame; `generator` is the only source of chance."""
 
-        Args:
-            frames: (T, 3, H, W) uint8.
-            masks: (M, T, H, W) bool.
-            generator: the only source of chance.
-
-        Returns:
-            Frames (T, 3, H', W') uint8 and masks (M, T, H', W') bool.
-        """
+    def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """(T, 3, H, W) uint8 frames in other colours."""
 
 
 def sample_frames(length: int, clip_length: int, window: int, generator: torch.Generator) -> tuple[int, ...]:
@@ -82,25 +79,33 @@ def make_clip(
 ) -> Clip:
     """Decode, augment and describe the chosen frames.
 
+    Pixels are resampled once, bilinearly.  A mask is read at the source pixels in the middle of the drawn ones.
+
     Args:
         record: the video.
         frame_ids: positions of the frames, in order; a position may occur more than once.
-        augmentation: applied to frames and masks together.
+        augmentation: what is shown of them.
         key: (seed, iteration, global clip index), the name of the clip's draws.
     """
-    distinct = sorted(set(frame_ids))
-    order = [distinct.index(t) for t in frame_ids]
-    frames = torch.stack([record.frame(t) for t in distinct])[order]
-    seen = torch.from_numpy(record.present(distinct[0]).copy())
-    for t in distinct[1:]:
-        seen |= torch.from_numpy(record.present(t))
-    masks = torch.stack([record.masks(t)[seen] for t in distinct], dim=1)[:, order]
-    frames, masks = augmentation(frames, masks, keyed_generator(*key, "augment"))
+    generator = keyed_generator(*key, "augment")
+    view = augmentation.view(View.whole(record.size, len(frame_ids)), generator)
+    images = {t: shrunk_frame(record, t, view.shrink) for t in set(frame_ids)}
+    frames = torch.stack([view.draw(images[t], i) for i, t in enumerate(frame_ids)])
+    seen = np.logical_or.reduce([record.present(t) for t in set(frame_ids)])
+    masks = torch.stack([_draw_masks(record, t, seen, view, i) for i, t in enumerate(frame_ids)], dim=1)
+    rows = torch.from_numpy(seen)
     return Clip(
-        frames=frames,
+        frames=augmentation.recolour(frames.contiguous(), generator),
         size=record.size,
         video_id=record.id,
         frame_ids=tuple(frame_ids),
-        targets=make_targets(record.labels[seen], record.ids[seen], masks),
+        targets=make_targets(record.labels[rows], record.ids[rows], masks),
         key=key,
     )
+
+
+def _draw_masks(record: VideoRecord, t: int, wanted: NDArray[np.bool_], view: View, i: int) -> Tensor:
+    """(m, h, w) bool masks of the wanted instances in frame `t`, as frame `i` of the clip shows them."""
+    if view.angles:
+        return view.place(view.turn_masks(record.masks(t)[torch.from_numpy(wanted)], i))
+    return view.place(sampled_masks(record, t, view.rows(i), view.columns(i), wanted))

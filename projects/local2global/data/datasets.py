@@ -6,58 +6,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from pycocotools import mask as rle
 from torch import Tensor
 
 from ..errors import UserError
 from .annotations import AnnotationFile, check_classes, choose, video_name
-from .rle import encode_mask
-
-
-class VideoRecord(Protocol):
-    """One video and the instances to learn from; frames and masks are made when asked for.
-
-    Everything is picklable, so that loader workers can be started in any way.
-    """
-
-    @property
-    def id(self) -> int:
-        """The video's id, unique in its dataset."""
-
-    @property
-    def name(self) -> str:
-        """What people call it, usually its folder."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of every frame."""
-
-    @property
-    def length(self) -> int:
-        """The number of frames."""
-
-    @property
-    def labels(self) -> Tensor:
-        """(M,) int64 positions in the dataset's class list."""
-
-    @property
-    def ids(self) -> Tensor:
-        """(M,) int64 annotation ids, unique in the dataset, positive where results are to be scored."""
-
-    def frame(self, t: int) -> Tensor:
-        """(3, H, W) uint8 RGB of frame `t`."""
-
-    def masks(self, t: int) -> Tensor:
-        """(M, H, W) bool of frame `t`; all False where an instance is absent."""
-
-    def present(self, t: int) -> NDArray[np.bool_]:
-        """(M,) which instances have a pixel in frame `t`, without decoding a mask."""
+from .images import read_image
+from .records import VideoRecord as VideoRecord
+from .records import sampled_masks, shrunk_frame
+from .rle import Grid, encode_mask
 
 
 @dataclass(frozen=True)
@@ -109,21 +71,35 @@ class VideoDataset:
         ]
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as (3, H, W) uint8 RGB, turned upright where its EXIF data say so.
+def read_sized(path: Path, size: tuple[int, int], shrink: int = 1) -> Tensor:
+    """`read_image` of a file whose size is known.
 
     Raises:
-        UserError: if the file is missing, truncated, or no image.
+        UserError: as `read_image`, and if the size is another.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image file. Check the image folder of this dataset.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problem = f"not a readable image ({error}). Replace the file, or exclude its video."
-        raise UserError(f"{path}: {problem}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    image = read_image(path, shrink)
+    found = tuple(image.shape[1:])
+    if found != size and found != (size[0] // shrink, size[1] // shrink):
+        raise UserError(
+            f"{path}: {found[0]}x{found[1]} pixels (height x width), "
+            f"but its annotations say {size[0]}x{size[1]}."
+        )
+    return image
+
+
+def read_grid(
+    size: tuple[int, int],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    counts: Sequence[str | None],
+) -> Tensor:
+    """(m, h, w) bool of m masks of a frame at some of its rows and columns; None is an empty mask."""
+    grid = Grid(size, rows, columns)
+    masks = torch.zeros((len(counts), len(rows), len(columns)), dtype=torch.bool)
+    for mask, text in zip(masks, counts, strict=True):
+        if text is not None:
+            mask.copy_(grid.read(text))
+    return masks
 
 
 @dataclass(frozen=True)
@@ -172,13 +148,11 @@ class AnnotatedVideo:
         Raises:
             UserError: if the file cannot be read or has not the size that the annotations say.
         """
-        image = read_image(self.files[t])
-        if tuple(image.shape[1:]) != self.size:
-            raise UserError(
-                f"{self.files[t]}: {image.shape[1]}x{image.shape[2]} pixels (height x width), "
-                f"but its annotations say {self.size[0]}x{self.size[1]}."
-            )
-        return image
+        return read_sized(self.files[t], self.size).contiguous()
+
+    def shrunk(self, t: int, factor: int) -> Tensor:
+        """(3, H / factor, W / factor) uint8 of frame `t`, or the whole where the file cannot be read smaller."""
+        return read_sized(self.files[t], self.size, factor)
 
     def masks(self, t: int) -> Tensor:
         """(M, H, W) bool of frame `t`."""
@@ -188,6 +162,13 @@ class AnnotatedVideo:
             if counts is not None:
                 mask.copy_(torch.from_numpy(rle.decode({"size": list(self.size), "counts": counts})))
         return masks
+
+    def sampled(
+        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Tensor:
+        """(m, h, w) bool: the pixels of frame `t` at some rows and columns, of the wanted instances."""
+        tracks = [self.tracks[i] for i in np.flatnonzero(wanted)]
+        return read_grid(self.size, rows, columns, [track.counts[t] for track in tracks])
 
     def present(self, t: int) -> NDArray[np.bool_]:
         """(M,) which instances have a pixel in frame `t`."""
@@ -351,6 +332,16 @@ class Renumbered:
     def masks(self, t: int) -> Tensor:
         """(M, H, W) bool of frame `t`."""
         return self.record.masks(t)
+
+    def shrunk(self, t: int, factor: int) -> Tensor:
+        """As the video's own dataset gives it."""
+        return shrunk_frame(self.record, t, factor)
+
+    def sampled(
+        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Tensor:
+        """As the video's own dataset gives it."""
+        return sampled_masks(self.record, t, rows, columns, wanted)
 
     def present(self, t: int) -> NDArray[np.bool_]:
         """(M,) which instances have a pixel in frame `t`."""

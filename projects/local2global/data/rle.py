@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
@@ -69,3 +70,37 @@ def compress(segmentation: Any, size: tuple[int, int]) -> tuple[str, int]:
 
 def _is_polygon(value: Any) -> bool:
     return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
+
+
+class Grid:
+    """Some rows and columns of a frame, at which masks are read without decoding the rest.
+
+    A mask's runs, counted in pixels of the frame, become runs counted in points of the grid; only those are decoded.
+
+    Args:
+        size: (height, width) of the frame.
+        rows: (h,) rising positions in [0, height); a row may occur more than once.
+        columns: (w,) positions in [0, width) in any order.
+    """
+
+    def __init__(self, size: tuple[int, int], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> None:
+        self.height, self.width = size
+        self.rows, self.columns = rows, columns
+        # Runs go down the columns from left to right: equal columns are read once, and put in order at the end.
+        kept, self._order = np.unique(columns, return_inverse=True)
+        self._ordered = len(kept) == len(columns) and bool((self._order[1:] > self._order[:-1]).all())
+        self._shape = (len(kept), len(rows))
+        self._rows_above = np.searchsorted(rows, np.arange(self.height + 1))
+        self._columns_left = np.searchsorted(kept, np.arange(self.width + 2))
+
+    def read(self, counts: str) -> Tensor:
+        """(h, w) bool of a mask's compressed counts, which `compress` has checked."""
+        ends = np.cumsum(_runs(counts)[:-1])
+        x, y = np.divmod(ends, self.height)
+        left = self._columns_left[x]
+        inside = self._columns_left[x + 1] - left
+        ranks = left * self._shape[1] + inside * self._rows_above[y]
+        lengths = np.diff(ranks, prepend=0, append=self._shape[0] * self._shape[1])
+        values = np.arange(len(lengths)) % 2 == 1
+        points = np.repeat(values, lengths).reshape(self._shape)
+        return torch.from_numpy(points if self._ordered else points[self._order]).T
