@@ -57,6 +57,9 @@ def log_progress(trainer: Trainer) -> None:
     values["lr"] = max(group["lr"] for group in trainer.optimizer.param_groups)
     values |= {"time": pace, "data_time": kept["waited"] / kept["steps"]}
     values["eta_seconds"] = pace * (trainer.max_iter - done)
+    skipped = getattr(trainer.loader, "skipped", None)
+    if skipped:
+        values["skipped_clips"] = float(sum(skipped.values()))
     if kept["norm"] is not None:
         values["grad_norm"] = float(kept["norm"])
     if trainer.device.type == "cuda":

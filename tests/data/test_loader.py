@@ -53,6 +53,10 @@ class Noise:
         return np.array([True])
 
 
+def resized_to(edge: int) -> ClipAugmentation:
+    return ClipAugmentation(edges=(edge,), max_size=99, crop=None)
+
+
 def videos(count: int, first: int = 1) -> VideoDataset:
     return VideoDataset([Noise(first + i) for i in range(count)], CLASSES)
 
@@ -132,7 +136,7 @@ def test_every_epoch_shows_every_video_once_in_another_order():
 
 def test_a_mixture_draws_every_clips_dataset_by_weight():
     mixture = Mixture([videos(3), videos(5, first=100)], [1, 0.25])
-    drawn = [mixture.video(0, position).id for position in range(3000)]
+    drawn = [mixture.draw(0, position)[0].id for position in range(3000)]
     share = sum(identity >= 100 for identity in drawn) / len(drawn)
     assert share == pytest.approx(0.2, abs=0.03)
     assert min(Counter(drawn).values()) > 60
@@ -177,6 +181,49 @@ def test_a_broken_file_is_told_in_one_line(workers):
         next(iter(loader))
     assert str(caught.value).startswith("yard/")
     assert str(caught.value).endswith(".jpg: not a readable image.")
+
+
+def half_broken() -> VideoDataset:
+    return VideoDataset([Noise(i, broken=i % 2 == 0, name=f"yard{i}") for i in range(8)], CLASSES)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_files_are_skipped_told_once_and_counted(workers, caplog):
+    """4 of 8 videos are broken; every place still gets a clip, of a whole one."""
+    loader = build_train_loader(half_broken(), 1, Identity(), 4, num_workers=workers, skip_unreadable=True)
+    clips = [clip for batch in islice(loader, 20) for clip in batch]
+    assert [clip.key for clip in clips] == [(0, i, j) for i in range(20) for j in range(4)]
+    assert {clip.video_id for clip in clips} == {1, 3, 5, 7}
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(told) == sorted(set(told))
+    assert {line.split("/")[0] for line in told} == {f"skipped: yard{i}" for i in (0, 2, 4, 6)}
+    assert len(told) == len(loader.skipped)
+    assert sum(loader.skipped.values()) > 40, "half of 80 draws, and draws that replace them"
+
+
+def test_resume_is_exact_where_files_are_skipped_too():
+    def clips(number, start, workers):
+        options = {"num_workers": workers, "skip_unreadable": True}
+        loader = build_train_loader(half_broken(), 3, AUGMENT, 4, seed=5, **options)
+        loader.seek(start)
+        return list(islice(loader, number))
+
+    assert_same(clips(7, 0, 0)[4:], clips(3, 4, 2))
+
+
+def test_a_dataset_of_broken_files_ends_even_where_files_are_skipped():
+    dataset = VideoDataset([Noise(1, broken=True, name="yard")], CLASSES)
+    loader = build_train_loader(dataset, 1, Identity(), 1, num_workers=0, skip_unreadable=True)
+    with pytest.raises(UserError, match=r"^yard/.*21 videos in a row cannot be read"):
+        next(iter(loader))
+
+
+def test_each_dataset_of_a_mixture_has_its_own_augmentation():
+    mixture = Mixture([videos(3), videos(5, first=100)], [1, 1], [None, resized_to(20)])
+    clips = [clip for batch in batches(8, dataset=mixture, augment=Identity()) for clip in batch]
+    assert {(clip.video_id >= 100, clip.frames.shape[-2]) for clip in clips} == {(False, 10), (True, 20)}
+    with pytest.raises(UserError, match="one augmentation for each of 2 datasets, got 1"):
+        Mixture([videos(3), videos(5)], [1, 1], [None])
 
 
 # ----------------------------------------------------------------------------------------------- whole videos

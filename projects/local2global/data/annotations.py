@@ -1,4 +1,4 @@
-"""An annotation file in YouTube-VIS form, every entry checked as it is read."""
+"""Annotation files, every entry checked as it is read: YouTube-VIS's, of videos, and COCO's, of images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from ..errors import UserError
 from .rle import compress
 
 
-class AnnotationFile:
-    """An annotation file's content, checked entry by entry as it is read."""
+class JsonFile:
+    """An annotation file's content, checked entry by entry as it is read.
+
+    Attributes:
+        what: the list that it must hold.
+        kind: what a file with such a list is.
+    """
+
+    what = "annotations"
+    kind = "an annotation file"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         content = _read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("videos"), list):
-            raise UserError(f'{path.name}: no list "videos": not a YouTube-VIS annotation file.')
+        if not isinstance(content, dict) or not isinstance(content.get(self.what), list):
+            raise UserError(f'{path.name}: no list "{self.what}": not {self.kind}.')
         self.content: dict[str, Any] = content
         # The public validation and test files hold null, or nothing, in place of annotations.
         self.annotated = self.content.get("annotations") is not None
@@ -47,6 +55,35 @@ class AnnotationFile:
             seen.add(entry["id"])
             yield entry
 
+    def classes(self) -> list[dict[str, Any]]:
+        """{id, name} of the categories, by id."""
+        kinds = {"name": str}
+        categories = self._entries("categories", "category", kinds)
+        return sorted(({"id": c["id"], "name": c["name"]} for c in categories), key=lambda c: int(c["id"]))
+
+
+class ImageAnnotationFile(JsonFile):
+    """COCO's form."""
+
+    what = "images"
+    kind = "a COCO annotation file"
+
+    def images(self) -> Iterable[dict[str, Any]]:
+        """The images."""
+        return self._entries("images", "image", {"height": int, "width": int, "file_name": str})
+
+    def annotations(self) -> Iterable[dict[str, Any]]:
+        """The annotations, masks as they stand in the file."""
+        kinds = {"image_id": int, "category_id": int, "segmentation": object}
+        return self._entries("annotations", "annotation", kinds)
+
+
+class AnnotationFile(JsonFile):
+    """YouTube-VIS's form."""
+
+    what = "videos"
+    kind = "a YouTube-VIS annotation file"
+
     def videos(self) -> Iterable[dict[str, Any]]:
         """The videos; their length is the number of their files."""
         for video in self._entries("videos", "video", {"height": int, "width": int, "file_names": list}):
@@ -64,12 +101,6 @@ class AnnotationFile:
         kinds = {"video_id": int, "category_id": int, "segmentations": list}
         return self._entries("annotations", "annotation", kinds)
 
-    def classes(self) -> list[dict[str, Any]]:
-        """{id, name} of the categories, by id."""
-        kinds = {"name": str}
-        categories = self._entries("categories", "category", kinds)
-        return sorted(({"id": c["id"], "name": c["name"]} for c in categories), key=lambda c: int(c["id"]))
-
     def counts(self, annotation: dict[str, Any], size: tuple[int, int]) -> tuple[str | None, ...]:
         """Every frame's compressed counts, None where there is no pixel."""
         counts: list[str | None] = []
@@ -81,6 +112,16 @@ class AnnotationFile:
                 self.fail(f"annotation {annotation['id']}", problem)
             counts.append(text if area else None)
         return tuple(counts)
+
+
+def holds(path: str | Path, key: str) -> bool:
+    """Whether an annotation file has a list of that name, "videos" or "images".
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    content = _read_json(Path(path))
+    return isinstance(content, dict) and isinstance(content.get(key), list)
 
 
 def _read_json(path: Path) -> Any:
@@ -97,7 +138,7 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON: {place}: {error.msg}.") from None
 
 
-def check_classes(file: AnnotationFile, classes: Sequence[Mapping[str, Any]]) -> None:
+def check_classes(file: JsonFile, classes: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a class list that gives one of the file's ids another name, as another dataset's would."""
     given = {c["id"]: str(c["name"]) for c in classes}
     for category in file.classes():

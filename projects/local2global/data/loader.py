@@ -6,13 +6,14 @@ the number of workers and a resume change nothing.
 
 from __future__ import annotations
 
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice, pairwise
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ from ..structures import Clip
 from .augment import resize_shortest_edge
 from .clips import Augmentation, choose_frames, make_clip
 from .datasets import VideoDataset, VideoRecord
+
+logger = logging.getLogger(__name__)
+
+#: Unreadable videos in a row after which a dataset is taken to be broken, not a file of it.
+MOST_SKIPS = 20
 
 
 def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -47,12 +53,18 @@ class Mixture:
     Args:
         datasets: the datasets, whose class lists must be equal.
         weights: their shares, e.g. (1, 0.75); any positive scale.
+        augments: each dataset's own augmentation, or None for the loader's; None for the loader's throughout.
 
     Raises:
-        UserError: if the class lists differ, or there is not one weight for each dataset.
+        UserError: if the class lists differ, or there is not one weight (or augmentation) for each dataset.
     """
 
-    def __init__(self, datasets: Sequence[VideoDataset], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[VideoDataset],
+        weights: Sequence[float],
+        augments: Sequence[Augmentation | None] | None = None,
+    ) -> None:
         if len(datasets) != len(weights) or not datasets or min(weights) <= 0:
             wanted = f"expected one positive weight for each of {len(datasets)} datasets"
             raise UserError(f"mixture: {wanted}, got {list(weights)}.")
@@ -62,6 +74,10 @@ class Mixture:
             if dataset.classes != datasets[0].classes:
                 problem = f"dataset {position} has other classes than dataset 0"
                 raise UserError(f"mixture: {problem}. Load both with the same `classes`.")
+        self.augments = tuple(augments) if augments is not None else (None,) * len(datasets)
+        if len(self.augments) != len(datasets):
+            problem = f"expected one augmentation for each of {len(datasets)} datasets"
+            raise UserError(f"mixture: {problem}, got {len(self.augments)}.")
         self.datasets = tuple(datasets)
         self.weights = torch.tensor(weights, dtype=torch.float64)
 
@@ -70,11 +86,16 @@ class Mixture:
         """The class list that the datasets share."""
         return self.datasets[0].classes
 
-    def video(self, seed: int, position: int) -> VideoRecord:
-        """The video of the clip at `position` of the endless stream.
+    def draw(self, seed: int, position: int, again: int = 0) -> tuple[VideoRecord, Augmentation | None]:
+        """The video of the clip at `position` of the endless stream, and its dataset's augmentation.
 
         Each dataset is shuffled anew in every epoch.  A position counts for all datasets, whichever is drawn:
         one alone shows every video once per epoch, several show each of theirs equally often on average.
+
+        Args:
+            seed: names the stream.
+            position: of the clip.
+            again: the number of draws at this position that could not be read; each draws another video.
         """
         chosen = 0
         if len(self.datasets) > 1:
@@ -82,21 +103,39 @@ class Mixture:
             chosen = int(torch.multinomial(self.weights, 1, generator=generator))
         videos = self.datasets[chosen].videos
         epoch, place = divmod(position, len(videos))
-        return videos[_permutation(seed, chosen, epoch, len(videos))[place]]
+        if again:
+            place = int(
+                torch.randint(len(videos), (1,), generator=keyed_generator(seed, "again", position, again))
+            )
+        return videos[_permutation(seed, chosen, epoch, len(videos))[place]], self.augments[chosen]
 
 
 @dataclass(frozen=True)
-class TrainClips(Dataset["Clip | UserError"]):
+class Made:
+    """What came of a place in the stream.
+
+    Attributes:
+        clip: the clip, None where nothing could be read.
+        complaints: what is wrong with the files that were tried, a line each.
+    """
+
+    clip: Clip | None
+    complaints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainClips(Dataset[Made]):
     """Random access to the training stream: (iteration, global clip index) -> clip.
 
     Attributes:
         mixture: where videos come from.
         clip_length: frames T of a clip.
-        augment: applied to every clip.
+        augment: applied to the clips of datasets without an augmentation of their own.
         total_batch_size: clips of one iteration over all processes.
         seed: first part of every clip's key.
         window: how far from the reference frame the others may lie.
         tries: how often frames are drawn for a clip that shows an instance.
+        skips: how many unreadable files a clip may meet; another video is drawn after each.
     """
 
     mixture: Mixture
@@ -106,17 +145,22 @@ class TrainClips(Dataset["Clip | UserError"]):
     seed: int
     window: int
     tries: int
+    skips: int = 0
 
-    def __getitem__(self, place: tuple[int, int]) -> Clip | UserError:
-        """The clip, or what is wrong with its files: raised in a worker, it would arrive in a traceback."""
+    def __getitem__(self, place: tuple[int, int]) -> Made:
+        """The clip, and what is wrong with files: raised in a worker, it would arrive in a traceback."""
         iteration, index = place
         key = (self.seed, iteration, index)
-        try:
-            record = self.mixture.video(self.seed, iteration * self.total_batch_size + index)
-            frames = choose_frames(record, self.clip_length, self.window, key, self.tries)
-            return make_clip(record, frames, self.augment, key)
-        except UserError as error:
-            return error
+        complaints: list[str] = []
+        for again in range(self.skips + 1):
+            position = iteration * self.total_batch_size + index
+            record, own = self.mixture.draw(self.seed, position, again)
+            try:
+                frames = choose_frames(record, self.clip_length, self.window, key, self.tries)
+                return Made(make_clip(record, frames, own or self.augment, key), tuple(complaints))
+            except UserError as error:
+                complaints.append(str(error))
+        return Made(None, tuple(complaints))
 
 
 @dataclass(frozen=True)
@@ -131,8 +175,8 @@ class _Share(Sampler[list[tuple[int, int]]]):
             yield [(iteration, index) for index in self.indices]
 
 
-def _as_list(clips: list[Clip | UserError]) -> list[Clip | UserError]:
-    return clips
+def _as_list(made: list[Made]) -> list[Made]:
+    return made
 
 
 class TrainLoader:
@@ -145,8 +189,12 @@ class TrainLoader:
         world_size: the number of processes.
         prefetch: batches that each worker makes ahead.
 
+    Attributes:
+        skipped: how often each unreadable file was met, by what is wrong with it.
+
     Raises:
-        UserError: if the batch cannot be shared out equally; while iterating, for an unreadable file.
+        UserError: if the batch cannot be shared out equally; while iterating, for an unreadable file, unless `clips`
+            skips it: then it is told once, as a warning of this module's logger, and counted.
     """
 
     def __init__(
@@ -162,6 +210,7 @@ class TrainLoader:
         self.prefetch = prefetch
         self.indices = range(rank * share, (rank + 1) * share)
         self.start = 0
+        self.skipped: Counter[str] = Counter()
 
     def seek(self, iteration: int) -> None:
         """Make the next `iter` begin with the batch of `iteration`."""
@@ -178,19 +227,25 @@ class TrainLoader:
             # Workers' base seed would otherwise be drawn from the global stream.
             generator=torch.Generator(),
         )
-        return _raised(iter(loader))
+        return self._clips(iter(loader))
 
+    def _clips(self, batches: Iterator[list[Made]]) -> Iterator[list[Clip]]:
+        try:
+            for batch in batches:
+                yield [self._checked(made) for made in batch]
+        finally:
+            # The workers stop with their iterator: now, not when somebody lets go of an error's traceback.
+            del batches
 
-def _raised(batches: Iterator[list[Clip | UserError]]) -> Iterator[list[Clip]]:
-    try:
-        for batch in batches:
-            for clip in batch:
-                if isinstance(clip, UserError):
-                    raise clip
-            yield cast("list[Clip]", batch)
-    finally:
-        # The workers stop with their iterator: now, not when somebody lets go of the error's traceback.
-        del batches
+    def _checked(self, made: Made) -> Clip:
+        if made.clip is None:
+            more = f" ({len(made.complaints)} videos in a row cannot be read.)" if self.clips.skips else ""
+            raise UserError(made.complaints[-1] + more)
+        for complaint in made.complaints:
+            if not self.skipped[complaint]:
+                logger.warning("skipped: %s", complaint)
+            self.skipped[complaint] += 1
+        return made.clip
 
 
 def build_train_loader(
@@ -202,6 +257,7 @@ def build_train_loader(
     seed: int = 0,
     window: int = 6,
     tries: int = 10,
+    skip_unreadable: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
@@ -216,6 +272,7 @@ def build_train_loader(
         seed: names the whole stream.
         window: how far from the reference frame the others may lie.
         tries: how often frames are drawn for a clip that shows an instance, before an empty one is accepted.
+        skip_unreadable: tell of a missing or broken file once, count it and draw another video, instead of ending.
         rank: this process; None asks torch.distributed.
         world_size: the number of processes; None asks torch.distributed.
 
@@ -223,7 +280,8 @@ def build_train_loader(
         UserError: if the batch cannot be shared out equally, or nothing is annotated.
     """
     mixture = dataset if isinstance(dataset, Mixture) else Mixture([dataset], [1.0])
-    clips = TrainClips(mixture, clip_length, augment, total_batch_size, seed, window, tries)
+    skips = MOST_SKIPS if skip_unreadable else 0
+    clips = TrainClips(mixture, clip_length, augment, total_batch_size, seed, window, tries, skips)
     return TrainLoader(clips, num_workers, *_processes(rank, world_size))
 
 
@@ -345,6 +403,11 @@ class Curriculum:
         if len(self.loaders) != len(self.starts) or not rising:
             raise UserError(f"curriculum: {len(self.loaders)} loaders need as many starts, rising from 0.")
         self.start = 0
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How often each unreadable file was met, by what is wrong with it."""
+        return sum((loader.skipped for loader in self.loaders), Counter())
 
     def seek(self, iteration: int) -> None:
         """Make the next `iter` begin with the batch of `iteration`."""
