@@ -2,8 +2,7 @@
 
     l2g train configs/ytvis2021/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
-The paper starts from a MaskDINO R50 checkpoint with its aligner pre-trained on COCO (section 4.2) and mixes in clips
-made from COCO images; this file trains on the videos alone.
+WEIGHTS is `configs/coco/l2g_r50_60k.py`'s last checkpoint: MaskDINO R50, its aligner pre-trained on COCO (section 4.2).
 """
 
 from ..common.data.ytvis2021 import CLASSES, dataloader
@@ -16,4 +15,6 @@ model.classes = CLASSES
 train.output_dir = "output/ytvis2021_l2g_r50"
 train.amp.enabled = True
 
-paper = dict(table=1, dataset="YouTube-VIS 2021", AP=49.4, AP50=70.6, AP75=53.6, AR1=41.7, AR10=56.6)
+paper = dict(
+    table=1, row="Local2Global", dataset="YTVIS-21", AP=49.4, AP50=70.6, AP75=53.6, AR1=41.7, AR10=56.6
+)

@@ -124,6 +124,20 @@ def holds(path: str | Path, key: str) -> bool:
     return isinstance(content, dict) and isinstance(content.get(key), list)
 
 
+def classes_of(path: str | Path) -> list[dict[str, Any]]:
+    """{id, name} of the categories of an annotation file in either form, by id.
+
+    Raises:
+        UserError: if the file cannot be read, or has no categories.
+    """
+    path = Path(path)
+    form: type[JsonFile] = AnnotationFile if holds(path, "videos") else ImageAnnotationFile
+    classes = form(path).classes()
+    if not classes:
+        raise UserError(f'{path.name}: no "categories": a model needs classes.')
+    return classes
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())

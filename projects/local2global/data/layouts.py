@@ -15,8 +15,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ..errors import UserError
-from .annotations import holds
+from .annotations import classes_of, holds
 from .coco import load_coco
 from .datasets import VideoDataset, load_youtube_vis
 from .vipseg import load_panoptic
@@ -108,3 +110,7 @@ def _first(root: Path, split: str, places: Sequence[str], what: str, there: Any)
         f"{root}: no {what} of split '{split}': looked for {', '.join(tried)}. "
         "Set DETECTRON2_DATASETS to the folder that holds the datasets."
     )
+
+
+# A config may say "${classes_of:FILE}" where it would hold a class list; it is read when somebody asks for it.
+OmegaConf.register_new_resolver("classes_of", classes_of, replace=True)

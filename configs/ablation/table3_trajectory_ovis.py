@@ -1,0 +1,11 @@
+"""Table 3, row 3 on OVIS: aligner and trajectory, the main model.  Paper: 37.0 AP.
+
+l2g train configs/ablation/table3_trajectory_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
+
+Everything else, WEIGHTS too, is `configs/ovis/l2g_r50.py`'s.
+"""
+
+from ..ovis.l2g_r50 import dataloader, lr_multiplier, model, optimizer, train
+
+train.output_dir = "output/table3_trajectory_ovis"
+paper = dict(table=3, row="+ trajectory", dataset="OVIS", AP=37.0, AP50=64.0, AP75=36.7, AR1=16.4, AR10=43.5)

@@ -1,0 +1,42 @@
+"""Your own videos or images: an image folder and a file in YouTube-VIS's or COCO's format; classes are the file's.
+
+    l2g train configs/custom/l2g_r50.py data.images=my/JPEGImages data.annotations=my/instances.json
+
+A tenth of the videos, drawn by `data.seed`, is kept for scores and never trained on.  A file of its own for scores is
+`dataloader.test.dataset={_target_:local2global.data.layouts.load_annotated,images:...,annotations:...}`.
+"""
+
+from local2global.data.augment import ClipAugmentation
+from local2global.data.holdout import holdout
+from local2global.data.layouts import load_annotated
+from local2global.data.loader import build_test_loader, build_train_loader
+from local2global.evaluation.ytvis import YTVISEvaluator
+from local2global.lazy import LazyCall as L
+
+data = dict(
+    images="datasets/custom/JPEGImages", annotations="datasets/custom/instances.json", fraction=0.1, seed=0
+)
+
+CLASSES = "${classes_of:${data.annotations}}"
+_videos = L(load_annotated)(images="${data.images}", annotations="${data.annotations}", classes=CLASSES)
+_part = dict(dataset=_videos, fraction="${data.fraction}", seed="${data.seed}")
+
+dataloader = dict(
+    train=L(build_train_loader)(
+        dataset=L(holdout)(**_part, held=False),
+        clip_length=4,
+        augment=L(ClipAugmentation)(),
+        total_batch_size=8,
+        num_workers=4,
+        seed="${train.seed}",
+    ),
+    test=L(build_test_loader)(
+        dataset=L(holdout)(**_part, held=True),
+        short_edge=360,
+        max_size=1333,
+        num_workers=2,
+    ),
+    evaluator=L(YTVISEvaluator)(
+        truth="${..test.dataset}", classes=CLASSES, output_dir="${train.output_dir}/inference"
+    ),
+)

@@ -1,0 +1,20 @@
+"""Table 4 on VIPSeg, the paper's model.  Paper: 46.3 VPQ.  4 GPUs, 120 K iterations of 8 four-frame clips.
+
+    l2g train configs/vipseg/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
+
+WEIGHTS is MaskDINO R50's COCO panoptic checkpoint, its aligner pre-trained as in `configs/coco/l2g_r50_60k.py`.
+Things and stuff are queries alike; only things have boxes to learn.
+"""
+
+from ..common.data.vipseg import CLASSES, dataloader
+from ..common.models.l2g_r50 import model
+from ..common.optim import AdamW as optimizer
+from ..common.schedule import lr_multiplier_video as lr_multiplier
+from ..common.train import train
+
+model.classes = CLASSES
+model.test_size = [720, 1333]
+train.output_dir = "output/vipseg_l2g_r50"
+train.amp.enabled = True
+
+paper = dict(table=4, row="Local2Global", dataset="VIPSeg", VPQ=46.3, VPQ_Th=46.6, VPQ_St=46.1, STQ=45.3)
