@@ -2,18 +2,192 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from local2global.lazy import instantiate, load_config
+from local2global.app.tables import read_rows
+from local2global.lazy import instantiate, load_config, resolve
 from local2global.structures import Clip, ClipTargets
+from miniatures import write_images, write_panoptic, write_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.py"))
 RECIPES = [str(p) for p in CONFIGS if p.parts[0] != "common"]
 PAPER = "ytvis2021/l2g_r50.py"
+# A class list of the file: none until there is one.
+CUSTOM = "custom/l2g_r50.py"
+# The folders whose data sets are public and lie below $DETECTRON2_DATASETS.
+PUBLIC = [n for n in RECIPES if n.split("/")[0] not in ("demo", "custom", "detrex")]
+
+
+@functools.cache
+def _loaded(name: str) -> Any:
+    return load_config(ROOT / "configs" / name)
+
+
+def config(name: str) -> Any:
+    """A config of its own, loaded once."""
+    return copy.deepcopy(_loaded(name))
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniatures of every public data set, laid out as recipes expect them."""
+    root = tmp_path_factory.mktemp("datasets")
+    classes = {
+        key: _loaded(f"{key}/l2g_r50.py").model.classes
+        for key in ("ytvis2019", "ytvis2021", "ovis", "vipseg")
+    }
+    coco = _loaded("coco/l2g_r50_60k.py").model.classes
+    for year in (2019, 2021):
+        own = classes[f"ytvis{year}"]
+        write_videos(root / f"ytvis_{year}/train/JPEGImages", root / f"ytvis_{year}/train.json", own)
+        write_videos(root / f"ytvis_{year}/valid/JPEGImages", root / f"ytvis_{year}/valid.json", own, False)
+        write_images(
+            root / "coco/train2017", root / f"coco/annotations/coco2ytvis{year}_train.json", coco, [1, 40]
+        )
+    own = classes["ytvis2021"]
+    write_videos(root / "ytvis_2022/valid/JPEGImages", root / "ytvis_2022/valid.json", own, False)
+    write_videos(root / "ovis/train", root / "ovis/annotations/train.json", classes["ovis"])
+    write_videos(root / "ovis/valid", root / "ovis/annotations_valid.json", classes["ovis"], False)
+    write_images(root / "coco/train2017", root / "coco/annotations/coco2ovis_train.json", coco, [1, 25])
+    for split in ("train", "val"):
+        file = root / f"coco/annotations/instances_{split}2017.json"
+        write_images(root / f"coco/{split}2017", file, coco, [1, 90])
+        write_panoptic(root / "VIPSeg/VIPSeg_720P", split, classes["vipseg"])
+    return root
+
+
+def found_in(root: Path, node: Any) -> Any:
+    """The same config with data sets elsewhere."""
+    if isinstance(node, str):
+        return node.replace("datasets/", f"{root}/", 1) if node.startswith("datasets/") else node
+    items = node.items() if hasattr(node, "items") else enumerate(node) if isinstance(node, list) else ()
+    for key, value in list(items):
+        node[key] = found_in(root, value)
+    return node
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_its_data_set_is_read_from_the_real_layout(name, datasets, tmp_path):
+    """A clip as it is fed, the first test video, and the truth that the evaluator is given."""
+    cfg = config(name)
+    plain = found_in(
+        datasets, resolve({"dataloader": cfg.dataloader, "model": cfg.model, "train": cfg.train})
+    )
+    plain["dataloader"]["train"]["num_workers"] = 0
+    plain["dataloader"]["evaluator"]["output_dir"] = str(tmp_path)
+    loader = instantiate(plain["dataloader"]["train"])
+    assert loader.clips.mixture.classes == plain["model"]["classes"]
+    made = loader.clips[(0, 0)]
+    assert made.complaints == ()
+    assert len(made.clip) == plain["dataloader"]["train"]["clip_length"]
+    assert made.clip.targets.labels.max() < len(plain["model"]["classes"])
+    (first,) = next(iter(instantiate(plain["dataloader"]["test"])))
+    assert min(first.frames[0].shape[1:]) == min(plain["model"]["test_size"])
+    instantiate(plain["dataloader"]["evaluator"]).reset()
+
+
+def test_a_custom_data_set_brings_its_classes_and_holds_videos_out(tmp_path):
+    """Paths on the command line are all there is to say."""
+    classes = [{"id": 3, "name": "newt"}, {"id": 8, "name": "toad"}, {"id": 9, "name": "frog"}]
+    write_videos(tmp_path / "images", tmp_path / "mine.json", classes, videos=10)
+    paths = [f"data.images={tmp_path / 'images'}", f"data.annotations={tmp_path / 'mine.json'}"]
+    cfg = load_config(ROOT / "configs" / CUSTOM, [*paths, "dataloader.train.num_workers=0"])
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    assert model.classes == classes
+    assert model.segmenter.class_embed.out_features == 3
+    loader, test = instantiate(cfg.dataloader.train), instantiate(cfg.dataloader.test)
+    trained = {video.id for video in loader.clips.mixture.datasets[0].videos}
+    tested = {video.id for video in test.videos}
+    assert (len(trained), len(tested), trained & tested) == (9, 1, set())
+    assert resolve(cfg)["model"]["classes"] == classes
+
+
+# ------------------------------------------------------------------------------------------- the paper's rows
+
+ROWS = {
+    (1, "YTVIS-19"): 1,
+    (1, "YTVIS-21"): 1,
+    (2, "OVIS"): 1,
+    (2, "YTVIS-22"): 1,
+    (3, "OVIS"): 3,
+    (3, "YTVIS-21"): 3,
+    (4, "VIPSeg"): 1,
+    (5, "OVIS"): 3,
+    (6, "OVIS"): 3,
+}
+POSITIONS = {
+    "model.tracker.positions._target_": "local2global.modeling.positions.StaticPositions",
+    "model.tracker.positions.num_queries": 100,
+    "model.tracker.positions.dim": 256,
+}
+ABSENT = "absent"
+# What a row changes in the main config; every key that is not named here is the same.
+CHANGES = {
+    "table3_baseline": {**POSITIONS, "model.tracker.aligner": None},
+    "table3_aligner": POSITIONS,
+    "table3_trajectory": {},
+    "table5_512": {"model.tracker.aligner.dim_feedforward": 512},
+    "table5_1024": {},
+    "table5_2048": {"model.tracker.aligner.dim_feedforward": 2048},
+    "table6_no_reduced": {
+        "model.criterion.supervision._target_": "local2global.modeling.criterion.FullSupervision"
+    },
+    "table6_static": {},
+    "table6_dynamic": {
+        "model.tracker.local_positions._target_": "local2global.modeling.positions.DynamicLocalPositions",
+        "model.tracker.local_positions.num_queries": ABSENT,
+        "model.tracker.local_positions.dim": ABSENT,
+    },
+}
+ABLATIONS = [name for name in RECIPES if name.startswith("ablation/table")]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, each in value.items()
+            for k, v in flat(each, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: value}
+
+
+def test_every_row_of_the_paper_has_one_config():
+    """`read_rows` refuses two configs for one row."""
+    rows = read_rows(ROOT / "configs")
+    counts: dict[tuple[int, str], int] = {}
+    for row in rows:
+        counts[row.names[0], row.names[2]] = counts.get((row.names[0], row.names[2]), 0) + 1
+        assert row.command.split()[2] == f"configs/{row.config}"
+    assert counts == ROWS
+
+
+def test_every_ablation_is_a_row():
+    stems = {Path(name).stem.removesuffix("_ovis").removesuffix("_ytvis2021") for name in ABLATIONS}
+    assert stems == set(CHANGES)
+    assert len(ABLATIONS) == 12
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_the_table_says_and_nothing_else(name):
+    stem, _, dataset = Path(name).stem.rpartition("_")
+    main, own = (flat(resolve(_loaded(n))) for n in (f"{dataset}/l2g_r50.py", name))
+    changed = {k: own.get(k, ABSENT) for k in {*main, *own} if own.get(k, ABSENT) != main.get(k, ABSENT)}
+    changed = {k: v for k, v in changed.items() if not k.startswith("paper.") and k != "train.output_dir"}
+    expected = dict(CHANGES[stem])
+    if stem == "table3_baseline":
+        expected |= {k: ABSENT for k in main if k.startswith("model.tracker.aligner.")}
+    assert changed == expected
+    assert own["train.output_dir"] == f"output/{Path(name).stem}"
+    assert len((ROOT / "configs" / name).read_text().split('"""')[2].split("\n\n")) <= 4
 
 
 def small_clip(classes: int, index: int, length: int = 2) -> Clip:
@@ -34,12 +208,12 @@ def small_clip(classes: int, index: int, length: int = 2) -> Clip:
 
 @pytest.mark.parametrize("name", [str(p) for p in CONFIGS])
 def test_it_loads(name):
-    load_config(ROOT / "configs" / name)
+    _loaded(name)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_has_what_the_trainer_reads(name):
-    cfg = load_config(ROOT / "configs" / name)
+    cfg = config(name)
     assert {"model", "optimizer", "lr_multiplier", "dataloader", "train"} <= set(cfg)
     assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
 
@@ -47,13 +221,13 @@ def test_it_has_what_the_trainer_reads(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_its_schedule_starts_and_ends(name):
     """Trainers ask for the rate at where = 1.0 too."""
-    schedule = instantiate(load_config(ROOT / "configs" / name).lr_multiplier)
+    schedule = instantiate(config(name).lr_multiplier)
     assert all(0 <= schedule(where) <= 1 for where in (0.0, 0.3, 0.999, 1.0))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != CUSTOM])
 def test_its_model_knows_its_classes(name):
-    cfg = load_config(ROOT / "configs" / name)
+    cfg = config(name)
     with torch.device("meta"):
         model = instantiate(cfg.model)
     assert model.segmenter.class_embed.out_features == len(model.classes) == len(cfg.model.classes)
@@ -70,17 +244,46 @@ def test_the_papers_model_has_the_papers_size():
     assert (size(model), size(model.tracker), size(model.segmenter)) == (55_223_404, 3_185_920, 52_037_484)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def shrunk(cfg: Any) -> Any:
+    """The same parts, narrower: R50's recipes take seconds to step otherwise."""
+    model, tiny = cfg.model, config("demo/l2g_tiny.py").model
+    model.segmenter.backbone, model.segmenter.encoder = tiny.segmenter.backbone, tiny.segmenter.encoder
+    model.segmenter.decoder = tiny.segmenter.decoder
+    model.segmenter.update(num_queries=12, dim=64)
+    tracker = model.tracker
+    if tracker.aligner is not None:
+        tracker.aligner.update(dim=64, num_heads=4, num_layers=2)
+    for part in (tracker.positions, tracker.local_positions, tracker.first_frame):
+        if "dim" in part:
+            part.dim = 64
+    return cfg
+
+
+@pytest.mark.parametrize("name", [PAPER, *(name for name in RECIPES if name not in (PAPER, CUSTOM))])
 def test_every_trainable_parameter_gets_a_gradient(name):
     """DistributedDataParallel's default depends on it."""
     torch.manual_seed(0)
-    cfg = load_config(ROOT / "configs" / name)
+    cfg = config(name) if name == PAPER else shrunk(config(name))
     cfg.model.criterion.matcher.num_points = cfg.model.criterion.sampler.num_points = 64
     model = instantiate(cfg.model).train()
     clips = [small_clip(len(model.classes), i) for i in range(2)]
     sum(model(clips).values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_pre_training_trains_what_the_paper_says():
+    """Sec. 4.2: the aligner, l_pos, the learned queries and the decoder's position MLP; nothing else."""
+    model = instantiate(shrunk(config("coco/l2g_r50_60k.py")).model)
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    parts = (
+        "tracker.aligner.",
+        "tracker.local_positions.",
+        "tracker.first_frame.",
+        "segmenter.decoder.ref_point_head.",
+    )
+    assert trained == {n for n, _ in model.named_parameters() if n.startswith(parts)}
+    assert all(any(n.startswith(part) for n in trained) for part in parts)
 
 
 def test_an_ablation_is_one_override():

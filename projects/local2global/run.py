@@ -9,8 +9,10 @@ import math
 import os
 import platform
 import random
+import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from . import __version__
 from .checkpoint import load_checkpoint
-from .distributed import gather
+from .distributed import gather, world_size
 from .errors import UserError, make_folder
 from .lazy import instantiate, save_resolved
 
@@ -183,8 +185,18 @@ def record_run(folder: Path, cfg: DictConfig, resumed: bool) -> None:
         "numpy": np.__version__,
         "commit": _commit(),
         "seed": cfg.train.seed,
+        "command": shlex.join(
+            ["l2g" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0], *sys.argv[1:]]
+        ),
+        "hardware": _hardware(torch.device(cfg.train.device)),
     }
     _write(folder / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def _hardware(device: torch.device) -> str:
+    """How many of what the run's processes compute on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()}-core CPU"
+    return f"{world_size()} x {name}" if device.type == "cuda" else name
 
 
 def _write(path: Path, text: str) -> None:

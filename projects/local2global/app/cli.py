@@ -203,6 +203,25 @@ def predict(
 
 
 @app.command()
+def tables(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or folders of those.")
+    ] = None,
+    output: Annotated[
+        list[Path] | None, typer.Option(help="Write the tables here too, .md or .csv; may be given twice.")
+    ] = None,
+) -> None:
+    """The paper's tables, and what runs of its rows measured beside them."""
+    from .tables import as_markdown, build_table, read_rows, read_runs, write_table
+
+    configs = next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
+    lines = build_table(read_rows(configs), read_runs(runs or []))
+    for path in output or []:
+        write_table(path, lines)
+    typer.echo(as_markdown(lines), nl=False)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: versions, devices, video encoder, a second of the model's main operation."""
     from .doctor import check, show
