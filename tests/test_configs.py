@@ -76,7 +76,6 @@ def found_in(root: Path, node: Any) -> Any:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_its_data_set_is_read_from_the_real_layout(name, datasets, tmp_path):
     """A clip as it is fed, the first test video, and the truth that the evaluator is given."""
-    cfg = config(name)
     plain = found_in(
         datasets, resolve({"dataloader": cfg.dataloader, "model": cfg.model, "train": cfg.train})
     )
