@@ -77,10 +77,13 @@ def write_panoptic(root: Path, split: str, classes: Sequence[dict[str, Any]]) ->
             picture(root / "images" / name / f"{t:08d}.jpg", t)
             ids = np.full(SIZE, 70000)
             ids[:4] = 0
-            segments = [{"id": 70000, "category_id": stuff, "iscrowd": 0}]
             if t == 0:
                 ids[6:16, 8:20] = 300
-                segments.append({"id": 300, "category_id": thing, "iscrowd": 0})
+            segments = [
+                {"id": i, "category_id": category, "iscrowd": 0, "area": int((ids == i).sum())}
+                for i, category in ((70000, stuff), (300, thing))
+                if (ids == i).any()
+            ]
             path = root / "panomasksRGB" / name / f"{t:08d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)).save(path)

@@ -6,7 +6,10 @@ WEIGHTS is MaskDINO R50's COCO panoptic checkpoint, its aligner pre-trained as i
 Things and stuff are queries alike; only things have boxes to learn.
 """
 
-from ..common.data.vipseg import CLASSES, dataloader
+from local2global.lazy import LazyCall as L
+from local2global.panoptic import Panoptic
+
+from ..common.data.vipseg import CLASSES, NUM_THINGS, dataloader
 from ..common.models.l2g_r50 import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_video as lr_multiplier
@@ -14,6 +17,8 @@ from ..common.train import train
 
 model.classes = CLASSES
 model.test_size = [720, 1333]
+model.criterion.things = NUM_THINGS
+model.panoptic = L(Panoptic)(things=NUM_THINGS, keep=0.25, temperature=0.06, overlap=0.8, final=False)
 train.output_dir = "output/vipseg_l2g_r50"
 train.amp.enabled = True
 

@@ -10,7 +10,7 @@ import os
 from local2global.data.augment import ClipAugmentation
 from local2global.data.layouts import load_vipseg
 from local2global.data.loader import build_test_loader, build_train_loader
-from local2global.evaluation.ytvis import YTVISEvaluator
+from local2global.evaluation.vps_evaluator import TruthFiles, VPSEvaluator
 from local2global.lazy import LazyCall as L
 
 NAMES = (
@@ -38,6 +38,7 @@ CLASSES = sorted(
     (dict(id=i, name=name, isthing=int(i in THINGS)) for i, name in enumerate(NAMES.split())),
     key=lambda c: (-c["isthing"], c["id"]),
 )
+NUM_THINGS = len(THINGS)
 ROOT = os.path.join(os.environ.get("DETECTRON2_DATASETS", "datasets"), "VIPSeg", "VIPSeg_720P")
 
 dataloader = dict(
@@ -55,7 +56,13 @@ dataloader = dict(
         max_size=1333,
         num_workers=2,
     ),
-    evaluator=L(YTVISEvaluator)(
-        truth="${..test.dataset}", classes=CLASSES, output_dir="${train.output_dir}/inference"
+    evaluator=L(VPSEvaluator)(
+        truth=L(TruthFiles)(
+            annotations=os.path.join(ROOT, "panoptic_gt_VIPSeg_val.json"),
+            maps=os.path.join(ROOT, "panomasksRGB"),
+            dataset="${...test.dataset}",
+        ),
+        classes=CLASSES,
+        output_dir="${train.output_dir}/inference",
     ),
 )

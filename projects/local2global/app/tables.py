@@ -25,10 +25,10 @@ SCORES = {
     "AP75": ("segm/AP75",),
     "AR1": ("segm/AR1",),
     "AR10": ("segm/AR10",),
-    "VPQ": ("panoptic/VPQ", "vps/VPQ"),
-    "VPQ_Th": ("panoptic/VPQ_Th", "vps/VPQ_Th"),
-    "VPQ_St": ("panoptic/VPQ_St", "vps/VPQ_St"),
-    "STQ": ("panoptic/STQ", "vps/STQ"),
+    "VPQ": ("panoptic/VPQ",),
+    "VPQ_Th": ("panoptic/VPQ_Th",),
+    "VPQ_St": ("panoptic/VPQ_St",),
+    "STQ": ("panoptic/STQ",),
 }
 
 
