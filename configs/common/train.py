@@ -26,7 +26,8 @@ train = dict(
         enabled=False,
         params=dict(dir="./wandb_output", project="local2global", name="local2global"),
     ),
-    model_ema=dict(enabled=False, decay=0.999, device="", use_ema_weights_for_eval_only=False),
+    # detrex's trainer needs a device here.
+    model_ema=dict(enabled=False, decay=0.999, device="${..device}", use_ema_weights_for_eval_only=False),
     # Batches whose gradients are averaged before one step.
     accumulate=1,
     device="cuda" if torch.cuda.is_available() else "cpu",

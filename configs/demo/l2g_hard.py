@@ -5,11 +5,11 @@
 The 50 held-out videos are the preset's own bench, seed 0; training draws from seed 1.
 """
 
-from local2global.data.shapes import PRESETS
+from local2global.data.shapes import PRESETS as _PRESETS
 
 from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 
-model.classes = PRESETS["hard"].classes
+model.classes = _PRESETS["hard"].classes
 for _loader in dataloader.train.loaders:
     _loader.dataset.preset = "hard"
 dataloader.train.loaders[1].clip_length = 4

@@ -7,7 +7,8 @@ Single frames come first, clips after: a segmenter that finds nothing has nothin
 
 from local2global.data.augment import Identity
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
-from local2global.data.shapes import PRESETS, load_shapes
+from local2global.data.shapes import PRESETS as _PRESETS
+from local2global.data.shapes import load_shapes
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 
@@ -16,7 +17,7 @@ from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train
 
-model.classes = PRESETS["demo"].classes
+model.classes = _PRESETS["demo"].classes
 model.test_size = [96, 160]
 
 _videos = L(load_shapes)(preset="demo", num_videos=100_000, seed=1)

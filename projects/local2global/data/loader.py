@@ -7,6 +7,7 @@ the number of workers and a resume change nothing.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,15 @@ def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if world_size is None:
         world_size = torch.distributed.get_world_size() if running else 1
     return rank, world_size
+
+
+def _trainers_iteration() -> int:
+    """The iteration that a running trainer of detectron2 is about to make; 0 where none runs.
+
+    After a resume that trainer asks for batches anew and tells nobody where it stands, but its event storage counts.
+    """
+    running = getattr(sys.modules.get("detectron2.utils.events"), "_CURRENT_STORAGE_STACK", None)
+    return int(running[-1].iter) if running else 0
 
 
 @lru_cache(maxsize=16)
@@ -209,7 +219,7 @@ class TrainLoader:
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.indices = range(rank * share, (rank + 1) * share)
-        self.start = 0
+        self.start: int | None = None
         self.skipped: Counter[str] = Counter()
 
     def seek(self, iteration: int) -> None:
@@ -217,10 +227,11 @@ class TrainLoader:
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        """Batches from the sought iteration on."""
+        """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
+        start = _trainers_iteration() if self.start is None else self.start
         loader = DataLoader(
             self.clips,
-            batch_sampler=_Share(self.start, self.indices),
+            batch_sampler=_Share(start, self.indices),
             num_workers=self.num_workers,
             collate_fn=_as_list,
             prefetch_factor=self.prefetch if self.num_workers else None,
@@ -402,7 +413,7 @@ class Curriculum:
         rising = self.starts[:1] == [0] and all(a < b for a, b in pairwise(self.starts))
         if len(self.loaders) != len(self.starts) or not rising:
             raise UserError(f"curriculum: {len(self.loaders)} loaders need as many starts, rising from 0.")
-        self.start = 0
+        self.start: int | None = None
 
     @property
     def skipped(self) -> Counter[str]:
@@ -414,8 +425,8 @@ class Curriculum:
         self.start = iteration
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        """Batches from the sought iteration on."""
-        position = self.start
+        """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
+        position = _trainers_iteration() if self.start is None else self.start
         for loader, end in zip(self.loaders, [*self.starts[1:], None], strict=True):
             if end is not None and position >= end:
                 continue

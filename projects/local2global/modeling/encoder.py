@@ -134,7 +134,7 @@ class PixelEncoder(nn.Module):
         sources = self._project(maps)
         shapes = [(source.shape[-2], source.shape[-1]) for source in sources]
         tokens = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
-        counts = [_unpadded(valid, *shape).ceil() for shape in shapes]
+        counts = [unpadded(valid, *shape).ceil() for shape in shapes]
         pos = torch.cat(
             [
                 grid_sine_embedding(count, height, width, tokens.shape[-1]) + embed
@@ -175,13 +175,19 @@ class PixelEncoder(nn.Module):
             shapes=tuple(shapes[i] for i in order),
             padding=torch.cat([padding[i] for i in order], dim=1),
             mask_features=fine,
-            extent=_unpadded(valid, *fine.shape[-2:]),
+            extent=unpadded(valid, *fine.shape[-2:]),
             valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
         )
 
 
-def _unpadded(valid: Tensor, height: int, width: int) -> Tensor:
-    """(B, 2) columns and rows of a map that the frame covers; rounded, lest 28.000002 of them reach a 29th."""
+def unpadded(valid: Tensor, height: int, width: int) -> Tensor:
+    """Columns and rows of a map that the frame covers, (B, 2); rounded, lest 28.000002 of them reach a 29th.
+
+    Args:
+        valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1].
+        height: rows of the map.
+        width: columns of the map.
+    """
     return (valid * constant((width, height), valid) * 4096).round() / 4096
 
 

@@ -1,0 +1,201 @@
+"""detrex's own ResNet, MaskDINOEncoder and decoder layers behind our interfaces.
+
+They take the arguments of our `PixelEncoder` and `Decoder`, and have the same names on disk: weights of one model are
+weights of the other.  Needs detectron2 and detrex, with its `projects`, on the path; on a GPU its compiled operators.
+"""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from local2global.errors import UserError
+from local2global.lazy import LazyCall as L
+from local2global.modeling.decoder import Decoder
+from local2global.modeling.encoder import unpadded
+from local2global.structures import FrameFeatures, padded_pixels
+
+try:
+    from detectron2.layers import ShapeSpec
+    from detrex.modeling.backbone import BasicStem, ResNet
+    from projects.maskdino.modeling.pixel_decoder.maskdino_encoder import MaskDINOEncoder
+    from projects.maskdino.modeling.transformer_decoder.dino_decoder import DeformableTransformerDecoderLayer
+except ImportError as error:
+    raise UserError(f"configs/detrex needs detectron2 and detrex on the path ({error}). Or use our own parts.") from error
+
+
+def use_detrex(model):
+    """Exchange the parts of `configs/common/models/l2g_r50.py`, in place, for detrex's."""
+    model.segmenter.backbone = L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
+        stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
+        out_features=["res2", "res3", "res4", "res5"],
+        freeze_at=1,
+    )
+    model.segmenter.encoder._target_ = DetrexEncoder
+    model.segmenter.decoder._target_ = DetrexDecoder
+
+
+class DetrexEncoder(MaskDINOEncoder):
+    """detrex's pixel encoder as a `PixelEncoder`.
+
+    `forward_features` is its own and masks no padding; `forward` runs the same modules with padding masked.
+    """
+
+    def __init__(self, channels, dim, num_heads, num_layers, dim_feedforward, num_levels):
+        super().__init__(
+            {name: ShapeSpec(channels=c, stride=4 * 2**i) for i, (name, c) in enumerate(channels.items())},
+            transformer_dropout=0.0,
+            transformer_nheads=num_heads,
+            transformer_dim_feedforward=dim_feedforward,
+            transformer_enc_layers=num_layers,
+            conv_dim=dim,
+            mask_dim=dim,
+            norm="GN",
+            transformer_in_features=["res3", "res4", "res5"],
+            common_stride=4,
+            num_feature_levels=3,
+            total_num_feature_levels=num_levels,
+            feature_order="low2high",
+        )
+        _rename_on_disk(
+            self,
+            (r"^transformer\.(encoder\.)?", ""),
+            (r"^(layers\.\d+)\.norm1\.", r"\1.norm."),
+            (r"^(layers\.\d+)\.norm2\.", r"\1.ffn.norm."),
+            (r"^(layers\.\d+)\.linear", r"\1.ffn.linear"),
+        )
+
+    def forward(self, maps, valid):
+        """The (B, C, height, width) maps of B frames, unpadded by (B, 2) shares of their size, to `FrameFeatures`."""
+        with torch.autocast(valid.device.type, enabled=False):
+            return self._encode({name: x.float() for name, x in maps.items()}, valid)
+
+    def _encode(self, maps, valid):
+        sources = self._project(maps)
+        shapes = [tuple(x.shape[-2:]) for x in sources]
+        counts = [unpadded(valid, *shape).ceil() for shape in shapes]
+        positions = [
+            self._positions(x, count) + embed[:, None, None]
+            for x, count, embed in zip(sources, counts, self.transformer.level_embed, strict=True)
+        ]
+        padding = [padded_pixels(c, *shape).flatten(1) for c, shape in zip(counts, shapes, strict=True)]
+        tokens = self.transformer.encoder(
+            _flatten(sources),
+            *_layout(shapes, valid.device),
+            valid_ratios=valid.new_ones(len(valid), len(shapes), 2),  # references count padding, as samples do
+            pos=_flatten(positions),
+            padding_mask=torch.cat(padding, 1),
+        )
+        levels = list(tokens.split([height * width for height, width in shapes], dim=1))
+        fine = self._to_stride_4(maps, levels[0].transpose(1, 2).unflatten(-1, shapes[0]))
+        return FrameFeatures(
+            memory=torch.cat(levels[::-1], 1),
+            shapes=tuple(shapes[::-1]),
+            padding=torch.cat(padding[::-1], 1),
+            mask_features=fine,
+            extent=unpadded(valid, *fine.shape[-2:]),
+            valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
+        )
+
+    def _project(self, maps):
+        names = self.transformer_in_features[::-1]
+        sources = [proj(maps[name]) for proj, name in zip(self.input_proj, names, strict=False)]
+        coarsest = maps[names[-1]]
+        for proj in self.input_proj[len(names) :]:
+            coarsest = proj(coarsest)
+            sources.append(coarsest)
+        return sources
+
+    def _positions(self, x, count):
+        """y from a map masked below the frame, x from one masked beside it: neither is 0 in a corner of padding."""
+        height, width = x.shape[-2:]
+        whole = torch.full_like(count, max(height, width))
+        below = padded_pixels(torch.stack((whole[:, 0], count[:, 1]), -1), height, width)
+        beside = padded_pixels(torch.stack((count[:, 0], whole[:, 1]), -1), height, width)
+        half = self.pe_layer.num_pos_feats
+        return torch.cat((self.pe_layer(x, below)[:, :half], self.pe_layer(x, beside)[:, half:]), 1)
+
+    def _to_stride_4(self, maps, finest):
+        for name, lateral, output in zip(
+            self.in_features[: self.num_fpn_levels][::-1], self.lateral_convs, self.output_convs, strict=True
+        ):
+            side = lateral(maps[name])
+            finest = output(side + F.interpolate(finest, side.shape[-2:], mode="bilinear", align_corners=False))
+        return self.mask_features(finest)
+
+
+class DetrexDecoderLayer(DeformableTransformerDecoderLayer):
+    """detrex's decoder layer, called as a `DecoderLayer`."""
+
+    def __init__(self, dim, num_heads, num_levels, num_points, dim_feedforward):
+        super().__init__(dim, dim_feedforward, 0.0, "relu", num_levels, num_heads, num_points)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1 and not re.search("sampling_offsets|attention_weights", name):
+                nn.init.xavier_uniform_(parameter)
+        _rename_on_disk(
+            self,
+            (r"^norm1\.", "norm."),
+            (r"^norm2\.", "self_attn.norm."),
+            (r"^norm3\.", "ffn.norm."),
+            (r"^linear", "ffn.linear"),
+            (r"^self_attn\.(in_proj|out_proj)", r"self_attn.attention.\1"),
+        )
+
+    def forward(self, x, pos, references, memory, shapes, padding):
+        """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
+        spatial_shapes, starts = _layout(shapes, x.device)
+        out = super().forward(
+            tgt=x.transpose(0, 1).float(),
+            tgt_query_pos=pos.transpose(0, 1),
+            tgt_reference_points=references.transpose(0, 1),
+            memory=memory.transpose(0, 1).float(),
+            memory_key_padding_mask=padding,
+            memory_level_start_index=starts,
+            memory_spatial_shapes=spatial_shapes,
+        )
+        return out.transpose(0, 1)
+
+
+class DetrexDecoder(Decoder):
+    """Our decoder round detrex's layers; detrex's own gives only normed outputs, the raw ones cross frames."""
+
+    def __init__(self, dim, num_heads, num_layers, dim_feedforward, num_levels, num_points=4):
+        super().__init__(dim, num_heads, 0, dim_feedforward, num_levels, num_points)
+        arguments = (dim, num_heads, num_levels, num_points, dim_feedforward)
+        self.layers = nn.ModuleList(DetrexDecoderLayer(*arguments) for _ in range(num_layers))
+
+
+def _flatten(maps):
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+
+
+def _layout(shapes, device):
+    """(L, 2) heights and widths of the levels, and (L,) where each begins."""
+    sizes = torch.tensor(shapes, device=device)
+    ends = sizes.prod(1).cumsum(0)
+    return sizes, torch.cat((ends.new_zeros(1), ends[:-1]))
+
+
+def _rename_on_disk(module, *patterns):
+    """Save and load a module's tensors under our names."""
+    names = {}
+    for theirs in module.state_dict():
+        ours = theirs
+        for pattern, replacement in patterns:
+            ours = re.sub(pattern, replacement, ours)
+        if ours != theirs:
+            names[theirs] = ours
+
+    def saved(_, state, prefix, __):
+        for theirs, ours in names.items():
+            state[prefix + ours] = state.pop(prefix + theirs)
+
+    def loaded(state, prefix, *_):
+        for theirs, ours in names.items():
+            if prefix + ours in state:
+                state[prefix + theirs] = state.pop(prefix + ours)
+
+    module._register_state_dict_hook(saved)
+    module._register_load_state_dict_pre_hook(loaded)

@@ -1,0 +1,293 @@
+"""Under the real detrex: its unmodified trainer runs our configs, its loader reads them as ours does.
+
+    make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from local2global.lazy import instantiate, load_config
+from local2global.structures import FrameFeatures
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(HERE))
+
+import detrex_launch  # noqa: E402
+from test_configs import small_clip  # noqa: E402
+
+CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py"))
+LAUNCH = str(ROOT / "tests" / "detrex_launch.py")
+TRAINER = "tools/train_net.py"
+OUR_TRAINER = str(ROOT / "scripts" / "train_net.py")
+DEMO = "configs/demo/l2g_tiny.py"
+# Twenty iterations over the curriculum's boundary, with everything the trainer can do.
+SMALL = [
+    "train.max_iter=20",
+    "train.checkpointer.period=10",
+    "train.eval_period=10",
+    "train.log_period=1",
+    "train.model_ema.enabled=True",
+    "train.device=cpu",
+    "dataloader.train.starts=[0,13]",
+    "dataloader.test.dataset.num_videos=2",
+]
+
+pytestmark = pytest.mark.detrex
+
+
+def start(arguments, **variables):
+    """Run python in the checkout as a person would: our package, detrex's two checkouts in the environment."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "projects"), "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def train_net(config, folder, *arguments):
+    return start(
+        [LAUNCH, TRAINER, "--config-file", config, *arguments, *SMALL, f"train.output_dir={folder}"]
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _detrex():
+    for name, file in (("DETREX", TRAINER), ("DETECTRON2", "detectron2/config/lazy.py")):
+        if not Path(os.environ.get(name, "nowhere"), file).is_file():
+            pytest.skip(f"{name} is not the folder of a checkout: make seam DETREX=... DETECTRON2=...")
+    try:
+        start([LAUNCH, "detrex/layers/mlp.py"])
+    except AssertionError as error:
+        pytest.skip(f"detrex cannot be imported: {str(error).strip().splitlines()[-1]}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole run under detrex's trainer."""
+    folder = tmp_path_factory.mktemp("detrex")
+    train_net(DEMO, folder)
+    return folder
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def scores(folder):
+    """Every table of scores in the order of the log: of the weights, then of their average, at each evaluation."""
+    names, values = (
+        re.findall(rf"copypaste: ({start}[^ ]*,.*)", (folder / "log.txt").read_text()) for start in ("AP", r"[\d-]")
+    )
+    return [
+        dict(zip(a.split(","), map(float, b.split(",")), strict=True)) for a, b in zip(names, values, strict=True)
+    ]
+
+
+def weights(path, key="model"):
+    return torch.load(path, weights_only=False)[key]
+
+
+def assert_same(ours, theirs, tolerance=0.0):
+    assert set(ours) == set(theirs)
+    worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    assert worst <= tolerance, f"the weights differ by up to {worst}"
+
+
+# --- Training ---
+
+
+def test_it_trains_evaluates_and_saves(run):
+    entries = metrics(run)
+    assert [entry["iteration"] for entry in entries if "total_loss" in entry] == list(range(20))
+    assert {entry["iteration"] for entry in entries if "segm/AP" in entry} == {9, 20}
+    assert {"model_0000009.pth", "model_0000019.pth", "model_final.pth", "config.yaml"} <= {
+        path.name for path in run.iterdir()
+    }
+
+
+def test_command_line_overrides_reach_the_objects(run, tmp_path):
+    """Another width of the aligner than the config's is in the weights."""
+    wider = "model.tracker.aligner.dim_feedforward=96"
+    train_net(DEMO, tmp_path, wider, "train.max_iter=1", "train.fast_dev_run.enabled=False")
+    name = "tracker.aligner.layers.0.ffn.linear1.weight"
+    assert weights(tmp_path / "model_final.pth")[name].shape == (96, 64)
+    assert weights(run / "model_final.pth")[name].shape == (128, 64)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, tmp_path):
+    """Bit for bit: batches, schedule, optimizer and weight average go on where the checkpoint was written."""
+    shutil.copy(run / "model_0000009.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    train_net(DEMO, tmp_path, "--resume")
+    assert [e["iteration"] for e in metrics(tmp_path) if "total_loss" in e] == list(range(10, 20))
+    for key in ("model", "ema_state"):
+        assert_same(weights(tmp_path / "model_final.pth", key), weights(run / "model_final.pth", key))
+
+
+def test_eval_only_gives_the_runs_own_scores(run, tmp_path):
+    printed = train_net(
+        DEMO,
+        tmp_path,
+        "--eval-only",
+        f"train.init_checkpoint={run / 'model_final.pth'}",
+        "train.model_ema.use_ema_weights_for_eval_only=True",
+    )
+    printed = printed.splitlines()[-1]
+    found = {name: float(re.search(rf"'{name}': ([\d.]+)", printed)[1]) for name in ("AP", "AP50", "AR10")}
+    assert found == pytest.approx({name: scores(run)[-1][name] for name in found}, abs=1e-3)
+
+
+def test_our_trainer_reaches_the_same_weights(run, tmp_path):
+    """scripts/train_net.py is the twin: from the same seed, 20 steps later, the same weights to rounding."""
+    start(
+        [LAUNCH, OUR_TRAINER, "--config-file", DEMO, *SMALL, f"train.output_dir={tmp_path}"],
+        L2G_STANDALONE="1",
+    )
+    assert_same(weights(tmp_path / "model_final.pth"), weights(run / "model_final.pth"), 1e-5)
+
+
+def test_our_command_reads_detrexs_checkpoints(run):
+    """`l2g eval --weights` on what detrex saved."""
+    arguments = [LAUNCH, "-m", "local2global", "eval", DEMO, *SMALL[-1:], "train.device=cpu"]
+    printed = start([*arguments, "--weights", str(run / "model_final.pth")], L2G_STANDALONE="1")
+    found = dict(re.findall(r"segm\W+(\w+)\W+([\d.]+)", printed))
+    assert {name: float(found[name]) for name in ("AP", "AP50", "AR10")} == pytest.approx(
+        {name: scores(run)[-2][name] for name in ("AP", "AP50", "AR10")}, abs=0.006
+    )
+
+
+# --- Configs ---
+
+SAVE_ALL = """
+import sys
+from pathlib import Path
+from local2global.lazy import LazyConfig, OwnLazyConfig
+folder = Path(sys.argv[1])
+for number, path in enumerate(sys.argv[2:]):
+    cfg = LazyConfig.load(path)
+    OwnLazyConfig.save(cfg, folder / f"{number}.loaded.yaml")
+    if "common" not in path:
+        LazyConfig.save(cfg, str(folder / f"{number}.saved.yaml"))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Every config as loaded, and those of whole runs as saved too, by detectron2 and by ours."""
+    script = tmp_path_factory.mktemp("script") / "save.py"
+    script.write_text(SAVE_ALL)
+    folders = {}
+    for name, variables in (("theirs", {}), ("ours", {"L2G_STANDALONE": "1"})):
+        folders[name] = tmp_path_factory.mktemp(name)
+        start([LAUNCH, str(script), str(folders[name]), *CONFIGS], **variables)
+    return folders
+
+
+def without_loader(text):
+    """Each loader has a package name of its own for what a config file itself defines."""
+    return re.sub(r"(detectron2\._cfg_loader\w*|local2global_config)\.(\w+)(\.py)?\.", r"a_config.\2.", text)
+
+
+@pytest.mark.parametrize("name", ["loaded", "saved"])
+@pytest.mark.parametrize("number", range(len(CONFIGS)), ids=CONFIGS)
+def test_every_config_is_the_same_yaml_under_both_loaders(saved, number, name):
+    if name == "saved" and "common" in CONFIGS[number]:
+        pytest.skip("not a whole config: detectron2 saves only what it can resolve")
+    theirs, ours = ((saved[whose] / f"{number}.{name}.yaml").read_text() for whose in ("theirs", "ours"))
+    assert without_loader(ours) == without_loader(theirs)
+
+
+# --- detrex's own components ---
+
+
+@pytest.fixture(scope="module", params=[p.stem for p in sorted((ROOT / "configs" / "detrex").glob("l2g_*.py"))])
+def pair(request):
+    """Our model, and the one assembled from detrex's components, with the same weights, none of them idle."""
+    detrex_launch.put_on_path()
+    detrex_launch.let_torchvision_import()
+    theirs = load_config(ROOT / "configs" / "detrex" / f"{request.param}.py")
+    ours = load_config(ROOT / "configs" / request.param.rpartition("_")[2] / f"{request.param.rpartition('_')[0]}.py")
+    models = []
+    for cfg in (ours, theirs):
+        cfg.model.criterion.matcher.num_points = cfg.model.criterion.sampler.num_points = 256
+        models.append(instantiate(cfg.model))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, value in models[0].state_dict().items():
+            noise = torch.randn(value.shape, generator=generator)
+            value.add_(noise * (0.02 if "running_var" not in name else 0.0))
+    models[1].load_state_dict(models[0].state_dict())
+    assert "projects.maskdino" in type(models[1].segmenter.encoder).__mro__[1].__module__
+    assert "detrex.modeling" in type(models[1].segmenter.backbone).__module__
+    return models
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(theirs, ours, atol=1e-5 * max(1.0, ours.abs().max().item()), rtol=0)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 96), (64, 96)], [(64, 96), (50, 70)]], ids=["equal", "padded"])
+def test_the_same_weights_see_the_same(pair, sizes):
+    """Tokens and mask features of frames, padded or not."""
+    frames = [torch.randint(0, 255, (3, *size), generator=torch.Generator().manual_seed(3)) for size in sizes]
+    with torch.no_grad():
+        ours, theirs = (model.eval().encode([frame.byte() for frame in frames]) for model in pair)
+    assert isinstance(theirs, FrameFeatures)
+    assert (theirs.shapes, theirs.padding.tolist()) == (ours.shapes, ours.padding.tolist())
+    close(ours.memory.masked_fill(ours.padding[..., None], 0), theirs.memory.masked_fill(ours.padding[..., None], 0))
+    for name in ("mask_features", "extent", "valid_ratios"):
+        close(getattr(ours, name), getattr(theirs, name))
+
+
+def test_on_frames_without_padding_it_is_detrexs_own_pass(pair):
+    """`forward_features`, unmodified, against the pass that masks padding."""
+    model = pair[1].eval()
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        maps = model.segmenter.backbone(images)
+        features = model.segmenter.encoder(maps, torch.ones(2, 2))
+        mask_features, _, levels = model.segmenter.encoder.forward_features(maps, None)
+    close(mask_features, features.mask_features)
+    close(torch.cat([x.flatten(2).transpose(1, 2) for x in levels[::-1]], 1), features.memory)
+
+
+def test_the_same_weights_segment_the_same(pair):
+    """Slots, classes, boxes and masks over a stream of frames."""
+    frames = small_clip(len(pair[0].classes), 0, length=3).frames
+    ours, theirs = ([*model.eval().stream(frames)] for model in pair)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("logits", "boxes", "masks"):
+            close(getattr(a, name), getattr(b, name))
+        close(a.queries.embed, b.queries.embed)
+
+
+def test_the_same_weights_learn_the_same(pair):
+    """Losses of two clips, and the gradient of every weight by its name on disk."""
+    clips = [small_clip(len(pair[0].classes), i) for i in range(2)]
+    losses, gradients = [], []
+    for model in pair:
+        model.train().zero_grad()
+        losses.append(model(clips))
+        sum(losses[-1].values()).backward()
+        of = {id(p): p.grad for p in model.parameters()}
+        named = model.state_dict(keep_vars=True)
+        gradients.append({name: of[id(value)] for name, value in named.items() if of.get(id(value)) is not None})
+    assert set(losses[0]) == set(losses[1])
+    for name, value in losses[0].items():
+        close(value, losses[1][name])
+    assert set(gradients[0]) == set(gradients[1])
+    for name, value in gradients[0].items():
+        worst = (value - gradients[1][name]).abs().max()
+        assert worst <= 1e-4 * value.abs().max() + 1e-6, f"{name}: {worst}"
