@@ -17,7 +17,10 @@ ENGINE = {"engine", "trainer", "run", "distributed", "ema", "metrics"}
 # What each room may import besides itself; a room is a folder or a file of the package.
 MAY_IMPORT = {
     **{leaf: set() for leaf in LEAVES},
-    "lazy": {"errors"},
+    "targets": {"errors"},
+    "overrides": {"errors", "targets"},
+    "config_yaml": {"errors", "targets"},
+    "lazy": {"errors", "targets", "overrides", "config_yaml"},
     "optim": LEAVES,
     "checkpoint": LEAVES,
     "postprocess": LEAVES,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import difflib
 import importlib
 import importlib.util
-import inspect
 import itertools
 import os
 import pickle
@@ -25,66 +23,33 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
+from .config_yaml import load_resolved, resolve, save_resolved, write_text
 from .errors import UserError
+from .overrides import apply_overrides
+from .targets import FLAGS, locate, nearest, target_name
 
-_FLAGS = {"allow_objects": True}
+__all__ = [
+    "LazyCall",
+    "LazyConfig",
+    "OwnLazyCall",
+    "OwnLazyConfig",
+    "apply_overrides",
+    "instantiate",
+    "load_config",
+    "load_resolved",
+    "locate",
+    "own_instantiate",
+    "resolve",
+    "save_resolved",
+]
+
 _MODULE = "local2global_config"
 _CONFIG_MODULES = (_MODULE, "detectron2._cfg_loader")
-_UNSAVED = "_unsaved_"
-
-# What a config.yaml from a stranger may build: the parts of a model and of its run, and classes of libraries.
-# Not all of torch: it can download code (`torch.hub.load`) and run a shell (`torch.utils.collect_env.run`).
-_OURS = tuple(f"local2global.{room}" for room in ("modeling", "data", "evaluation", "postprocess", "optim"))
-_CLASSES = ("torch.nn", "torch.optim", "fvcore.common.param_scheduler")
 
 # `num_classes="${len:${..classes}}"`: a config states its class list once.
 OmegaConf.register_new_resolver("len", len, replace=True)
-
-
-# --- Targets: names of callables ---
-
-
-def locate(name: str) -> Any:
-    """The object of a dotted name, its module imported.
-
-    Raises:
-        UserError: nothing has that name.
-    """
-    parts = name.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        module_name = ".".join(parts[:cut])
-        try:
-            found: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-                continue
-            raise
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
-        if found is not None:
-            return found
-        break
-    raise UserError(f"no target '{name}': it must be the dotted name of something that can be imported")
-
-
-def _target_name(target: Any) -> str | None:
-    """The dotted name under which `locate` finds `target`; None where there is none, as for a lambda."""
-    name = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', '<')}"
-    try:
-        return None if "<" in name or locate(name) != target else name
-    except (UserError, ImportError):
-        return None
-
-
-def _within(name: str, prefixes: Sequence[str]) -> bool:
-    return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
-
-
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean '{found[0]}'?" if found else ""
 
 
 # --- Our LazyCall, instantiate and LazyConfig ---
@@ -99,12 +64,12 @@ class OwnLazyCall:
                 f"LazyCall takes a callable, its name or a config that builds one, got {target!r}"
             )
         # omegaconf would take a dataclass for a schema, so such a target goes by its name.
-        self._target = _target_name(target) if dataclasses.is_dataclass(target) else target
+        self._target = target_name(target) if dataclasses.is_dataclass(target) else target
 
     def __call__(self, **arguments: Any) -> DictConfig:
         """The node: the arguments and `_target_`."""
         content: dict[Any, Any] = {**arguments, "_target_": self._target}
-        return DictConfig(content, flags=_FLAGS)
+        return DictConfig(content, flags=FLAGS)
 
 
 def own_instantiate(cfg: Any) -> Any:
@@ -135,7 +100,7 @@ def own_instantiate(cfg: Any) -> Any:
 
 
 def _as_config(value: Any) -> Any:
-    return DictConfig(value, flags=_FLAGS) if isinstance(value, dict) else value
+    return DictConfig(value, flags=FLAGS) if isinstance(value, dict) else value
 
 
 def _import_relative(
@@ -151,7 +116,7 @@ def _import_relative(
     module = _run(file, chain)
     for each in names:
         if not hasattr(module, each):
-            raise ImportError(f"{file}: no '{each}' in it.{_nearest(each, list(vars(module)))}")
+            raise ImportError(f"{file}: no '{each}' in it.{nearest(each, list(vars(module)))}")
         setattr(module, each, _as_config(getattr(module, each)))
     return module
 
@@ -209,7 +174,7 @@ class OwnLazyConfig:
             loaded: Any = vars(_run(filename))
         else:
             with open(filename, encoding="utf-8") as file:
-                loaded = OmegaConf.create(yaml.load(file, _YamlLoader) or {}, flags=_FLAGS)
+                loaded = OmegaConf.create(yaml.load(file, _YamlLoader) or {}, flags=FLAGS)
         if isinstance(keys, str):
             return _as_config(loaded[keys])
         if keys is not None:
@@ -221,7 +186,7 @@ class OwnLazyConfig:
             for name, value in loaded.items()
             if not name.startswith("_") and isinstance(value, (dict, DictConfig, ListConfig))
         }
-        return DictConfig(found, flags=_FLAGS)
+        return DictConfig(found, flags=FLAGS)
 
     @staticmethod
     def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
@@ -233,7 +198,7 @@ class OwnLazyConfig:
     def save(cfg: Any, filename: str) -> None:
         """Writes yaml, interpolations kept; what yaml cannot hold becomes its `repr`, with a warning."""
         content = _saveable(OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg, "")
-        _write(filename, yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999))
+        write_text(filename, yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999))
 
     @staticmethod
     def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -257,7 +222,7 @@ def _lines(value: Any, name: str) -> Iterator[str]:
 def _expression(value: Any) -> str:
     if isinstance(value, Mapping) and "_target_" in value:
         target = value["_target_"]
-        name = target if isinstance(target, str) else _target_name(target) or repr(target)
+        name = target if isinstance(target, str) else target_name(target) or repr(target)
         inner = (f"{key}={_expression(each)}" for key, each in value.items() if key != "_target_")
         return f"{name}({', '.join(inner)})"
     if isinstance(value, Mapping):
@@ -272,7 +237,7 @@ def _saveable(value: Any, key: str) -> Any:
         return {name: _saveable(each, f"{key}.{name}".lstrip(".")) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_saveable(each, f"{key}[{i}]") for i, each in enumerate(value))
-    if key.rpartition(".")[2] == "_target_" and (name := _target_name(value)):
+    if key.rpartition(".")[2] == "_target_" and (name := target_name(value)):
         return name
     try:
         yaml.dump(value)
@@ -280,156 +245,6 @@ def _saveable(value: Any, key: str) -> Any:
         warnings.warn(f"{key}: saved as text only, it cannot be loaded again ({error})", stacklevel=3)
         return repr(value)
     return value
-
-
-def _write(path: str | os.PathLike[str], text: str) -> None:
-    unfinished = Path(f"{os.fspath(path)}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-# --- Overrides ---
-
-
-def _parameters(node: DictConfig) -> list[str]:
-    """The parameters that the target of a LazyCall node names in its signature."""
-    target = node.get("_target_")
-    try:
-        target = locate(target) if isinstance(target, str) else target
-        found = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError, ImportError):
-        return []
-    return [each.name for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-
-
-def _names(node: Any) -> list[str]:
-    """The keys that may be set in a node: those it has, and unset parameters of its target."""
-    if isinstance(node, DictConfig) and not OmegaConf.is_missing(node, "_target_"):
-        unset = _parameters(node) if "_target_" in node else []
-        return list(dict.fromkeys([*map(str, node.keys()), *unset]))
-    return [str(i) for i in range(len(node))] if isinstance(node, ListConfig) else []
-
-
-def _child(node: Any, name: str) -> Any:
-    """The node's value of that name; None where it has none of its own."""
-    if isinstance(node, ListConfig):
-        return node[int(name)] if name in _names(node) else None
-    if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 - `in` looks through interpolations
-        return None
-    return None if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name) else node[name]
-
-
-def _parent(cfg: DictConfig, key: str) -> tuple[Any, str]:
-    *path, last = key.split(".")
-    node: Any = cfg
-    for name in path:
-        node = _child(node, name)
-    return node, last
-
-
-def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for name in _names(node):
-        if name != "_target_" and not isinstance(node, ListConfig):
-            yield prefix + name
-        yield from _all_keys(_child(node, name), f"{prefix}{name}.")
-
-
-def _nearest_key(cfg: DictConfig, key: str) -> str:
-    """The key most like `key`: by the whole name, by the last part (also abbreviated), and by its parents."""
-    *parents, last = key.split(".")
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        *above, end = candidate.split(".")
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        tail = difflib.SequenceMatcher(None, last, end).ratio()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(last, end, strict=False))
-        shared = len(list(same)) / max(len(last), 1)
-        kin = sum(parent in above for parent in parents) / max(len(parents), 1)
-        return max(whole, tail), whole + max(tail, shared) + kin
-
-    scored = [(likeness(candidate), candidate) for candidate in _all_keys(cfg)]
-    near = [(score, candidate) for (best, score), candidate in scored if best > 0.5]
-    return f" Did you mean '{max(near)[1]}'?" if near else " A new key is added with '+' before it."
-
-
-def _check_key(cfg: DictConfig, key: str, value: Any) -> None:
-    """Refuses an override that nothing would read.
-
-    Raises:
-        UserError: with the nearest existing key.
-    """
-    node, name = _parent(cfg, key)
-    if name not in _names(node):
-        raise UserError(f"no key '{key}'.{_nearest_key(cfg, key)}")
-    if isinstance(value, Mapping) and "_target_" not in value and isinstance(_child(node, name), DictConfig):
-        for inner, each in value.items():
-            _check_key(cfg, f"{key}.{inner}", each)
-
-
-def _check_room(cfg: DictConfig, key: str) -> None:
-    """Refuses a new key under a value that cannot hold keys."""
-    node: Any = cfg
-    parts = key.split(".")
-    for depth, name in enumerate(parts[:-1], start=1):
-        if name not in _names(node):
-            return
-        prefix = ".".join(parts[:depth])
-        if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name):
-            raise UserError(f"no room for '{key}': '{prefix}' takes its value from elsewhere in the config")
-        node = _child(node, name)
-        if node is not None and not OmegaConf.is_config(node):
-            raise UserError(
-                f"no room for '{key}': '{prefix}' is a {type(node).__name__}, not a group of keys"
-            )
-
-
-def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Changes a config in place by hydra's override grammar and returns it.
-
-    Args:
-        cfg: the config.
-        overrides: `key=value` for a key that exists or is a parameter of the node's target, `+key=value` for
-            any other, `++key=value` for either, `~key` to remove one.
-
-    Raises:
-        UserError: an override cannot be read, or its key does not exist; the message names the nearest one.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            [override] = parser.parse_overrides([text])
-        except HydraException as error:
-            reason = " ".join(str(error).splitlines()[1:2])
-            raise UserError(f"'{text}' is not an override such as key=value: {reason}") from error
-        if override.is_sweep_override() or override.package is not None:
-            raise UserError(f"'{text}' sets more than one value; a list is written key=[1,2]")
-        key, value = override.key_or_group, override.value()
-        if override.is_delete():
-            _delete(cfg, key, value)
-            continue
-        added = override.is_add() or override.is_force_add()
-        if added:
-            _check_room(cfg, key)
-        else:
-            _check_key(cfg, key, value)
-        try:
-            OmegaConf.update(cfg, key, value, merge=True, force_add=added)
-        except OmegaConfBaseException as error:
-            raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
-    return cfg
-
-
-def _delete(cfg: DictConfig, key: str, value: Any) -> None:
-    node, name = _parent(cfg, key)
-    keys = node.keys() if isinstance(node, DictConfig) else _names(node)
-    if name not in keys:
-        raise UserError(f"no key '{key}'.{_nearest_key(cfg, key)}")
-    if value is not None and _child(node, name) != value:
-        raise UserError(f"'~{key}': its value is {_child(node, name)!r}, not {value!r}")
-    del node[int(name) if isinstance(node, ListConfig) else name]
 
 
 # --- The seam ---
@@ -462,7 +277,7 @@ def _nearest_file(path: str) -> str:
         folder.glob(pattern) for pattern in ("[!.]*", "[!.]*/*", "[!.]*/*/*")
     )
     files = [str(file) for file in itertools.islice(near, 5000) if file.suffix in {".py", ".yaml", ".yml"}]
-    return _nearest(os.path.normpath(path), files)
+    return nearest(os.path.normpath(path), files)
 
 
 def _where(error: BaseException, path: str) -> str:
@@ -507,92 +322,3 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         return apply_overrides(cfg, overrides)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def _plain(value: Any, key: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {name: _plain(each, str(name)) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    name = _target_name(value) if key == "_target_" else None
-    return name or {_UNSAVED: f"{type(value).__name__} {value!r:.80}"}
-
-
-def resolve(cfg: Any) -> Any:
-    """The config as plain dicts, lists, strings and numbers: interpolations worked out, targets as names.
-
-    What has no such form (a lambda as a target, a class or an object as a value) is noted as
-    `{_unsaved_: what it was}`, which `load_resolved` refuses.
-
-    Raises:
-        UserError: an interpolation leads nowhere.
-    """
-    try:
-        return _plain(OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg)
-    except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
-
-
-def save_resolved(cfg: Any, path: str | os.PathLike[str]) -> None:
-    """Writes `resolve(cfg)` as yaml, whole or not at all."""
-    _write(path, yaml.safe_dump(resolve(cfg), sort_keys=False, allow_unicode=True))
-
-
-def load_resolved(path: str | os.PathLike[str], only: Sequence[str] = ()) -> DictConfig:
-    """A config that `save_resolved` wrote, ready for `instantiate`.
-
-    It may come from a stranger, beside weights: it may build parts of this package, and modules, optimisers
-    and schedules of torch and fvcore; nothing else.
-
-    Args:
-        path: the yaml file.
-        only: names to load, such as `("model",)`; the rest, which may need what is not here, is then ignored.
-
-    Raises:
-        UserError: the file cannot be read, or names a target that is not trusted.
-    """
-    path = os.fspath(path)
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not yaml: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: not a config: a mapping is expected")
-    content: dict[Any, Any] = {}
-    for name in only or loaded:
-        if name not in loaded:
-            raise UserError(f"{path}: no '{name}' in it.{_nearest(name, list(map(str, loaded)))}")
-        _check_trusted(loaded[name], f"{path}: {name}")
-        content[name] = loaded[name]
-    return DictConfig(content, flags=_FLAGS)
-
-
-def _check_trusted(value: Any, where: str) -> None:
-    if isinstance(value, Mapping):
-        if _UNSAVED in value:
-            raise UserError(f"{where}: could not be saved ({value[_UNSAVED]}). Use the original config file")
-        if "_target_" in value:
-            _check_target(value["_target_"], where)
-        for name, each in value.items():
-            _check_trusted(each, f"{where}.{name}")
-    elif isinstance(value, list):
-        for i, each in enumerate(value):
-            _check_trusted(each, f"{where}[{i}]")
-    elif isinstance(value, str) and "${" in value:
-        raise UserError(f"{where}: '{value}' is not a resolved value")
-
-
-def _check_target(name: Any, where: str) -> None:
-    """By name before anything is imported, then by where it is defined: `torch.nn.os.system` is not torch."""
-    if isinstance(name, str) and _within(name, (*_OURS, *_CLASSES)):
-        target = locate(name)
-        home = str(getattr(target, "__module__", ""))
-        if _within(home, _OURS) or (inspect.isclass(target) and _within(home, _CLASSES)):
-            return
-    raise UserError(f"{where}: a shared config may not build '{name}'. Use the original config file")

@@ -1,0 +1,56 @@
+"""Targets of a config: callables by their dotted names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UserError
+
+#: What detectron2 gives every config node: values may be any objects.
+FLAGS = {"allow_objects": True}
+
+
+def locate(name: str) -> Any:
+    """The object of a dotted name, its module imported.
+
+    Raises:
+        UserError: nothing has that name.
+    """
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+                continue
+            raise
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        if found is not None:
+            return found
+        break
+    raise UserError(f"no target '{name}': it must be the dotted name of something that can be imported")
+
+
+def target_name(target: Any) -> str | None:
+    """The dotted name under which `locate` finds `target`; None where there is none, as for a lambda."""
+    name = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', '<')}"
+    try:
+        return None if "<" in name or locate(name) != target else name
+    except (UserError, ImportError):
+        return None
+
+
+def within(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `prefixes`, or lies in one."""
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """A question after the choice most like `word`, with a space before it; empty if none is like it."""
+    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
