@@ -1,6 +1,6 @@
 """Under the real detrex: its unmodified trainer runs our configs, its loader reads them as ours does.
 
-    make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2
+It is run by `make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def start(arguments, **variables):
 
 
 def train_net(config, folder, *arguments):
-    return start(
-        [LAUNCH, TRAINER, "--config-file", config, *arguments, *SMALL, f"train.output_dir={folder}"]
-    )
+    return start([LAUNCH, TRAINER, "--config-file", config, *arguments, *SMALL, f"train.output_dir={folder}"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,10 +86,12 @@ def metrics(folder):
 def scores(folder):
     """Every table of scores in the order of the log: of the weights, then of their average, at each evaluation."""
     names, values = (
-        re.findall(rf"copypaste: ({start}[^ ]*,.*)", (folder / "log.txt").read_text()) for start in ("AP", r"[\d-]")
+        re.findall(rf"copypaste: ({start}[^ ]*,.*)", (folder / "log.txt").read_text())
+        for start in ("AP", r"[\d-]")
     )
     return [
-        dict(zip(a.split(","), map(float, b.split(",")), strict=True)) for a, b in zip(names, values, strict=True)
+        dict(zip(a.split(","), map(float, b.split(",")), strict=True))
+        for a, b in zip(names, values, strict=True)
     ]
 
 
@@ -212,15 +212,17 @@ def test_every_config_is_the_same_yaml_under_both_loaders(saved, number, name):
 # --- detrex's own components ---
 
 
-@pytest.fixture(scope="module", params=[p.stem for p in sorted((ROOT / "configs" / "detrex").glob("l2g_*.py"))])
+@pytest.fixture(
+    scope="module", params=[p.stem for p in sorted((ROOT / "configs" / "detrex").glob("l2g_*.py"))]
+)
 def pair(request):
     """Our model, and the one assembled from detrex's components, with the same weights, none of them idle."""
     detrex_launch.put_on_path()
     detrex_launch.let_torchvision_import()
-    theirs = load_config(ROOT / "configs" / "detrex" / f"{request.param}.py")
-    ours = load_config(ROOT / "configs" / request.param.rpartition("_")[2] / f"{request.param.rpartition('_')[0]}.py")
+    recipe, _, dataset = request.param.rpartition("_")
     models = []
-    for cfg in (ours, theirs):
+    for path in (f"{dataset}/{recipe}.py", f"detrex/{request.param}.py"):
+        cfg = load_config(ROOT / "configs" / path)
         cfg.model.criterion.matcher.num_points = cfg.model.criterion.sampler.num_points = 256
         models.append(instantiate(cfg.model))
     generator = torch.Generator().manual_seed(1)
@@ -246,7 +248,10 @@ def test_the_same_weights_see_the_same(pair, sizes):
         ours, theirs = (model.eval().encode([frame.byte() for frame in frames]) for model in pair)
     assert isinstance(theirs, FrameFeatures)
     assert (theirs.shapes, theirs.padding.tolist()) == (ours.shapes, ours.padding.tolist())
-    close(ours.memory.masked_fill(ours.padding[..., None], 0), theirs.memory.masked_fill(ours.padding[..., None], 0))
+    close(
+        ours.memory.masked_fill(ours.padding[..., None], 0),
+        theirs.memory.masked_fill(ours.padding[..., None], 0),
+    )
     for name in ("mask_features", "extent", "valid_ratios"):
         close(getattr(ours, name), getattr(theirs, name))
 
@@ -283,7 +288,9 @@ def test_the_same_weights_learn_the_same(pair):
         sum(losses[-1].values()).backward()
         of = {id(p): p.grad for p in model.parameters()}
         named = model.state_dict(keep_vars=True)
-        gradients.append({name: of[id(value)] for name, value in named.items() if of.get(id(value)) is not None})
+        gradients.append(
+            {name: of[id(value)] for name, value in named.items() if of.get(id(value)) is not None}
+        )
     assert set(losses[0]) == set(losses[1])
     for name, value in losses[0].items():
         close(value, losses[1][name])

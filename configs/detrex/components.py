@@ -22,7 +22,7 @@ try:
     from projects.maskdino.modeling.pixel_decoder.maskdino_encoder import MaskDINOEncoder
     from projects.maskdino.modeling.transformer_decoder.dino_decoder import DeformableTransformerDecoderLayer
 except ImportError as error:
-    raise UserError(f"configs/detrex needs detectron2 and detrex on the path ({error}). Or use our own parts.") from error
+    raise UserError(f"configs/detrex needs detectron2 and detrex on the path ({error})") from error
 
 
 def use_detrex(model):
@@ -81,10 +81,11 @@ class DetrexEncoder(MaskDINOEncoder):
             for x, count, embed in zip(sources, counts, self.transformer.level_embed, strict=True)
         ]
         padding = [padded_pixels(c, *shape).flatten(1) for c, shape in zip(counts, shapes, strict=True)]
+        whole = valid.new_ones(len(valid), len(shapes), 2)  # references count padding, as samples do
         tokens = self.transformer.encoder(
             _flatten(sources),
             *_layout(shapes, valid.device),
-            valid_ratios=valid.new_ones(len(valid), len(shapes), 2),  # references count padding, as samples do
+            valid_ratios=whole,
             pos=_flatten(positions),
             padding_mask=torch.cat(padding, 1),
         )
@@ -109,7 +110,7 @@ class DetrexEncoder(MaskDINOEncoder):
         return sources
 
     def _positions(self, x, count):
-        """y from a map masked below the frame, x from one masked beside it: neither is 0 in a corner of padding."""
+        """Sines of y from a map masked below the frame, of x from one masked beside it: neither is 0 in a corner of padding."""
         height, width = x.shape[-2:]
         whole = torch.full_like(count, max(height, width))
         below = padded_pixels(torch.stack((whole[:, 0], count[:, 1]), -1), height, width)
@@ -122,7 +123,9 @@ class DetrexEncoder(MaskDINOEncoder):
             self.in_features[: self.num_fpn_levels][::-1], self.lateral_convs, self.output_convs, strict=True
         ):
             side = lateral(maps[name])
-            finest = output(side + F.interpolate(finest, side.shape[-2:], mode="bilinear", align_corners=False))
+            finest = output(
+                side + F.interpolate(finest, side.shape[-2:], mode="bilinear", align_corners=False)
+            )
         return self.mask_features(finest)
 
 
