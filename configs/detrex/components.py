@@ -110,7 +110,7 @@ class DetrexEncoder(MaskDINOEncoder):
         return sources
 
     def _positions(self, x, count):
-        """Sines of y from a map masked below the frame, of x from one masked beside it: neither is 0 in a corner of padding."""
+        """Sines of y from a map masked below the frame, of x from one masked beside it: none is 0 in a corner."""
         height, width = x.shape[-2:]
         whole = torch.full_like(count, max(height, width))
         below = padded_pixels(torch.stack((whole[:, 0], count[:, 1]), -1), height, width)

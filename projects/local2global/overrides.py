@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
-from .targets import locate
+from .targets import locate, nearest
 
 
 def _parameters(node: DictConfig) -> list[str]:
@@ -71,7 +72,8 @@ def _nearest_key(cfg: DictConfig, key: str) -> str:
         kin = sum(parent in above for parent in parents) / max(len(parents), 1)
         return max(whole, tail), whole + max(tail, shared) + kin
 
-    scored = [(likeness(candidate), candidate) for candidate in _all_keys(cfg)]
+    settable = (candidate for candidate in _all_keys(cfg) if not candidate.startswith("variants."))
+    scored = [(likeness(candidate), candidate) for candidate in settable]
     near = [(score, candidate) for (best, score), candidate in scored if best > 0.5]
     return f" Did you mean '{max(near)[1]}'?" if near else " A new key is added with '+' before it."
 
@@ -113,7 +115,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Args:
         cfg: the config.
         overrides: `key=value` for a key that exists or is a parameter of the node's target, `+key=value` for
-            any other, `++key=value` for either, `~key` to remove one.
+            any other, `++key=value` for either, `~key` to remove one.  A word stands for what the config's
+            `variants[key][word]` holds, if there is a table of variants for that key: it replaces the value.
 
     Raises:
         UserError: an override cannot be read, or its key does not exist; the message names the nearest one.
@@ -139,11 +142,41 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             _check_room(cfg, key)
         else:
             _check_key(cfg, key, value)
+        variant = _variant(cfg, key, value)
         try:
-            OmegaConf.update(cfg, key, value, merge=True, force_add=added)
+            if variant is not None:
+                OmegaConf.update(cfg, key, variant, merge=False, force_add=added)
+            else:
+                OmegaConf.update(cfg, key, value, merge=True, force_add=added)
         except OmegaConfBaseException as error:
             raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
     return cfg
+
+
+def _variant(cfg: DictConfig, key: str, value: Any) -> DictConfig | None:
+    """What the word `value` stands for in the config's table of variants; None where it is a value itself.
+
+    Raises:
+        UserError: a word for a group of keys, and no variant has that name.
+    """
+    if not isinstance(value, str) or "${" in value:
+        return None
+    table = cfg.get("variants") or {}
+    known = table[key] if key in table else {}  # noqa: SIM401 - a DictConfig's `get` would read dots as a path
+    if value in known:
+        return copy.deepcopy(known[value])
+    node, name = _parent(cfg, key)
+    if known:
+        raise UserError(f"no variant '{value}' of '{key}'.{nearest(value, list(known)) or _listed(known)}")
+    if isinstance(_child(node, name), DictConfig):
+        raise UserError(
+            f"'{key}={value}': '{key}' is a group of keys and has no variants by name; set its keys"
+        )
+    return None
+
+
+def _listed(names: Iterable[str]) -> str:
+    return f" There are: {', '.join(names)}."
 
 
 def _delete(cfg: DictConfig, key: str, value: Any) -> None:

@@ -170,6 +170,25 @@ def evaluate(
 
 
 @app.command()
+def ablate(
+    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=A,B,C]...", help="Changes; several values are swept.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with the same seeds.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the runs and the table; by default the config's own.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes of each run, one per GPU.")] = 1,
+) -> None:
+    """Train a config over a grid of values and seeds; a table of means, spreads and paired differences."""
+    from .ablate import ablate as run
+
+    table = run(find_config_file(config), overrides or [], seeds, output, gpus)
+    typer.echo(f"{table.read_text(encoding='utf-8')}\n{table}")
+
+
+@app.command()
 def predict(
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Videos, folders or globs of frames, images.")
