@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format seam clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g demo
@@ -23,8 +23,21 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The real detrex on our configs: make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2 (checkouts of both).
+# In an environment of its own: what detrex imports, torchvision above all, may not share one with ours.
+SEAM_VENV ?= .venv-seam
+seam: $(SEAM_VENV)/.installed
+	DETREX="$(DETREX)" DETECTRON2="$(DETECTRON2)" $(SEAM_VENV)/bin/python -m pytest -q -rs -m detrex tests/test_seam.py
+
+$(SEAM_VENV)/.installed: setup.py constraints.txt
+	test -x $(SEAM_VENV)/bin/python || $(PYTHON) -m venv $(SEAM_VENV)
+	$(SEAM_VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	$(SEAM_VENV)/bin/python -m pip install --quiet cloudpickle einops matplotlib opencv-python-headless pandas "setuptools<81" wandb
+	$(SEAM_VENV)/bin/python -m pip install --quiet --no-deps fairscale timm torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(SEAM_VENV)
 
 # A stamp is older than what it was made from exactly when the environment is.
 $(VENV)/.installed: setup.py constraints.txt

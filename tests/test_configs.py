@@ -17,6 +17,8 @@ from miniatures import write_images, write_panoptic, write_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.py"))
+# configs/detrex needs detrex: tests/test_seam.py has it
+CONFIGS = [p for p in CONFIGS if p.parts[0] != "detrex"]
 RECIPES = [str(p) for p in CONFIGS if p.parts[0] != "common"]
 PAPER = "ytvis2021/l2g_r50.py"
 # A class list of the file: none until there is one.
@@ -291,3 +293,14 @@ def test_an_ablation_is_one_override():
     with torch.device("meta"):
         aligner = instantiate(cfg.model).tracker.aligner
     assert sum(p.numel() for p in aligner.parameters()) == 2_372_352
+
+
+@pytest.mark.parametrize("word", ["dynamic", "static"])
+def test_local_positions_are_one_word(word):
+    """Table 6: l_pos by rank or by the local boxes; every recipe brings the model's variants along."""
+    for name in RECIPES:
+        cfg = load_config(ROOT / "configs" / name, [f"model.tracker.local_positions={word}"])
+        part = instantiate(cfg.model.tracker.local_positions)
+        assert type(part).__name__ == f"{word.title()}LocalPositions"
+        if word == "static":
+            assert part.embed.weight.shape == (cfg.model.segmenter.num_queries, cfg.model.segmenter.dim)

@@ -107,6 +107,42 @@ def test_load_rel_starts_at_the_calling_file(files):
     assert OwnLazyConfig.load(str(files / "ovis" / "rel.py")).train.max_iter == 10
 
 
+def test_imports_nest_and_every_file_is_found_from_its_own_place(files):
+    """demo/a.py -> ovis/l2g.py -> common/model.py, three folders; what the middle one changed is seen."""
+    (files / "demo" / "deep").mkdir(parents=True)
+    (files / "demo" / "deep" / "a.py").write_text(
+        "from ...ovis.l2g import model, train\ntrain.max_iter = 7\n"
+    )
+    cfg = OwnLazyConfig.load(str(files / "demo" / "deep" / "a.py"))
+    assert cfg.train == {"max_iter": 7, "amp": {"enabled": True}}
+    assert cfg.model.in_features == 5
+
+
+def test_interpolations_reach_across_files(files):
+    """Written in one file, resolved in the config that another assembles; a list of configs included."""
+    (files / "common" / "data.py").write_text(
+        "data = dict(seed='${train.seed}', sizes=[1, '${train.max_iter}'])\n"
+    )
+    (files / "ovis" / "all.py").write_text(
+        "from ..common.data import data\nfrom ..common.model import train\ntrain.seed = 4\n"
+    )
+    cfg = load_config(files / "ovis" / "all.py", ["train.max_iter=3"])
+    assert (cfg.data.seed, list(cfg.data.sizes)) == (4, [1, 3])
+
+
+def test_a_list_config_survives_and_a_list_does_not(files):
+    (files / "ovis" / "lists.py").write_text(
+        "from omegaconf import ListConfig\nplain = [1]\nkept = ListConfig([dict(a=1), 2])\ntrain = dict(x=[1, [2, 3]])\n"
+    )
+    cfg = OwnLazyConfig.load(str(files / "ovis" / "lists.py"))
+    assert set(cfg) == {"kept", "train"}
+    assert isinstance(cfg.kept, ListConfig)
+    assert apply_overrides(cfg, ["train.x.1.0=9", "~kept.1", "kept.0.a=5"]) == {
+        "kept": [{"a": 5}],
+        "train": {"x": [1, [9, 3]]},
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     ["1 / 0", "from ..common.model import absent", "from .absent import x", "def f(:", "from . import l2g"],
@@ -286,6 +322,61 @@ def test_a_word_like_no_key_gets_no_guess(tracker):
 def test_what_is_no_override_is_refused(tracker, text):
     with pytest.raises(UserError, match=r"train|override"):
         apply_overrides(tracker, [text])
+
+
+# --- Variants: one word for a part ---
+
+
+@pytest.fixture
+def variants(tracker):
+    relu = L(nn.Sequential)()
+    tracker.variants = {
+        "model.tracker.aligner": {
+            "plain": relu,
+            "wide": L(nn.Linear)(in_features="${train.max_iter}", out_features=1),
+        }
+    }
+    return tracker
+
+
+def test_a_word_stands_for_a_part(variants):
+    """It replaces the whole part, and later overrides reach into the new one, not into the table."""
+    apply_overrides(variants, ["model.tracker.aligner=wide", "model.tracker.aligner.out_features=3"])
+    assert set(variants.model.tracker.aligner) == {"_target_", "in_features", "out_features"}
+    layer = own_instantiate(variants.model.tracker.aligner)
+    assert (layer.in_features, layer.out_features) == (10, 3)
+    assert variants.variants["model.tracker.aligner"].wide.out_features == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "model.tracker.aligner=wid",
+            r"no variant 'wid' of 'model\.tracker\.aligner'\. Did you mean 'wide'\?",
+        ),
+        ("model.tracker.aligner=zzz", r"There are: plain, wide\."),
+        ("model.tracker=wide", r"'model\.tracker' is a group of keys and has no variants"),
+        (
+            "model.trackr.aligner=wide",
+            r"no key 'model\.trackr\.aligner'\. Did you mean 'model\.tracker\.aligner'",
+        ),
+    ],
+)
+def test_a_word_that_stands_for_nothing_is_refused(variants, text, message):
+    before = resolve(variants.model)
+    with pytest.raises(UserError, match=message):
+        apply_overrides(variants, [text])
+    assert resolve(variants.model) == before
+
+
+def test_values_and_interpolations_are_no_words(variants):
+    apply_overrides(
+        variants, ["model.tracker.aligner=null", "train.clip=${model.decoder}", "train.seed=wide"]
+    )
+    assert variants.model.tracker.aligner is None
+    assert variants.train.clip.in_features == 4
+    assert variants.train.seed == "wide"
 
 
 # --- Helpers of the commands ---

@@ -24,6 +24,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(HERE))
 
 import detrex_launch  # noqa: E402
+from detrex_contract import KEYS  # noqa: E402
 from test_configs import small_clip  # noqa: E402
 
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py"))
@@ -106,6 +107,13 @@ def assert_same(ours, theirs, tolerance=0.0):
 
 
 # --- Training ---
+
+
+def test_the_list_of_what_the_trainer_reads_is_complete():
+    """The list that holds the contract where there is no detrex; `model.device` is read where no other is given."""
+    sources = [Path(os.environ["DETREX"], name).read_text() for name in (TRAINER, "detrex/modeling/ema.py")]
+    read = {key.rstrip(".") for text in sources for key in re.findall(r"\bcfg\.([a-z_][\w.]*)", text)}
+    assert read - {"model.device"} <= set(KEYS)
 
 
 def test_it_trains_evaluates_and_saves(run):
