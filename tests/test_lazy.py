@@ -132,7 +132,8 @@ def test_interpolations_reach_across_files(files):
 
 def test_a_list_config_survives_and_a_list_does_not(files):
     (files / "ovis" / "lists.py").write_text(
-        "from omegaconf import ListConfig\nplain = [1]\nkept = ListConfig([dict(a=1), 2])\ntrain = dict(x=[1, [2, 3]])\n"
+        "from omegaconf import ListConfig\nplain = [1]\nkept = ListConfig([dict(a=1), 2])\n"
+        "train = dict(x=[1, [2, 3]])\n"
     )
     cfg = OwnLazyConfig.load(str(files / "ovis" / "lists.py"))
     assert set(cfg) == {"kept", "train"}

@@ -6,7 +6,7 @@
 from local2global.lazy import LazyCall as L
 from local2global.modeling.aligner import L2GAligner
 from local2global.modeling.backbone import ResNet
-from local2global.modeling.criterion import WEIGHTS, Criterion, ReducedSupervision
+from local2global.modeling.criterion import WEIGHTS, Criterion, FullSupervision, ReducedSupervision
 from local2global.modeling.decoder import Decoder
 from local2global.modeling.encoder import PixelEncoder
 from local2global.modeling.losses import PointSampler
@@ -65,4 +65,5 @@ variants = {
     "model.tracker.first_frame": dict(
         local=L(FromLocal)(), unaligned=L(FromLocal)(align=False), learned=L(Learned)(**_slots)
     ),
+    "model.criterion.supervision": dict(reduced=L(ReducedSupervision)(), full=L(FullSupervision)()),
 }
