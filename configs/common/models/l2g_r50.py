@@ -19,7 +19,7 @@ from local2global.modeling.positions import (
     TrajectoryPositions,
 )
 from local2global.modeling.segmenter import Segmenter
-from local2global.modeling.tracker import FromLocal, Learned, Tracker
+from local2global.modeling.tracker import FromLocal, FromProposals, Learned, Tracker
 
 DIM, HEADS, LEVELS, QUERIES = 256, 8, 4, 100
 
@@ -63,7 +63,10 @@ variants = {
     ),
     "model.tracker.positions": dict(trajectory=L(TrajectoryPositions)(), static=L(StaticPositions)(**_slots)),
     "model.tracker.first_frame": dict(
-        local=L(FromLocal)(), unaligned=L(FromLocal)(align=False), learned=L(Learned)(**_slots)
+        local=L(FromLocal)(),
+        unaligned=L(FromLocal)(align=False),
+        proposals=L(FromProposals)(),
+        learned=L(Learned)(**_slots),
     ),
     "model.criterion.supervision": dict(reduced=L(ReducedSupervision)(), full=L(FullSupervision)()),
 }
