@@ -152,7 +152,7 @@ def plan(config: Path, overrides: Sequence[str], seeds: int, output: Path | None
         config: the config file.
         overrides: `key=value` and `key=a,b,c`.
         seeds: runs of each setting; their seeds count up from the config's own.
-        output: the ablation's folder; by default named after the config's.
+        output: the ablation's folder; by default named after the config's and what is swept.
 
     Raises:
         UserError: an override is refused, or nothing would be scored.
@@ -166,8 +166,10 @@ def plan(config: Path, overrides: Sequence[str], seeds: int, output: Path | None
         if "evaluator" not in cfg.get("dataloader", {}):
             raise UserError(f"{config}: no dataloader.evaluator, so there would be nothing to compare")
         seed = max(int(cfg.train.get("seed", 0)), 0) + number
-        root = output or Path(f"{cfg.train.get('output_dir', 'output')}_ablation")
-        folder = root / setting.name / f"seed{seed}"
+        default = "_".join(
+            [cfg.train.get("output_dir", "output"), "ablation", *_short_names(list(setting.values)).values()]
+        )
+        folder = (output or Path(default)) / setting.name / f"seed{seed}"
         cfg.train.seed, cfg.train.output_dir = seed, str(folder)
         added = (f"++train.seed={seed}", f"++train.output_dir='{folder}'")
         runs.append(Run(setting, seed, folder, (*setting.overrides, *added), cfg))
