@@ -164,7 +164,8 @@ def _variant(cfg: DictConfig, key: str, value: Any) -> DictConfig | None:
     table = cfg.get("variants") or {}
     known = table[key] if key in table else {}  # noqa: SIM401 - a DictConfig's `get` would read dots as a path
     if value in known:
-        return copy.deepcopy(known[value])
+        chosen: DictConfig = copy.deepcopy(known[value])
+        return chosen
     node, name = _parent(cfg, key)
     if known:
         raise UserError(f"no variant '{value}' of '{key}'.{nearest(value, list(known)) or _listed(known)}")

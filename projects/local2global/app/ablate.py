@@ -110,7 +110,9 @@ def grid(overrides: Sequence[str]) -> list[Setting]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser, fixed, swept = OverridesParser.create(), [], {}
+    parser = OverridesParser.create()
+    fixed: list[str] = []
+    swept: dict[str, list[str]] = {}
     for text in overrides:
         try:
             [override] = parser.parse_overrides([text])
@@ -125,7 +127,7 @@ def grid(overrides: Sequence[str]) -> list[Setting]:
         if key in swept:
             raise UserError(f"'{text}': {key} is swept already; write all its values in one: {key}=a,b,c")
         swept[key] = values
-    settings = []
+    settings: list[Setting] = []
     short = _short_names(list(swept))
     for point in itertools.product(*swept.values()):
         values = dict(zip(swept, point, strict=True))
@@ -194,7 +196,10 @@ def scores_of(run: Run) -> dict[str, float] | None:
         return None
     scores: dict[str, float] | None = None
     for line in file.read_text().splitlines():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the run was killed while it wrote
         if entry.pop("iteration") == settings.max_iter - 1 and any("/" in name for name in entry):
             scores = {
                 name: value
