@@ -227,10 +227,11 @@ def pair(request):
     """Our model, and the one assembled from detrex's components, with the same weights, none of them idle."""
     detrex_launch.put_on_path()
     detrex_launch.let_torchvision_import()
-    recipe, _, dataset = request.param.rpartition("_")
+    theirs = ROOT / "configs" / "detrex" / f"{request.param}.py"
+    (recipe,) = re.findall(r"^from \.\.([\w.]+) import", theirs.read_text(), re.MULTILINE)
     models = []
-    for path in (f"{dataset}/{recipe}.py", f"detrex/{request.param}.py"):
-        cfg = load_config(ROOT / "configs" / path)
+    for path in (ROOT / "configs" / f"{recipe.replace('.', '/')}.py", theirs):
+        cfg = load_config(path)
         cfg.model.criterion.matcher.num_points = cfg.model.criterion.sampler.num_points = 256
         models.append(instantiate(cfg.model))
     generator = torch.Generator().manual_seed(1)
