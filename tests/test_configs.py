@@ -297,7 +297,7 @@ def test_an_ablation_is_one_override():
 
 @pytest.mark.parametrize("word", ["dynamic", "static"])
 def test_local_positions_are_one_word(word):
-    """Table 6: l_pos by rank or by the local boxes; every recipe brings the model's variants along."""
+    """Table 6: l_pos by rank or by the local boxes."""
     for name in RECIPES:
         cfg = load_config(ROOT / "configs" / name, [f"model.tracker.local_positions={word}"])
         part = instantiate(cfg.model.tracker.local_positions)

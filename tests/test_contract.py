@@ -72,7 +72,7 @@ def test_only_configs_survive_a_load(name):
     """A class list or preset that a file imports is no key of the config."""
     cfg = load_config(CONFIGS / name)
     assert all(isinstance(cfg[key], (DictConfig, ListConfig)) for key in cfg)
-    assert set(cfg) <= {"model", "optimizer", "lr_multiplier", "dataloader", "train", "paper", "variants"}
+    assert set(cfg) <= {"model", "optimizer", "lr_multiplier", "dataloader", "train", "paper"}
 
 
 @pytest.mark.parametrize("name", WHOLE)

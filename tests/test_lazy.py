@@ -328,25 +328,24 @@ def test_what_is_no_override_is_refused(tracker, text):
 # --- Variants: one word for a part ---
 
 
-@pytest.fixture
-def variants(tracker):
-    relu = L(nn.Sequential)()
-    tracker.variants = {
+VARIANTS = DictConfig(
+    {
         "model.tracker.aligner": {
-            "plain": relu,
+            "plain": L(nn.Sequential)(),
             "wide": L(nn.Linear)(in_features="${train.max_iter}", out_features=1),
         }
-    }
-    return tracker
+    },
+    flags={"allow_objects": True},
+)
 
 
-def test_a_word_stands_for_a_part(variants):
+def test_a_word_stands_for_a_part(tracker):
     """It replaces the whole part, and later overrides reach into the new one, not into the table."""
-    apply_overrides(variants, ["model.tracker.aligner=wide", "model.tracker.aligner.out_features=3"])
-    assert set(variants.model.tracker.aligner) == {"_target_", "in_features", "out_features"}
-    layer = own_instantiate(variants.model.tracker.aligner)
+    apply_overrides(tracker, ["model.tracker.aligner=wide", "model.tracker.aligner.out_features=3"], VARIANTS)
+    assert set(tracker.model.tracker.aligner) == {"_target_", "in_features", "out_features"}
+    layer = own_instantiate(tracker.model.tracker.aligner)
     assert (layer.in_features, layer.out_features) == (10, 3)
-    assert variants.variants["model.tracker.aligner"].wide.out_features == 1
+    assert VARIANTS["model.tracker.aligner"].wide.out_features == 1
 
 
 @pytest.mark.parametrize(
@@ -364,20 +363,29 @@ def test_a_word_stands_for_a_part(variants):
         ),
     ],
 )
-def test_a_word_that_stands_for_nothing_is_refused(variants, text, message):
-    before = resolve(variants.model)
+def test_a_word_that_stands_for_nothing_is_refused(tracker, text, message):
+    before = resolve(tracker)
     with pytest.raises(UserError, match=message):
-        apply_overrides(variants, [text])
-    assert resolve(variants.model) == before
+        apply_overrides(tracker, [text], VARIANTS)
+    assert resolve(tracker) == before
 
 
-def test_values_and_interpolations_are_no_words(variants):
-    apply_overrides(
-        variants, ["model.tracker.aligner=null", "train.clip=${model.decoder}", "train.seed=wide"]
+def test_values_and_interpolations_are_no_words(tracker):
+    texts = ["model.tracker.aligner=null", "train.clip=${model.decoder}", "train.seed=wide"]
+    apply_overrides(tracker, texts, VARIANTS)
+    assert tracker.model.tracker.aligner is None
+    assert tracker.train.clip.in_features == 4
+    assert tracker.train.seed == "wide"
+
+
+def test_words_stand_in_a_file_above_the_config(files):
+    (files / "common" / "variants.py").write_text(
+        "from local2global.lazy import OwnLazyCall as L\nfrom torch.nn import ReLU\n"
+        "variants = {'model': dict(none=L(ReLU)())}\n"
     )
-    assert variants.model.tracker.aligner is None
-    assert variants.train.clip.in_features == 4
-    assert variants.train.seed == "wide"
+    assert set(load_config(files / "ovis" / "l2g.py", ["model=none"]).model) == {"_target_"}
+    with pytest.raises(UserError, match=r"l2g\.py: no variant 'non' of 'model'\. Did you mean 'none'"):
+        load_config(files / "ovis" / "l2g.py", ["model=non"])
 
 
 # --- Helpers of the commands ---

@@ -7,7 +7,7 @@ The 50 held-out videos are the preset's own bench, seed 0; training draws from s
 
 from local2global.data.shapes import PRESETS as _PRESETS
 
-from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train, variants
+from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 model.classes = _PRESETS["hard"].classes
 for _loader in dataloader.train.loaders:

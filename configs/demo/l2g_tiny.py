@@ -12,7 +12,7 @@ from local2global.data.shapes import load_shapes
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 
-from ..common.models.l2g_tiny import model, variants
+from ..common.models.l2g_tiny import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train

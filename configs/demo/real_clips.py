@@ -23,7 +23,7 @@ from local2global.data.loader import Curriculum, build_test_loader, build_train_
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 
-from ..common.models.l2g_small import model, variants
+from ..common.models.l2g_small import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train

@@ -5,7 +5,7 @@
 The same model as `configs/ytvis2021/l2g_r50.py`, number for number, and its weights fit both.
 """
 
-from ..ytvis2021.l2g_r50 import dataloader, lr_multiplier, model, optimizer, paper, train, variants
+from ..ytvis2021.l2g_r50 import dataloader, lr_multiplier, model, optimizer, paper, train
 from .components import use_detrex
 
 use_detrex(model)

@@ -6,7 +6,7 @@ WEIGHTS is `configs/coco/l2g_r50_60k.py`'s last checkpoint: MaskDINO R50, its al
 """
 
 from ..common.data.ytvis2021 import CLASSES, dataloader
-from ..common.models.l2g_r50 import model, variants
+from ..common.models.l2g_r50 import model
 from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_video as lr_multiplier
 from ..common.train import train

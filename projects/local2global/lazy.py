@@ -43,6 +43,7 @@ __all__ = [
     "own_instantiate",
     "resolve",
     "save_resolved",
+    "variants_of",
 ]
 
 _MODULE = "local2global_config"
@@ -319,6 +320,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path}: a config is a mapping of names, this is a list")
     try:
-        return apply_overrides(cfg, overrides)
+        return apply_overrides(cfg, overrides, variants_of(path) if overrides else None)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def variants_of(path: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What a word stands for in overrides of a config: `variants` of `common/variants.py` beside or above it."""
+    for folder in Path(path).resolve().parents:
+        file = folder / "common" / "variants.py"
+        if file.is_file():
+            found: Mapping[str, Mapping[str, Any]] = OwnLazyConfig.load(str(file), "variants")
+            return found
+    return {}

@@ -72,8 +72,7 @@ def _nearest_key(cfg: DictConfig, key: str) -> str:
         kin = sum(parent in above for parent in parents) / max(len(parents), 1)
         return max(whole, tail), whole + max(tail, shared) + kin
 
-    settable = (candidate for candidate in _all_keys(cfg) if not candidate.startswith("variants."))
-    scored = [(likeness(candidate), candidate) for candidate in settable]
+    scored = [(likeness(candidate), candidate) for candidate in _all_keys(cfg)]
     near = [(score, candidate) for (best, score), candidate in scored if best > 0.5]
     return f" Did you mean '{max(near)[1]}'?" if near else " A new key is added with '+' before it."
 
@@ -109,14 +108,16 @@ def _check_room(cfg: DictConfig, key: str) -> None:
             )
 
 
-def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+def apply_overrides(
+    cfg: DictConfig, overrides: Sequence[str], variants: Mapping[str, Mapping[str, Any]] | None = None
+) -> DictConfig:
     """Changes a config in place by hydra's override grammar and returns it.
 
     Args:
         cfg: the config.
         overrides: `key=value` for a key that exists or is a parameter of the node's target, `+key=value` for
-            any other, `++key=value` for either, `~key` to remove one.  A word stands for what the config's
-            `variants[key][word]` holds, if there is a table of variants for that key: it replaces the value.
+            any other, `++key=value` for either, `~key` to remove one.
+        variants: what a word stands for, by key: it replaces the value whole.
 
     Raises:
         UserError: an override cannot be read, or its key does not exist; the message names the nearest one.
@@ -142,7 +143,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
             _check_room(cfg, key)
         else:
             _check_key(cfg, key, value)
-        variant = _variant(cfg, key, value)
+        variant = _variant(cfg, key, value, variants or {})
         try:
             if variant is not None:
                 OmegaConf.update(cfg, key, variant, merge=False, force_add=added)
@@ -153,22 +154,23 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _variant(cfg: DictConfig, key: str, value: Any) -> DictConfig | None:
-    """What the word `value` stands for in the config's table of variants; None where it is a value itself.
+def _variant(
+    cfg: DictConfig, key: str, value: Any, variants: Mapping[str, Mapping[str, Any]]
+) -> DictConfig | None:
+    """What the word `value` stands for; None where it is a value itself.
 
     Raises:
         UserError: a word for a group of keys, and no variant has that name.
     """
     if not isinstance(value, str) or "${" in value:
         return None
-    table = cfg.get("variants") or {}
-    known = table[key] if key in table else {}  # noqa: SIM401 - a DictConfig's `get` would read dots as a path
+    known = variants[key] if key in variants else {}  # noqa: SIM401 - a DictConfig would read the dots as a path
     if value in known:
         chosen: DictConfig = copy.deepcopy(known[value])
         return chosen
-    node, name = _parent(cfg, key)
     if known:
         raise UserError(f"no variant '{value}' of '{key}'.{nearest(value, list(known)) or _listed(known)}")
+    node, name = _parent(cfg, key)
     if isinstance(_child(node, name), DictConfig):
         raise UserError(
             f"'{key}={value}': '{key}' is a group of keys and has no variants by name; set its keys"

@@ -6,20 +6,15 @@
 from local2global.lazy import LazyCall as L
 from local2global.modeling.aligner import L2GAligner
 from local2global.modeling.backbone import ResNet
-from local2global.modeling.criterion import WEIGHTS, Criterion, FullSupervision, ReducedSupervision
+from local2global.modeling.criterion import WEIGHTS, Criterion, ReducedSupervision
 from local2global.modeling.decoder import Decoder
 from local2global.modeling.encoder import PixelEncoder
 from local2global.modeling.losses import PointSampler
 from local2global.modeling.matcher import Matcher
 from local2global.modeling.model import Local2Global
-from local2global.modeling.positions import (
-    DynamicLocalPositions,
-    StaticLocalPositions,
-    StaticPositions,
-    TrajectoryPositions,
-)
+from local2global.modeling.positions import StaticLocalPositions, TrajectoryPositions
 from local2global.modeling.segmenter import Segmenter
-from local2global.modeling.tracker import FromLocal, FromProposals, Learned, Tracker
+from local2global.modeling.tracker import FromLocal, Tracker
 
 DIM, HEADS, LEVELS, QUERIES = 256, 8, 4, 100
 
@@ -54,19 +49,3 @@ model = L(Local2Global)(
     classes=[dict(id=1, name="object")],
     test_size=[360, 1333],
 )
-
-# What one word on the command line stands for: `model.tracker.local_positions=dynamic`.
-_slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
-variants = {
-    "model.tracker.local_positions": dict(
-        static=L(StaticLocalPositions)(**_slots), dynamic=L(DynamicLocalPositions)()
-    ),
-    "model.tracker.positions": dict(trajectory=L(TrajectoryPositions)(), static=L(StaticPositions)(**_slots)),
-    "model.tracker.first_frame": dict(
-        local=L(FromLocal)(),
-        unaligned=L(FromLocal)(align=False),
-        proposals=L(FromProposals)(),
-        learned=L(Learned)(**_slots),
-    ),
-    "model.criterion.supervision": dict(reduced=L(ReducedSupervision)(), full=L(FullSupervision)()),
-}

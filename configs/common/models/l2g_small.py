@@ -1,6 +1,6 @@
 """A Local2Global between `l2g_tiny` and the paper's, for real frames on a CPU: wider, with more slots."""
 
-from .l2g_tiny import model, variants
+from .l2g_tiny import model
 
 DIM = 96
 

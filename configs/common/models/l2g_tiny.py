@@ -6,7 +6,7 @@ Its backbone has GroupNorm and trains whole, since there are no statistics to fr
 from local2global.lazy import LazyCall as L
 from local2global.modeling.backbone import GroupNorms, ResNet
 
-from .l2g_r50 import model, variants
+from .l2g_r50 import model
 
 DIM, HEADS, LEVELS = 64, 4, 3
 

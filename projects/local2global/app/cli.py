@@ -105,12 +105,13 @@ def demo(
     from rich.console import Console
 
     from ..engine import train as run
-    from ..lazy import apply_overrides, instantiate, load_config
+    from ..lazy import apply_overrides, instantiate, load_config, variants_of
     from .predict import L2G, default_device
 
-    cfg = load_config(find_config_file(DEMO_CONFIG))
+    path = find_config_file(DEMO_CONFIG)
+    cfg = load_config(path)
     cfg.train.output_dir, cfg.train.device = str(output), default_device()
-    cfg = apply_overrides(cfg, overrides or [])
+    cfg = apply_overrides(cfg, overrides or [], variants_of(path))
     folder = Path(cfg.train.output_dir)
     typer.echo(
         f"Training a tiny model on generated videos, then scoring it on others; all of it goes to {folder}."

@@ -1,0 +1,27 @@
+"""What one word on the command line stands for, in every config: `model.tracker.local_positions=dynamic`."""
+
+from local2global.lazy import LazyCall as L
+from local2global.modeling.criterion import FullSupervision, ReducedSupervision
+from local2global.modeling.positions import (
+    DynamicLocalPositions,
+    StaticLocalPositions,
+    StaticPositions,
+    TrajectoryPositions,
+)
+from local2global.modeling.tracker import FromLocal, FromProposals, Learned
+
+_slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
+
+variants = {
+    "model.tracker.local_positions": dict(
+        static=L(StaticLocalPositions)(**_slots), dynamic=L(DynamicLocalPositions)()
+    ),
+    "model.tracker.positions": dict(trajectory=L(TrajectoryPositions)(), static=L(StaticPositions)(**_slots)),
+    "model.tracker.first_frame": dict(
+        local=L(FromLocal)(),
+        unaligned=L(FromLocal)(align=False),
+        proposals=L(FromProposals)(),
+        learned=L(Learned)(**_slots),
+    ),
+    "model.criterion.supervision": dict(reduced=L(ReducedSupervision)(), full=L(FullSupervision)()),
+}
