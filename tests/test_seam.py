@@ -204,8 +204,11 @@ def saved(tmp_path_factory):
 
 
 def without_loader(text):
-    """Each loader has a package name of its own for what a config file itself defines."""
-    return re.sub(r"(detectron2\._cfg_loader\w*|local2global_config)\.(\w+)(\.py)?\.", r"a_config.\2.", text)
+    """Each loader has a module name of its own for what a config file itself defines."""
+    text = re.sub(r"!!python/name:(\S+) ''", r"\1", text)
+    return re.sub(
+        r"\b(local2global_config\.\w+|detectron2\._cfg_loader\w*\.\w+\.py|None)\.(?=\w)", "a_config.", text
+    )
 
 
 @pytest.mark.parametrize("name", ["loaded", "saved"])

@@ -28,7 +28,7 @@ from omegaconf.errors import MissingMandatoryValue
 from .config_yaml import load_resolved, resolve, save_resolved, write_text
 from .errors import UserError
 from .overrides import apply_overrides
-from .targets import FLAGS, locate, nearest, target_name
+from .targets import FLAGS, locate, nearest, short_name, target_name
 
 __all__ = [
     "LazyCall",
@@ -238,7 +238,7 @@ def _saveable(value: Any, key: str) -> Any:
         return {name: _saveable(each, f"{key}.{name}".lstrip(".")) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_saveable(each, f"{key}[{i}]") for i, each in enumerate(value))
-    if key.rpartition(".")[2] == "_target_" and (name := target_name(value)):
+    if key.rpartition(".")[2] == "_target_" and (name := short_name(value)):
         return name
     try:
         yaml.dump(value)

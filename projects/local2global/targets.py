@@ -45,6 +45,20 @@ def target_name(target: Any) -> str | None:
         return None
 
 
+def short_name(target: Any) -> str | None:
+    """The shortest such name, as detectron2 saves it: `torch.optim.AdamW`, wherever torch defines it."""
+    name = target_name(target)
+    home = str(getattr(target, "__module__", "")).split(".")
+    for depth in range(1, len(home)) if name is not None else ():
+        shorter = ".".join([*home[:depth], target.__qualname__])
+        try:
+            if locate(shorter) is target:
+                return shorter
+        except (UserError, ImportError):
+            continue
+    return name
+
+
 def within(name: str, prefixes: Sequence[str]) -> bool:
     """Whether a dotted name is one of `prefixes`, or lies in one."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
