@@ -228,8 +228,9 @@ def test_every_config_is_the_same_yaml_under_both_loaders(saved, number, name):
 )
 def pair(request):
     """Our model, and the one assembled from detrex's components, with the same weights, none of them idle."""
-    detrex_launch.put_on_path()
+    folder = detrex_launch.put_on_path()
     detrex_launch.let_torchvision_import()
+    detrex_launch.let_detrex_import_uncompiled(folder)
     theirs = ROOT / "configs" / "detrex" / f"{request.param}.py"
     (recipe,) = re.findall(r"^from \.\.([\w.]+) import", theirs.read_text(), re.MULTILINE)
     models = []
