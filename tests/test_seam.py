@@ -309,5 +309,5 @@ def test_the_same_weights_learn_the_same(pair):
         close(value, losses[1][name])
     assert set(gradients[0]) == set(gradients[1])
     for name, value in gradients[0].items():
-        worst = (value - gradients[1][name]).abs().max()
-        assert worst <= 1e-4 * value.abs().max() + 1e-6, f"{name}: {worst}"
+        error = float((value - gradients[1][name]).norm() / value.norm().clamp(min=1e-6))
+        assert error <= 1e-3, f"{name}: {error}"  # of sums in another order, through a hundred layers

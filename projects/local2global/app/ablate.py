@@ -130,12 +130,12 @@ def grid(overrides: Sequence[str]) -> list[Setting]:
     settings: list[Setting] = []
     short = _short_names(list(swept))
     for point in itertools.product(*swept.values()):
-        values = dict(zip(swept, point, strict=True))
-        name = ",".join(f"{short[key]}={value}" for key, value in values.items()) or "config"
+        chosen = dict(zip(swept, point, strict=True))
+        name = ",".join(f"{short[key]}={value}" for key, value in chosen.items()) or "config"
         name = re.sub(r"[^\w.=,+-]+", "_", name)
         if any(setting.name == name for setting in settings):
             name += f"_{len(settings)}"
-        settings.append(Setting(name, values, (*fixed, *(f"{key}={value}" for key, value in values.items()))))
+        settings.append(Setting(name, chosen, (*fixed, *(f"{key}={value}" for key, value in chosen.items()))))
     return settings
 
 
