@@ -69,10 +69,10 @@ def test_a_config_has_every_key_that_is_read(name):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_only_configs_survive_a_load(name):
-    """A class list or preset that a file imports is no key of the config."""
+    """A class list or preset that a file imports is no key of the config; `data` is where users put their paths."""
     cfg = load_config(CONFIGS / name)
     assert all(isinstance(cfg[key], (DictConfig, ListConfig)) for key in cfg)
-    assert set(cfg) <= {"model", "optimizer", "lr_multiplier", "dataloader", "train", "paper"}
+    assert set(cfg) <= {"model", "optimizer", "lr_multiplier", "dataloader", "train", "paper", "data"}
 
 
 @pytest.mark.parametrize("name", WHOLE)

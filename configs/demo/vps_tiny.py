@@ -10,7 +10,8 @@ Three classes of things and four of stuff are all queries; only things have boxe
 from local2global.data.augment import Identity
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
 from local2global.data.panoptic import PanopticRecords
-from local2global.data.shapes import PRESETS, load_shapes
+from local2global.data.shapes import PRESETS as _PRESETS
+from local2global.data.shapes import load_shapes
 from local2global.evaluation.vps_evaluator import VPSEvaluator
 from local2global.lazy import LazyCall as L
 from local2global.panoptic import Panoptic
@@ -20,7 +21,7 @@ from ..common.optim import AdamW as optimizer
 from ..common.schedule import lr_multiplier_short as lr_multiplier
 from ..common.train import train
 
-CLASSES = PRESETS["panoptic"].classes
+CLASSES = _PRESETS["panoptic"].classes
 THINGS = sum(c["isthing"] for c in CLASSES)
 
 model.classes = CLASSES
