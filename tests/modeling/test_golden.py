@@ -13,6 +13,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from peer_layout import peer_of
 
 from local2global.boxes import box_iou, generalized_box_iou, mask_to_box
 from local2global.modeling.backbone import ResNet
@@ -48,6 +49,12 @@ DECODER = (
     (r"(layers\.\d+)\.norm3\.", r"\1.ffn.norm."),
     (r"(layers\.\d+)\.self_attn\.(in_proj|out_proj)", r"\1.self_attn.attention.\2"),
 )
+
+
+@pytest.fixture(params=["ours", "peer"])
+def built(request):
+    """A module as it is, or in the layout of the benchmark's peer, which must be as right as ours."""
+    return (lambda module: module) if request.param == "ours" else peer_of
 
 
 @pytest.fixture
@@ -92,9 +99,9 @@ def shapes_of(data):
 
 
 @pytest.mark.parametrize("name", ["a1_msda_ref2_mask", "a2_msda_ref4_seqfirst"])
-def test_deformable_attention(load, name):
+def test_deformable_attention(load, built, name):
     data = load(name)
-    module = DeformableAttention(32, 4, 3, 4)
+    module = built(DeformableAttention(32, 4, 3, 4))
     module.load_state_dict(state(data))
     names = ("query", "value", "query_pos", "reference_points")
     given = {n: data[f"in/{n}"].clone().requires_grad_() for n in names}
@@ -147,11 +154,11 @@ def test_initial_offsets(load):
     ],
 )
 @torch.no_grad()
-def test_pixel_encoder(load, name, features, levels):
+def test_pixel_encoder(load, built, name, features, levels):
     data = load(name)
     maps = {n: data[f"in/{n}"] for n in ("res2", "res3", "res4", "res5")}
     channels = {n: m.shape[1] for n, m in maps.items()}
-    module = PixelEncoder(channels, 32, 4, 2, 64, levels, 4, features, 32)
+    module = built(PixelEncoder(channels, 32, 4, 2, 64, levels, 4, features, 32))
     module.load_state_dict(state(data, ENCODER))
     out = module(maps, torch.ones(2, 2))
     close(out.mask_features, data["out/mask_features"])
@@ -202,9 +209,9 @@ def test_inverse_sigmoid(load):
     close(inverse_sigmoid(data["in/x"]), data["out/y"])
 
 
-def test_decoder(load):
+def test_decoder(load, built):
     data = load("d3_transformer_decoder_d256_unpatched")
-    module = Decoder(256, 8, 1, 32, 2, 2)
+    module = built(Decoder(256, 8, 1, 32, 2, 2))
     module.load_state_dict(state(data, DECODER))
     features = FrameFeatures(
         data["in/memory"].transpose(0, 1),
@@ -230,9 +237,9 @@ def test_decoder(load):
     [("e1_predictor_eval_mask2box", 0, (1.0, 1, 0, 0)), ("e2_predictor_eval_bitmask", 1, (0.0, 0, 0, 0))],
 )
 @torch.no_grad()
-def test_predictor(load, name, edge, nothing):
+def test_predictor(load, built, name, edge, nothing):
     data = load(name)
-    module = Segmenter(None, None, Decoder(32, 4, 2, 64, 3, 4), 5, 6, 32).train()
+    module = built(Segmenter(None, None, Decoder(32, 4, 2, 64, 3, 4), 5, 6, 32)).train()
     report = module.load_state_dict(state(data, DECODER), strict=False)
     assert not report.missing_keys
     assert not report.unexpected_keys
