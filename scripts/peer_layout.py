@@ -423,11 +423,17 @@ def upsample_twice(
 def read_out(
     predictions: FramePredictions, padded: tuple[int, int], own: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A frame's scores (N, K), mask scores (N,) and masks (N, *size) bool, every one at full size."""
-    full = upsample_twice(predictions.masks, padded, own, size)
+    """The 100 best (slot, class) pairs of a frame: slots, class scores times mask scores, and masks at full size.
+
+    Every mask is upsampled twice before the best are taken, and every pair's mask is scored at full size.
+    """
+    scores = predictions.logits[0].sigmoid()
+    best, pairs = scores.flatten().topk(min(100, scores.numel()))
+    slots = pairs // scores.shape[1]
+    full = upsample_twice(predictions.masks, padded, own, size)[slots]
     positive = (full > 0).float()
     certainty = (full.sigmoid().flatten(1) * positive.flatten(1)).sum(1) / (positive.flatten(1).sum(1) + 1e-6)
-    return predictions.logits[0].sigmoid(), certainty, positive.bool()
+    return slots, best * certainty, positive.bool()
 
 
 _PEERS: dict[type[nn.Module], type[nn.Module]] = {

@@ -1,0 +1,197 @@
+"""Sections on training: `clip` (a whole step: time and peak memory) and `matcher` (costs, assignment and losses)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from bench_measure import Bench, Row, peak_memory
+from bench_setup import Pair, clip_of, pair
+from peer_layout import DensePredictions
+
+from local2global.modeling.layers import mask_logits
+from local2global.structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Queries
+
+FRAMES = 4
+LIMIT = 2e-3  # of a loss: a sum over a dozen thousand points each
+
+
+def total(losses: dict[str, Any]) -> torch.Tensor:
+    """The number that is minimised."""
+    return torch.stack([value for value in losses.values() if value.requires_grad]).sum()
+
+
+def clip(bench: Bench) -> list[Row]:
+    """One step of a four-frame clip with six instances: forward, backward; the optimiser is the same for both."""
+    gpu = bench.device.type == "cuda"
+    sizes = [(480, 864)] if gpu else [(160, 288)] if bench.quick else [(160, 288), (256, 448)]
+    return [_clip_at(bench, size) for size in sizes]
+
+
+def _clip_at(bench: Bench, size: tuple[int, int]) -> Row:
+    both = pair(bench.device)
+    clips = [clip_of(size, FRAMES, 6)]
+
+    def step(model: Any) -> float:
+        model.zero_grad(set_to_none=True)
+        loss = total(model(clips))
+        loss.backward()
+        return loss.detach()
+
+    _train(both, True)
+    try:
+        mine, theirs = float(step(both.ours)), float(step(both.peer))
+        bytes_ours = peak_memory(lambda: step(both.ours), bench.device)
+        bytes_peer = peak_memory(lambda: step(both.peer), bench.device)
+        return bench.compare(
+            "clip",
+            f"{size[0]}x{size[1]}",
+            lambda: step(both.ours),
+            lambda: step(both.peer),
+            abs(mine - theirs) / abs(theirs),
+            LIMIT,
+            **{"pass": "train"},
+            ours_bytes=bytes_ours,
+            peer_bytes=bytes_peer,
+            memory_ratio=bytes_ours / bytes_peer,
+        )
+    finally:
+        _train(both, False)
+        for model in (both.ours, both.peer):
+            model.zero_grad(set_to_none=True)
+
+
+def _train(both: Pair, on: bool) -> None:
+    both.ours.train(on)
+    both.peer.train(on)
+
+
+def predictions_of(
+    clip: Clip, layers: int, queries: int, size: tuple[int, int], device: torch.device
+) -> tuple[list[FrameFeatures], list[FramePredictions]]:
+    """Drawn features and predictions of every frame, as a decoder of so many layers would give them."""
+    generator = torch.Generator().manual_seed(5)
+    height, width = size[0] // 4, size[1] // 4
+    features, predictions = [], []
+
+    def draw(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(device)
+
+    def layer(boxed: bool) -> LayerPredictions:
+        boxes = draw(1, queries, 4).sigmoid().requires_grad_() if boxed else None
+        logits, embed = draw(1, queries, 40), draw(1, queries, 256, scale=0.1)
+        return LayerPredictions(logits.requires_grad_(), boxes, embed.requires_grad_())
+
+    for _ in range(len(clip)):
+        features.append(
+            FrameFeatures(
+                memory=torch.zeros(1, 1, 1, device=device),
+                shapes=((1, 1),),
+                padding=torch.zeros(1, 1, dtype=torch.bool, device=device),
+                mask_features=draw(1, 256, height, width).requires_grad_(),
+                extent=torch.tensor([[float(width), float(height)]], device=device),
+                valid_ratios=torch.ones(1, 1, 2, device=device),
+            )
+        )
+        every = tuple(layer(i > 0) for i in range(layers + 1))
+        last = every[-1]
+        predictions.append(
+            FramePredictions(
+                logits=last.logits,
+                boxes=last.boxes,
+                masks=torch.zeros(1, queries, 1, 1, device=device),
+                extent=features[-1].extent,
+                queries=Queries(torch.zeros(1, queries, 1, device=device), last.boxes.detach()),
+                layers=every,
+                local=layer(True),
+            )
+        )
+    return features, predictions
+
+
+def dense(features: list[FrameFeatures], predictions: list[FramePredictions]) -> list[FramePredictions]:
+    """The same with the masks of all queries and layers, which the peer makes in its heads."""
+
+    def full(one: LayerPredictions, step: FrameFeatures) -> DensePredictions:
+        masks = mask_logits(one.mask_embed, step.mask_features, step.extent)
+        return DensePredictions(one.logits, one.boxes, one.mask_embed, masks)
+
+    return [
+        replace(made, layers=tuple(full(one, step) for one in made.layers), local=full(made.local, step))
+        for made, step in zip(predictions, features, strict=True)
+    ]
+
+
+def leaves(features: list[FrameFeatures], predictions: list[FramePredictions]) -> list[torch.Tensor]:
+    """What the losses are differentiated by."""
+    found = [step.mask_features for step in features]
+    for made in predictions:
+        for one in (*made.layers, made.local):
+            found += [x for x in (one.logits, one.boxes, one.mask_embed) if x is not None]
+    return found
+
+
+def matcher(bench: Bench) -> list[Row]:
+    """Costs, assignments and losses of two frames: instances born on the first, or on both; and of the second alone."""
+    return [loss_row(bench, 10, name) for name in ("first frame", "matched frame")]
+
+
+def loss_row(bench: Bench, instances: int, name: str, section: str = "matcher") -> Row:
+    """The losses of one frame, forward and backward.
+
+    On a "matched frame" every instance has had its slot since a frame before, whose own losses are left out of both
+    arms by subtraction: it is the second of two frames, less the first.
+    """
+    both = pair(bench.device)
+    size = (384, 640)
+    length = 2 if name == "matched frame" else 1
+    made = clip_of(size, length, instances)
+    features, predictions = predictions_of(made, 9, 100, size, bench.device)
+    targets = replace(made.targets.to(bench.device), visible=made.targets.visible)
+    made = replace(made, targets=targets)
+    wanted = leaves(features, predictions)
+
+    def arm(criterion: Any, frames: int, peer: bool) -> Any:
+        part = _first(made, frames)
+
+        def run() -> list[torch.Tensor | None]:
+            steps = dense(features[:frames], predictions[:frames]) if peer else predictions[:frames]
+            losses = criterion([part], features[:frames], steps)
+            return torch.autograd.grad(total(losses), wanted, allow_unused=True)
+
+        return run
+
+    ours, peer = (
+        arm(both.ours.criterion, length, False),
+        arm(both.peer.criterion, length, True),
+    )
+    with torch.no_grad():
+        mine = float(sum(both.ours.criterion([made], features, predictions).values()))
+        theirs = float(sum(both.peer.criterion([made], features, dense(features, predictions)).values()))
+    row = bench.compare(
+        section, name, ours, peer, abs(mine - theirs) / abs(theirs), LIMIT, **{"pass": "train"}
+    )
+    if length == 1:
+        return row
+    one = bench.compare(
+        section,
+        name,
+        arm(both.ours.criterion, 1, False),
+        arm(both.peer.criterion, 1, True),
+        abs(mine - theirs) / abs(theirs),
+        LIMIT,
+    )
+    row["ours_s"], row["peer_s"] = row["ours_s"] - one["ours_s"], row["peer_s"] - one["peer_s"]
+    row["ratio"] = row["peer_s"] / row["ours_s"]
+    return row
+
+
+def _first(made: Clip, frames: int) -> Clip:
+    targets = replace(
+        made.targets,
+        masks=made.targets.masks[:, :frames],
+        boxes=made.targets.boxes[:, :frames],
+        visible=made.targets.visible[:, :frames],
+    )
+    return replace(made, frames=made.frames[:frames], frame_ids=made.frame_ids[:frames], targets=targets)

@@ -1,0 +1,123 @@
+"""Ours against the layout in which detrex's MaskDINO works: same weights, same results, one process.
+
+    python scripts/benchmark.py frame attention --json benchmark.json
+    python scripts/benchmark.py all --quick
+    python scripts/benchmark.py all --device cuda --compile --json gpu.json      # every GPU row in one call
+
+Ratios are medians of peer / ours over alternating rounds, with their interquartile range; a row whose two results
+differ by more than its limit says so and makes the command fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import torch
+from bench_measure import Bench, Row, surroundings
+from rich.console import Console
+from rich.table import Table
+
+#: Each section's module and function; `run(quick)` is the form of those that know no peer layout.
+SECTIONS = {
+    "attention": ("bench_inference", "attention"),
+    "stages": ("bench_inference", "stages"),
+    "frame": ("bench_inference", "frame"),
+    "clip": ("bench_training", "clip"),
+    "matcher": ("bench_training", "matcher"),
+    "scaling": ("bench_scaling", "scaling"),
+    "peers": ("bench_peers", "peers"),
+    "data": ("bench_data", "run"),
+    "scorer": ("bench_scorer", "run"),
+    "vps": ("bench_vps", "run"),
+}
+
+
+def measure(section: str, bench: Bench) -> list[Row]:
+    """The rows of one section; none, with a word, where its module is not there."""
+    module, function = SECTIONS[section]
+    try:
+        run = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        sys.stderr.write(f"{section}: no {module}.py beside this script\n")
+        return []
+    rows: list[Row] = run(bench.quick) if function == "run" else run(bench)
+    return [{"section": section, **row} for row in rows]
+
+
+def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
+    """Puts the file in place when it is whole."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps({**head, "rows": rows}, indent=1), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def table(rows: list[Row]) -> Table:
+    """What a person reads of the rows."""
+    made = Table("section", "name", "pass", "dtype", "mode", "ours", "peer", "ratio", "IQR", "agree")
+    for row in rows:
+        made.add_row(
+            *(str(row.get(key, "")) for key in ("section", "name", "pass", "dtype", "mode")),
+            *(_seconds(row.get(key)) for key in ("ours_s", "peer_s")),
+            *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("ratio", "iqr")),
+            {True: "yes", False: "[red]NO[/red]", None: ""}[row.get("agree")],
+        )
+    return made
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
+
+
+def main() -> int:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="\n".join(__doc__.splitlines()[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "sections",
+        nargs="+",
+        choices=[*SECTIONS, "all"],
+        metavar="SECTION",
+        help=", ".join([*SECTIONS, "all"]),
+    )
+    parser.add_argument("--quick", action="store_true", help="3 rounds, small sizes: two minutes a section")
+    parser.add_argument("--compile", action="store_true", help="also what torch.compile makes of ours")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    torch.set_num_threads(options.threads)
+    bench = Bench(options.quick, device, options.compile)
+    rows: list[Row] = []
+    console = Console(width=120)
+    for section in SECTIONS if "all" in options.sections else options.sections:
+        found = measure(section, bench)
+        rows += found
+        console.print(table(found))
+        if options.json:  # after every section: a long run that is stopped keeps what it has
+            write(options.json, surroundings(device), rows)
+    disagreeing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]
+    if disagreeing:
+        sys.stderr.write(f"the results differ: {', '.join(disagreeing)}\n")
+    return 1 if disagreeing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
