@@ -39,6 +39,14 @@ def test_help_names_every_command(monkeypatch, capsys):
     )
 
 
+def test_the_benchmark_gets_its_arguments_as_they_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr("subprocess.call", lambda command: seen.append(command) or 3)
+    assert run(monkeypatch, "benchmark", "frame", "--quick", "--json", "x.json") == 3
+    assert seen[0][1].endswith("scripts/benchmark.py")
+    assert seen[0][2:] == ["frame", "--quick", "--json", "x.json"]
+
+
 def test_version(monkeypatch, capsys):
     import local2global
 

@@ -55,6 +55,17 @@ def test_levels_of_equal_size_keep_their_order():
     torch.testing.assert_close(features.memory[:, 0], encoder.input_proj[3](inputs["res5"])[..., 0, 0])
 
 
+def test_checkpointing_changes_no_gradient(encoder):
+    inputs, gradients = maps(), []
+    for encoder.checkpointing in (False, True):
+        features = encoder(inputs, torch.ones(1, 2))
+        loss = features.memory.square().sum() + features.mask_features.sum()
+        gradients.append(torch.autograd.grad(loss, list(encoder.parameters())))
+    encoder.checkpointing = False
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_every_parameter_trains(encoder):
     features = encoder(maps(), torch.ones(1, 2))
     (features.memory.square().sum() + features.mask_features.square().sum()).backward()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from local2global.modeling import layers
+from local2global.modeling import layers, sampling
 from local2global.modeling.layers import (
     MLP,
     Attention,
@@ -128,19 +128,9 @@ def test_level_i_reads_level_is_tokens():
     )
 
 
-def test_gradcheck_of_the_bag_sum():
-    """Rows read many times, once, and never."""
-    table = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    indices = torch.tensor(
-        [[0, 0, 1, 1, 1], [5, 0, 1, 2, 0], [2, 2, 2, 2, 2], [0, 1, 2, 3, 5]], dtype=torch.int32
-    )
-    assert torch.autograd.gradcheck(lambda t, w: layers._BagSum.apply(t, indices, w), (table, weights))
-
-
 def test_gradcheck_of_sampling():
     generator = torch.Generator().manual_seed(3)
-    shapes = [(3, 4), (2, 2)]
+    shapes = [(3, 4), (1, 4)]
 
     def rand(*shape):
         return torch.rand(*shape, generator=generator, dtype=torch.float64)
@@ -153,15 +143,63 @@ def test_gradcheck_of_sampling():
     )
 
 
-@pytest.mark.parametrize("frozen", [0, 2])
+@pytest.mark.parametrize("frozen", ["values", "places"])
 def test_only_the_gradients_that_are_asked_for(frozen):
-    table, weights = torch.randn(6, 3), torch.randn(4, 5)
-    indices = torch.randint(0, 6, (4, 5))
-    wanted = weights if frozen == 0 else table
-    wanted.requires_grad_()
-    layers._BagSum.apply(table, indices, weights).sum().backward()
-    assert wanted.grad is not None
-    assert (table if frozen == 0 else weights).grad is None
+    values, weights = torch.randn(1, TOKENS, 1, 2), torch.rand(1, 3, 1, 3, 2)
+    x, y = torch.rand(1, 3, 1, 3, 2), torch.rand(1, 3, 1, 3, 2)
+    asked = [x, y, weights] if frozen == "values" else [values]
+    for tensor in asked:
+        tensor.requires_grad_()
+    sample_levels(values, SHAPES, x, y, weights).sum().backward()
+    given = [values, x, y, weights]
+    assert [tensor.grad is not None for tensor in given] == [
+        any(tensor is a for a in asked) for tensor in given
+    ]
+
+
+@pytest.mark.parametrize("side", [(3, 4), (1, 4), (3, 1), (1, 1)])
+def test_at_pixel_centres_and_beyond_every_edge_the_gradient_is_grid_samples(side):
+    """Where a share has a kink: a model's first step looks exactly there."""
+    height, width = side
+    y, x = torch.meshgrid(
+        (torch.arange(-3, 2 * height + 5) / 2 + 0.5) / height,
+        (torch.arange(-3, 2 * width + 5) / 2 + 0.5) / width,
+        indexing="ij",
+    )
+    x, y = (axis.reshape(1, -1, 1, 1, 1).clone().requires_grad_() for axis in (x, y))
+    values = torch.randn(1, height * width, 1, 2, requires_grad=True)
+    weights = torch.rand(x.shape).requires_grad_()
+    cotangent = torch.randn(1, x.shape[1], 2)
+    ours = sample_levels(values, [side], x, y, weights)
+    theirs = sample_by_grid(values, [side], torch.stack((x, y), -1), weights)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    given = (values, x, y, weights)
+    for one, other in zip(
+        torch.autograd.grad(ours, given, cotangent),
+        torch.autograd.grad(theirs, given, cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_many_queries_are_what_one_by_one_they_are(monkeypatch):
+    """Without gradients a CPU takes some at a time."""
+    monkeypatch.setattr(sampling, "ROWS_AT_A_TIME", 3)
+    values, weights = torch.randn(2, TOKENS, 2, 4), torch.rand(2, 7, 2, 3, 2)
+    x, y = torch.rand(2, 7, 2, 3, 2), torch.rand(2, 7, 2, 3, 2)
+    expected = sample_by_grid(values, SHAPES, torch.stack((x, y), -1), weights)
+    network, tokens = FeedForward(8, 16), torch.randn(2, 7, 8)
+    whole = network(tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sample_levels(values, SHAPES, x, y, weights), expected, atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(network(tokens), whole)
+
+
+def test_a_place_that_is_not_a_number_reads_no_strange_memory():
+    values, place = torch.ones(1, 6, 1, 1), torch.full((1, 1, 1, 1, 1), torch.nan)
+    assert sample_levels(values, [(2, 3)], place, place, torch.ones_like(place)).isnan().all()
 
 
 def test_bfloat16_looks_at_the_very_same_places(attention, monkeypatch):

@@ -28,6 +28,7 @@ model = L(Local2Global)(
             num_layers=6,
             dim_feedforward=2048,
             num_levels=LEVELS,
+            checkpointing=False,
         ),
         decoder=L(Decoder)(dim=DIM, num_heads=HEADS, num_layers=9, dim_feedforward=2048, num_levels=LEVELS),
         num_classes="${len:${..classes}}",

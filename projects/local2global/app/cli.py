@@ -222,6 +222,16 @@ def predict(
         _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def benchmark(context: typer.Context) -> None:
+    """Measure this checkout against the layout of detrex's MaskDINO: sections, --quick, --json FILE, --device."""
+    from .benchmark import run_benchmark
+
+    raise typer.Exit(run_benchmark(context.args))
+
+
 @app.command()
 def tables(
     runs: Annotated[

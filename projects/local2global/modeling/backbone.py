@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -33,9 +34,13 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.affine()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The whole norm as (C,) scale and shift."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,13 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) normalised images to res2 .. res5 at strides 4 .. 32."""
-        x = self.embedder(images)
+        # channels last: convolutions of one pixel are matrix products, and tokens come out of maps without a copy
+        images = images.contiguous(memory_format=torch.channels_last)
+        x = self.embedder.pooler(_convolved(self.embedder.embedder, images))
         maps = {}
         for name, stage in zip(self.channels, self.encoder.stages, strict=True):
-            x = stage(x)
+            for block in stage.layers:
+                x = _residual(block, x)
             maps[name] = x
         return maps
 
@@ -122,6 +130,26 @@ class ResNet(nn.Module):
         for theirs, ours in self._ours.items():
             if prefix + ours in state:
                 state[prefix + theirs] = state.pop(prefix + ours)
+
+
+def _residual(block: Any, x: Tensor) -> Tensor:
+    """A block of transformers' ResNet, without the passes of its frozen norms."""
+    out = x
+    for layer in block.layer:
+        out = _convolved(layer, out)
+    identity = isinstance(block.shortcut, nn.Identity)
+    return block.activation(out + (x if identity else _convolved(block.shortcut, x)))
+
+
+def _convolved(layer: Any, x: Tensor) -> Tensor:
+    """Convolution, norm and activation, if there is one; a frozen norm is a scale and a shift of the convolution."""
+    conv, norm = layer.convolution, layer.normalization
+    if isinstance(norm, FrozenBatchNorm):
+        scale, shift = norm.affine()
+        x = F.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), shift, conv.stride, conv.padding)
+    else:
+        x = norm(conv(x))
+    return layer.activation(x) if hasattr(layer, "activation") else x
 
 
 def _rename_saved(module: ResNet, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -160,37 +160,20 @@ class Criterion(nn.Module):
         maps: Tensor,
         extent: Tensor,
     ) -> NDArray[np.int64]:
-        """Slots of all instances on all frames by the final layer and by the local queries: (2, F, M), -1 for none."""
-        batch, device = len(clips), maps.device
-        length = len(maps) // batch
-        points = torch.cat(
-            [
-                torch.rand(1, self.matcher.num_points, 2, generator=generator, device=device)
-                for t in range(length)
-                for clip in clips
-                for generator in [keyed_generator(*clip.key, "cost points", t, device=device)]
-            ]
+        """Slots of all instances by the final layer and by the local queries: (2, F, M), -1 for none.
+
+        The local queries are matched on supervised frames only.
+        """
+        batch = len(clips)
+        asked = _asked(truth, batch)
+        costs = (
+            self._costs(clips, truth, sets, asked, maps, extent).cpu().numpy()
+        )  # the only wait for the device
+        tracked = np.zeros((len(maps), *costs.shape[1:]), dtype=costs.dtype)
+        tracked[asked[0]], local = (
+            costs[: len(asked[0])],
+            dict(zip(asked[1], costs[len(asked[0]) :], strict=True)),
         )
-        true_masks = points.new_zeros(*truth.labels.shape, self.matcher.num_points)
-        for b, clip in enumerate(clips):
-            assert clip.targets is not None
-            masks = clip.targets.masks.transpose(0, 1).float()  # (T, M, H, W)
-            true_masks[b::batch, : masks.shape[1]] = sample_points(masks, points[b::batch])
-        costs = torch.stack(
-            [
-                self.matcher.cost(
-                    one.logits,
-                    _boxes(one),
-                    sample_points(mask_logits(one.mask_embed, maps, extent), points, extent),
-                    truth.labels,
-                    truth.boxes,
-                    true_masks,
-                    None if self.things is None else truth.labels < self.things,
-                )
-                for one in sets
-            ]
-        )
-        tracked, local = costs.cpu().numpy()  # the only wait for the device
         tracks = [
             self.track(tracked[b::batch], truth.visible[b::batch], len(clip.targets or ()))
             for b, clip in enumerate(clips)
@@ -199,10 +182,51 @@ class Criterion(nn.Module):
         for f, visible in enumerate(truth.visible):
             owned = tracks[f % batch].slots.numpy()
             slots[0, f, : len(owned)] = owned
-            (seen,) = visible.nonzero()
-            rows, columns = assign(local[f][:, seen])
-            slots[1, f, seen[columns]] = rows
+            if f in local:
+                (seen,) = visible.nonzero()
+                rows, columns = assign(local[f][:, seen])
+                slots[1, f, seen[columns]] = rows
         return slots
+
+    def _costs(
+        self,
+        clips: Sequence[Clip],
+        truth: _Truth,
+        sets: tuple[LayerPredictions, LayerPredictions],
+        asked: tuple[NDArray[np.int64], NDArray[np.int64]],
+        maps: Tensor,
+        extent: Tensor,
+    ) -> Tensor:
+        """(A, N, M) costs of the A frames that are asked of each set, those of the first set first."""
+        device = maps.device
+        every = np.concatenate(asked)
+        points = torch.empty(len(every), self.matcher.num_points, 2, device=device)
+        true_masks = points.new_zeros(len(every), truth.labels.shape[1], self.matcher.num_points)
+        for row, f in enumerate(every):
+            t, clip = int(f) // len(clips), clips[int(f) % len(clips)]
+            assert clip.targets is not None
+            generator = keyed_generator(*clip.key, "cost points", t, device=device)
+            points[row] = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=device)[0]
+            masks = clip.targets.masks[None, :, t].float()
+            true_masks[row, : masks.shape[1]] = sample_points(masks, points[row : row + 1])[0]
+        frames = _send(every, device)
+        extent = extent.index_select(0, frames)
+        picked = [_send(one, device) for one in asked]
+
+        def pick(name: str) -> Tensor:
+            return torch.cat([getattr(s, name).index_select(0, f) for s, f in zip(sets, picked, strict=True)])
+
+        masks = mask_logits(pick("mask_embed"), maps.index_select(0, frames), extent)
+        labels = truth.labels.index_select(0, frames)
+        return self.matcher.cost(
+            pick("logits"),
+            pick("boxes"),
+            sample_points(masks, points, extent),
+            labels,
+            truth.boxes.index_select(0, frames),
+            true_masks,
+            None if self.things is None else labels < self.things,
+        )
 
     @staticmethod
     def track(costs: NDArray[np.float32], visible: NDArray[np.bool_], count: int) -> Tracks:
@@ -349,6 +373,16 @@ def _join(steps: Sequence[LayerPredictions]) -> LayerPredictions:
         boxes,
         torch.cat([one.mask_embed for one in steps]).float(),
     )
+
+
+def _asked(truth: _Truth, batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Frames whose costs are read: the final layer's where an instance is new, the local queries' where a loss is."""
+    frames, count = truth.visible.shape
+    visible = truth.visible.reshape(frames // batch, batch, count)
+    new = visible & (visible.cumsum(axis=0) == 1)
+    return new.any(axis=-1).flatten().nonzero()[0], (truth.supervised & truth.visible.any(axis=1)).nonzero()[
+        0
+    ]
 
 
 def _boxes(one: LayerPredictions) -> Tensor:

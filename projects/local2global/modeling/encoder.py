@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, constant, padded_pixels
 from .layers import ConvNorm, DeformableAttention, FeedForward, Shapes
@@ -75,6 +76,8 @@ class PixelEncoder(nn.Module):
         num_points: sampling points of a head in a level.
         features: the maps to flatten, in this order.
         groups: groups of the GroupNorms.
+        checkpointing: while training, keep only what enters each layer and compute the rest a second time on the way
+            back: a third more time of the encoder for the better part of a clip's memory.
     """
 
     def __init__(
@@ -88,8 +91,10 @@ class PixelEncoder(nn.Module):
         num_points: int = 4,
         features: Sequence[str] = ("res3", "res4", "res5"),
         groups: int = 32,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         missing = [name for name in features if name not in channels]
         if missing:
             raise ValueError(f"features {missing} are not among the backbone's maps {sorted(channels)}")
@@ -148,7 +153,10 @@ class PixelEncoder(nn.Module):
         references = torch.cat([_centres(*shape, valid.device) for shape in shapes], dim=0)[None, :, None]
         references = references.expand(len(tokens), -1, len(shapes), -1)
         for layer in self.layers:
-            tokens = layer(tokens, pos, references, shapes, padding)
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(layer, tokens, pos, references, shapes, padding, use_reentrant=False)
+            else:
+                tokens = layer(tokens, pos, references, shapes, padding)
         split = [height * width for height, width in shapes]
         levels = list(tokens.split(split, dim=1))
         return self._finish(maps[self.lateral], levels, list(padding.split(split, dim=1)), shapes, valid)

@@ -1,26 +1,19 @@
 """Layers that more than one part of the model is built of; above all, multi-scale deformable attention.
 
 Deformable attention (Zhu et al., ICLR 2021, Eq. 3): every query looks at a few learned points of every feature level
-and returns their weighted sum.  Here the sum is one `F.embedding_bag`: a bag is one (query, head), its entries are the
-four pixels round each sampling point, its weights attention times bilinear.
+and returns their weighted sum.  The sum itself is `sampling.py`'s.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import constant, padded_pixels
-
-#: (height, width) of every feature level.
-Shapes = Sequence[tuple[int, int]]
+from .sampling import Shapes, rows_at_a_time, sample_levels
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -92,8 +85,12 @@ class FeedForward(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) to (..., C)."""
-        return self.norm(x + self.linear2(self.linear1(x).relu()))
+        """(..., S, C) to the same."""
+        parts = [
+            self.norm(some + self.linear2(self.linear1(some).relu_()))
+            for some in x.split(rows_at_a_time(x.shape[-2], x.device), dim=-2)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 class Attention(nn.Module):
@@ -171,7 +168,7 @@ class DeformableAttention(nn.Module):
             values = values.masked_fill(padding[..., None], 0.0)
         values = values.unflatten(-1, (self.num_heads, -1))
         x, y, weights = self._sampling(query, references, shapes)
-        return self.output_proj(sample_levels(values, shapes, x, y, weights.to(values.dtype)))
+        return self.output_proj(sample_levels(values, shapes, x, y, weights))
 
     def _sampling(self, query: Tensor, references: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
         """Sampling locations x and y and attention weights, each (B, Q, heads, L, points), in float32."""
@@ -188,98 +185,3 @@ class DeformableAttention(nn.Module):
                 level = constant(shapes, references).view(-1, 1, 2)
                 unit_y, unit_x = 1 / level[..., 0], 1 / level[..., 1]
             return centre_x + offset_x * unit_x, centre_y + offset_y * unit_y, weights
-
-
-def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples; a point outside a map reads zeros there (`align_corners=False`).
-
-    Args:
-        values: (B, S, heads, D).
-        shapes: (height, width) of every level.
-        x: (B, Q, heads, L, points) in [0, 1] of the level's width, float32.
-        y: the same of its height.
-        weights: (B, Q, heads, L, points).
-
-    Returns:
-        (B, Q, heads * D).
-    """
-    batch, tokens, heads, depth = values.shape
-    queries = x.shape[1]
-    device = values.device
-    height, width = _sizes(tuple(shapes), device).view(-1, 2, 1).unbind(dim=1)
-    area = height * width
-    start = area.cumsum(0, dtype=torch.int32) - area
-    left, right, at_left, at_right = _neighbours(x, width)
-    top, bottom, at_top, at_bottom = _neighbours(y, height)
-
-    owner = torch.arange(batch, device=device, dtype=torch.int32).view(-1, 1, 1, 1, 1) * tokens
-    head = torch.arange(heads, device=device, dtype=torch.int32).view(-1, 1, 1)
-    upper, lower = owner + start + at_top * width, owner + start + at_bottom * width
-    pixels = torch.stack((upper + at_left, upper + at_right, lower + at_left, lower + at_right), dim=-1)
-    indices = pixels * heads + head[..., None]
-    top, bottom = top * weights, bottom * weights
-    shares = torch.stack((top * left, top * right, bottom * left, bottom * right), dim=-1)
-
-    bags = batch * queries * heads
-    summed = _BagSum.apply(
-        values.reshape(-1, depth), indices.reshape(bags, -1), shares.to(values.dtype).reshape(bags, -1)
-    )
-    return summed.view(batch, queries, heads * depth)
-
-
-@lru_cache(maxsize=64)  # two calls a layer and frame
-def _sizes(shapes: Shapes, device: torch.device) -> Tensor:
-    """(L, 2) int32, made where autograd may keep it, whatever mode the first caller is in."""
-    with torch.inference_mode(False):
-        return torch.tensor(shapes, dtype=torch.int32).to(device, non_blocking=True)
-
-
-class _BagSum(torch.autograd.Function):
-    """`F.embedding_bag` with weights, whose gradient of the table is an embedding bag too.
-
-    The library's own scatters row by row; sorting the entries by the row they read turns the scatter into one more sum
-    over bags, twice as fast.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """(V, D) rows, (bags, E) row numbers and their weights to (bags, D)."""
-        ctx.save_for_backward(table, indices, weights)
-        return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        """Gradients of the table and of the weights."""
-        table, indices, weights = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_table = of_weights = None
-        entries = indices.shape[1]
-        if ctx.needs_input_grad[0]:
-            rows, order = indices.flatten().sort()
-            order = order.int()  # half the bytes: embedding_bag takes either
-            # not bincount, which waits for the device twice
-            every = torch.arange(len(table), device=rows.device, dtype=rows.dtype)
-            starts = torch.searchsorted(rows, every, out_int32=True)
-            shares = weights.flatten().index_select(0, order)
-            of_table = F.embedding_bag(
-                order // entries, gradient, starts, per_sample_weights=shares, mode="sum"
-            )
-        if ctx.needs_input_grad[2]:
-            bags = torch.arange(len(indices), device=indices.device, dtype=indices.dtype)
-            of_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                gradient, table, indices.flatten(), bags * entries, bags.repeat_interleave(entries), 0
-            ).view_as(weights)
-        return of_table, None, of_weights
-
-
-def _neighbours(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The two pixels round each position in [0, 1] of `size` pixels: their shares (0 outside) and their indices."""
-    pixel = position * size - 0.5
-    first = pixel.detach().floor()
-    share = pixel - first
-    low = first.clamp(-2, 2**20).int()
-    high = low + 1
-    inside_low, inside_high = (low >= 0) & (low < size), (high >= 0) & (high < size)
-    zero = torch.zeros_like(size)
-    low_share, high_share = (1 - share) * inside_low, share * inside_high
-    return low_share, high_share, low.clamp(zero, size - 1), high.clamp(zero, size - 1)

@@ -152,6 +152,17 @@ class Local2Global(nn.Module):
             past = predictions.queries
             yield predictions
 
+    def compile_stream(self) -> None:
+        """Compiles the layers that take a stream's time, each once for every size of frame that comes.
+
+        The first frame of a size takes a minute or more.  The model, its names and its results stay what they are.  A
+        CPU needs a C++ compiler (torch says which it misses).
+        """
+        aligner = self.tracker.aligner
+        layers = [*self.segmenter.encoder.layers, *self.segmenter.decoder.layers]
+        for part in (self.segmenter.backbone, *layers, *(aligner.layers if aligner else ())):
+            part.compile(dynamic=False)
+
     def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:
         """E of (3, H, W) uint8 frames, each padded at its right and bottom to a common size."""
         sizes = [frame.shape[-2:] for frame in frames]
