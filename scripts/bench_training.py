@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from bench_measure import Bench, Row, peak_memory
 from bench_setup import Pair, clip_of, pair
-from peer_layout import DensePredictions
+from peer_layout import DensePredictions, peer_of
 
+from local2global.modeling.criterion import Criterion, FullSupervision
 from local2global.modeling.layers import mask_logits
+from local2global.modeling.losses import PointSampler
+from local2global.modeling.matcher import Matcher
 from local2global.structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Queries
 
 FRAMES = 4
@@ -143,7 +146,8 @@ def loss_row(bench: Bench, instances: int, name: str, section: str = "matcher") 
     On a "matched frame" every instance has had its slot since a frame before, whose own losses are left out of both
     arms by subtraction: it is the second of two frames, less the first.
     """
-    both = pair(bench.device)
+    criterion = Criterion(Matcher(), PointSampler(), FullSupervision()).to(bench.device)
+    peer_criterion = peer_of(criterion)
     size = (384, 640)
     length = 2 if name == "matched frame" else 1
     made = clip_of(size, length, instances)
@@ -152,23 +156,23 @@ def loss_row(bench: Bench, instances: int, name: str, section: str = "matcher") 
     made = replace(made, targets=targets)
     wanted = leaves(features, predictions)
 
-    def arm(criterion: Any, frames: int, peer: bool) -> Any:
+    def arm(judge: Any, frames: int, peer: bool) -> Any:
         part = _first(made, frames)
 
         def run() -> list[torch.Tensor | None]:
             steps = dense(features[:frames], predictions[:frames]) if peer else predictions[:frames]
-            losses = criterion([part], features[:frames], steps)
+            losses = judge([part], features[:frames], steps)
             return torch.autograd.grad(total(losses), wanted, allow_unused=True)
 
         return run
 
     ours, peer = (
-        arm(both.ours.criterion, length, False),
-        arm(both.peer.criterion, length, True),
+        arm(criterion, length, False),
+        arm(peer_criterion, length, True),
     )
     with torch.no_grad():
-        mine = float(sum(both.ours.criterion([made], features, predictions).values()))
-        theirs = float(sum(both.peer.criterion([made], features, dense(features, predictions)).values()))
+        mine = float(sum(criterion([made], features, predictions).values()))
+        theirs = float(sum(peer_criterion([made], features, dense(features, predictions)).values()))
     row = bench.compare(
         section, name, ours, peer, abs(mine - theirs) / abs(theirs), LIMIT, **{"pass": "train"}
     )
@@ -177,8 +181,8 @@ def loss_row(bench: Bench, instances: int, name: str, section: str = "matcher") 
     one = bench.compare(
         section,
         name,
-        arm(both.ours.criterion, 1, False),
-        arm(both.peer.criterion, 1, True),
+        arm(criterion, 1, False),
+        arm(peer_criterion, 1, True),
         abs(mine - theirs) / abs(theirs),
         LIMIT,
     )

@@ -38,6 +38,29 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
     return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 
+def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
+    """A linear layer, and a ReLU if asked: (..., in) to (..., out).
+
+    On a CPU, in float32 and without gradients, by oneDNN where torch has it: a fifth to a half faster than the matrix
+    product that torch takes otherwise, and the ReLU costs nothing.
+    """
+    if _by_onednn(layer, x):
+        last = "relu" if relu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, last, [], "")
+    out = layer(x)
+    return out.relu_() if relu else out
+
+
+def _by_onednn(layer: nn.Linear, x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype == layer.weight.dtype == torch.float32
+        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them.
 
@@ -87,7 +110,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., S, C) to the same."""
         parts = [
-            self.norm(some + self.linear2(self.linear1(some).relu_()))
+            self.norm(some + linear(self.linear2, linear(self.linear1, some, relu=True)))
             for some in x.split(rows_at_a_time(x.shape[-2], x.device), dim=-2)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
@@ -163,20 +186,20 @@ class DeformableAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
-        values = self.value_proj(value)
+        values = linear(self.value_proj, value)
         if padding is not None:
             values = values.masked_fill(padding[..., None], 0.0)
         values = values.unflatten(-1, (self.num_heads, -1))
         x, y, weights = self._sampling(query, references, shapes)
-        return self.output_proj(sample_levels(values, shapes, x, y, weights))
+        return linear(self.output_proj, sample_levels(values, shapes, x, y, weights))
 
     def _sampling(self, query: Tensor, references: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
         """Sampling locations x and y and attention weights, each (B, Q, heads, L, points), in float32."""
         grid = (self.num_heads, self.num_levels, self.num_points)
         with torch.autocast(query.device.type, enabled=False):
             query, references = query.float(), references.float()
-            offset_x, offset_y = self.sampling_offsets(query).unflatten(-1, (*grid, 2)).unbind(dim=-1)
-            weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+            offset_x, offset_y = linear(self.sampling_offsets, query).unflatten(-1, (*grid, 2)).unbind(dim=-1)
+            weights = linear(self.attention_weights, query).unflatten(-1, (self.num_heads, -1))
             weights = weights.softmax(dim=-1).unflatten(-1, grid[1:])
             centre_x, centre_y, *size = references[:, :, None, :, None].unbind(dim=-1)
             if size:
