@@ -33,6 +33,7 @@ from local2global.modeling.losses import (
 )
 from local2global.modeling.matcher import assign
 from local2global.modeling.positions import box_sine_embedding
+from local2global.modeling.sampling import Shapes
 from local2global.randomness import keyed_generator
 from local2global.structures import (
     Clip,
@@ -46,7 +47,7 @@ from local2global.structures import (
 )
 
 
-def grid_sample_levels(values: Tensor, shapes: layers.Shapes, places: Tensor, weights: Tensor) -> Tensor:
+def grid_sample_levels(values: Tensor, shapes: Shapes, places: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples, one `grid_sample` a level.
 
     Args:
@@ -79,7 +80,7 @@ class DeformableAttention(layers.DeformableAttention):
         query: Tensor,
         references: Tensor,
         value: Tensor,
-        shapes: layers.Shapes,
+        shapes: Shapes,
         padding: Tensor | None = None,
     ) -> Tensor:
         """As the package's."""
@@ -160,9 +161,7 @@ class ResNet(backbone.ResNet):
 class EncoderLayer(encoder.EncoderLayer):
     """Attention, norm, feed-forward."""
 
-    def forward(
-        self, x: Tensor, pos: Tensor, references: Tensor, shapes: layers.Shapes, padding: Tensor
-    ) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
         """As the package's."""
         x = self.norm(x + self.self_attn(x + pos, references, x, shapes, padding))
         return self.ffn(x)
@@ -201,7 +200,7 @@ class DecoderLayer(decoder.DecoderLayer):
         pos: Tensor,
         references: Tensor,
         memory: Tensor,
-        shapes: layers.Shapes,
+        shapes: Shapes,
         padding: Tensor,
     ) -> Tensor:
         """As the package's."""

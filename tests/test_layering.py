@@ -32,6 +32,7 @@ MAY_IMPORT = {
 }
 # Inside modeling a file may import its own floor and those below.
 FLOORS = {
+    "sampling": 0,
     "layers": 0,
     **dict.fromkeys(["backbone", "encoder", "decoder", "positions", "aligner", "losses"], 1),
     **dict.fromkeys(["segmenter", "tracker", "matcher"], 2),

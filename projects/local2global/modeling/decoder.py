@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import FrameFeatures
-from .layers import MLP, Attention, DeformableAttention, FeedForward, Shapes, inverse_sigmoid
+from .layers import MLP, Attention, DeformableAttention, FeedForward, inverse_sigmoid
 from .positions import box_sine_embedding
+from .sampling import Shapes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, constant, padded_pixels
-from .layers import ConvNorm, DeformableAttention, FeedForward, Shapes
+from .layers import ConvNorm, DeformableAttention, FeedForward
+from .sampling import Shapes
 
 
 def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Tensor:

@@ -56,8 +56,9 @@ def _sample(values: Tensor, x: Tensor, y: Tensor, weights: Tensor, shapes: Shape
     table = _table(values)
     step = rows_at_a_time(x.shape[1], x.device)
     parts = []
-    for some in zip(*(given.split(step, dim=1) for given in (x, y, weights)), strict=True):
-        corners = _Corners.of(*some, shapes, tokens)
+    for start in range(0, x.shape[1], step):
+        some = slice(start, start + step)
+        corners = _Corners.of(x[:, some], y[:, some], weights[:, some], shapes, tokens)
         shares = corners.shares().to(table.dtype)
         summed = F.embedding_bag(corners.rows(), table, per_sample_weights=shares, mode="sum")
         parts.append(summed.view(batch, -1, values[0, 0].numel()))
@@ -90,7 +91,8 @@ class _Sampling(torch.autograd.Function):
         corners = _Corners.of(x, y, weights, ctx.shapes, values.shape[1])
         rows = corners.rows()
         gradient = gradient.reshape(len(rows), -1).to(table.dtype)
-        of_values, of_places = None, (None, None, None)
+        of_values: Tensor | None = None
+        of_places: tuple[Tensor | None, ...] = (None, None, None)
         if ctx.needs_input_grad[0]:
             shares = corners.shares().to(table.dtype)
             of_values = _of_table(table, rows, shares, gradient).view_as(values).to(values.dtype)

@@ -22,7 +22,8 @@ from ..structures import (
 )
 from .decoder import Decoder
 from .encoder import PixelEncoder
-from .layers import MLP, Shapes, mask_logits
+from .layers import MLP, mask_logits
+from .sampling import Shapes
 
 
 class Segmenter(nn.Module):
