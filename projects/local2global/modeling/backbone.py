@@ -121,7 +121,8 @@ class ResNet(nn.Module):
         x = self.embedder.pooler(_convolved(self.embedder.embedder, images))
         maps = {}
         for name, stage in zip(self.channels, self.encoder.stages, strict=True):
-            for block in stage.layers:
+            blocks: Any = stage.layers
+            for block in blocks:
                 x = _residual(block, x)
             maps[name] = x
         return maps

@@ -131,7 +131,7 @@ class _Axis:
     """The two neighbours of every position on one axis of its map.
 
     Attributes:
-        size: (L, 1) pixels of the map.
+        size: (heads, L, points) pixels of the map.
         first: index of the lower neighbour within the map, float32.
         beyond: distance of the position from it, in pixels.
         low: its bilinear share; 0 where the position is a pixel away or more.
@@ -176,62 +176,84 @@ class _Corners:
     y: _Axis
     weights: Tensor
     first: Tensor
-    steps: Tensor
+    steps: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, weights: Tensor, shapes: Shapes, tokens: int) -> _Corners:
         """Of the arguments of `sample_levels`."""
-        batch, _, heads, _, _ = x.shape
-        *sizes, steps = _strides(tuple(shapes), heads, x.device)
-        height, width, stride = (size.to(x.dtype) for size in sizes)
-        across, upright = _Axis.of(x, width), _Axis.of(y, height)
-        first = torch.addcmul(across.first * heads, upright.first, stride).int()
-        owner = torch.arange(batch, device=x.device, dtype=torch.int32) * (tokens * heads)
+        batch, _, heads, _, points = x.shape
+        (height, width, stride), steps = _strides(tuple(shapes), heads, points, x.device)
+        across, upright = _Axis.of(x, width.to(x.dtype)), _Axis.of(y, height.to(x.dtype))
         # a position that is not a number reads the first row, not some other memory
-        return cls(across, upright, weights, first.clamp_(min=0), owner.view(-1, 1, 1, 1, 1, 1) + steps)
+        first = torch.addcmul(across.first * heads, upright.first, stride.to(x.dtype)).int().clamp_(min=0)
+        if batch > 1:
+            owner = torch.arange(batch, device=x.device, dtype=torch.int32) * (tokens * heads)
+            first += owner.view(-1, 1, 1, 1, 1)
+        return cls(across, upright, weights, first, steps)
 
     def rows(self) -> Tensor:
-        """(bags, L * points * 4) int32: the rows of upper left, upper right, lower left and lower right pixel."""
-        return (self.first[..., None] + self.steps).flatten(0, 2).flatten(1)
+        """(bags, 4 * L * points) int32: the rows of upper left, upper right, lower left and lower right pixels."""
+        return torch.stack([self.first + step for step in self.steps], dim=3).flatten(0, 2).flatten(1)
 
     def shares(self) -> Tensor:
-        """(bags, L * points * 4): what each of them weighs."""
-        across = torch.stack((self.x.low, self.x.high), dim=-1)
-        upright = torch.stack((self.y.low * self.weights, self.y.high * self.weights), dim=-1)
-        return (upright[..., None] * across[..., None, :]).flatten(0, 2).flatten(1)
+        """The same of what each of them weighs."""
+        top, bottom = self.y.low * self.weights, self.y.high * self.weights
+        products = [row * column for row in (top, bottom) for column in (self.x.low, self.x.high)]
+        return torch.stack(products, dim=3).flatten(0, 2).flatten(1)
 
     def gradients(self, of_shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of x, y and the attention weights, given that of the shares."""
-        upper, lower = of_shares.view(*self.first.shape, 2, 2).unbind(dim=-2)
+        batch, queries, heads, *points = self.first.shape
+        every = of_shares.view(batch, queries, heads, 4, *points)
+        upper_left, upper_right, lower_left, lower_right = every.unbind(dim=3)
         # across: what the sum along x gives to each row of pixels; then along y
-        upper_sum = upper[..., 0] * self.x.low + upper[..., 1] * self.x.high
-        lower_sum = lower[..., 0] * self.x.low + lower[..., 1] * self.x.high
+        upper_sum = upper_left * self.x.low + upper_right * self.x.high
+        lower_sum = lower_left * self.x.low + lower_right * self.x.high
         left, right = self.x.slopes()
         top, bottom = self.y.slopes()
-        of_x = self.y.low * (upper[..., 0] * left + upper[..., 1] * right)
-        of_x += self.y.high * (lower[..., 0] * left + lower[..., 1] * right)
+        of_x = self.y.low * (upper_left * left + upper_right * right)
+        of_x += self.y.high * (lower_left * left + lower_right * right)
         of_y = upper_sum * top + lower_sum * bottom
         return of_x * self.weights, of_y * self.weights, upper_sum * self.y.low + lower_sum * self.y.high
 
 
 @lru_cache(maxsize=64)  # two calls a layer and frame
 def _strides(
-    shapes: tuple[tuple[int, int], ...], heads: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sizes of the levels and distances in the table, made where autograd may keep them, whatever the caller's mode.
+    shapes: tuple[tuple[int, int], ...], heads: int, points: int, device: torch.device
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Sizes of the levels and distances in the table, of every point of a query: (heads, L, points) each.
+
+    Written out, because a CPU is slow to repeat a number four times in its innermost loop; made where autograd may keep
+    them, whatever the caller's mode.
 
     Returns:
-        Height, width, and rows from a pixel to the one below, (L, 1) float32 each; and the rows from the table's
-        first to the four corners at a level's first pixel, (1, 1, heads, L, 1, 4) int32.
+        Height, width, and rows from a pixel to the one below, float32; and int32 rows from the table's first to the
+        four corners at a level's first pixel.
     """
     with torch.inference_mode(False):
-        sizes = torch.tensor(shapes, dtype=torch.float32)
         starts = list(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
-        pixels = [
-            [start + down * w * (h > 1) + right * (w > 1) for down in (0, 1) for right in (0, 1)]
-            for start, (h, w) in zip(starts, shapes, strict=True)
+        head = torch.arange(heads, dtype=torch.int32).view(-1, 1, 1)
+
+        def of_levels(numbers: list[int], kind: torch.dtype) -> Tensor:
+            return torch.tensor(numbers, dtype=kind).view(1, -1, 1).expand(heads, -1, points)
+
+        sizes = [
+            of_levels([h for h, _ in shapes], torch.float32),
+            of_levels([w for _, w in shapes], torch.float32),
+            of_levels([w * heads for _, w in shapes], torch.float32),
         ]
-        rows = torch.tensor(pixels)[None, :, None] * heads + torch.arange(heads).view(-1, 1, 1, 1)
-        made = (sizes[:, :1], sizes[:, 1:], sizes[:, 1:] * heads, rows.int()[None, None])
-        height, width, stride, steps = (x.to(device, non_blocking=True) for x in made)
-        return height, width, stride, steps
+        steps = [
+            of_levels(
+                [
+                    start + down * w * (h > 1) + right * (w > 1)
+                    for start, (h, w) in zip(starts, shapes, strict=True)
+                ],
+                torch.int32,
+            )
+            * heads
+            + head
+            for down in (0, 1)
+            for right in (0, 1)
+        ]
+        sent = [x.contiguous().to(device, non_blocking=True) for x in (*sizes, *steps)]
+        return tuple(sent[:3]), tuple(sent[3:])
