@@ -51,7 +51,12 @@ def measure(section: str, bench: Bench) -> list[Row]:
         sys.stderr.write(f"{section}: no {module}.py beside this script\n")
         return []
     rows: list[Row] = run(bench.quick) if function == "run" else run(bench)
-    return [{"section": section, **row} for row in rows]
+    return [{"section": section, **row, "iqr": _spread(row.get("iqr"))} for row in rows]
+
+
+def _spread(iqr: float | tuple[float, float] | None) -> float | None:
+    """The range of a section that gives the two quartiles."""
+    return float(iqr[1] - iqr[0]) if isinstance(iqr, (tuple, list)) else iqr
 
 
 def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:

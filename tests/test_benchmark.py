@@ -62,6 +62,15 @@ def test_a_missing_section_is_a_word_and_no_rows(monkeypatch, capsys):
     assert "bench_nowhere.py" in capsys.readouterr().err
 
 
+def test_a_section_may_give_its_two_quartiles(monkeypatch):
+    made = type(sys)("bench_made")
+    made.run = lambda quick: [{"name": "x", "ratio": 2.0, "iqr": (1.5, 2.25), "agree": True}]
+    monkeypatch.setitem(sys.modules, "bench_made", made)
+    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_made", "run"))
+    (row,) = benchmark.measure("data", Bench(quick=True, device=CPU))
+    assert (row["section"], row["iqr"]) == ("data", 0.75)
+
+
 def test_the_file_holds_what_a_number_means_nothing_without(tmp_path):
     row = {"section": "frame", "name": "x", "agree": None}
     benchmark.write(tmp_path / "b.json", surroundings(CPU), [row])
