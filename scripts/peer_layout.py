@@ -177,7 +177,7 @@ class PixelEncoder(encoder.PixelEncoder):
         tokens, positions, padding, centres = [], [], [], []
         for source, embed in zip(sources, self.level_embed, strict=True):
             height, width = source.shape[-2:]
-            count = encoder._unpadded(valid, height, width).ceil()
+            count = encoder.unpadded(valid, height, width).ceil()
             tokens.append(source.flatten(2).transpose(1, 2))
             positions.append(grid_sine_embedding(count, height, width, source.shape[1]) + embed)
             padding.append(padded_pixels(count, height, width).flatten(1))
