@@ -29,9 +29,9 @@ from local2global.evaluation.panoptic_files import (
     count_videos,
     parse_predictions,
     parse_truth,
-    write_map,
 )
 from local2global.evaluation.vps import WINDOWS, summarize
+from local2global.segment_ids import write_ids
 
 SIZE, LENGTH, CLASSES, THINGS = (720, 1280), 24, 124, 58
 
@@ -338,7 +338,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
             for side in ("truth", "prediction"):
                 (root / side / "v").mkdir(parents=True)
                 for t, ids in enumerate(load["v"][side]):
-                    write_map(root / side / "v" / f"{t:08d}.png", ids)
+                    write_ids(ids, root / side / "v" / f"{t:08d}.png")
             files = contents(load)
             memory = MemoryMaps(load, "truth"), MemoryMaps(load, "prediction")
             folders = FolderMaps(root / "truth"), FolderMaps(root / "prediction")

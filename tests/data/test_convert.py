@@ -23,8 +23,8 @@ from local2global.data.convert import (
     convert_vipseg,
 )
 from local2global.data.datasets import VideoDataset, load_youtube_vis
-from local2global.data.segment_ids import read_ids
 from local2global.errors import UserError
+from local2global.segment_ids import read_ids
 
 HEIGHT, WIDTH = 12, 16
 

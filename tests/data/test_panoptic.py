@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from local2global.data.landscape import MATERIALS, Border, Landscape
-from local2global.data.panoptic import PanopticRecords, panoptic_map, write_vipseg
+from local2global.data.panoptic import PanopticRecords
 from local2global.data.shapes import PRESETS, load_shapes
 
 SIZE = (48, 80)
@@ -88,15 +85,3 @@ def test_the_truth_says_what_the_maps_show(videos):
         things = {c["id"]: c["isthing"] for c in videos.classes}
         kinds = [things[s["category_id"]] for s in entry["annotations"][0]["segments_info"]]
         assert kinds == sorted(kinds), "stuff first: STQ takes a thing that is listed first for a crowd"
-
-
-def test_the_layout_on_disk_is_vipsegs(videos, tmp_path):
-    path = write_vipseg(videos, tmp_path, "val")
-    assert path.name == "panoptic_gt_VIPSeg_val.json"
-    assert json.loads(path.read_text()) == PanopticRecords(videos).content()
-    video = videos.videos[1]
-    image = np.array(Image.open(tmp_path / "images" / video.name / "00000002.jpg"))
-    assert abs(image.astype(int) - video.frame(2).permute(1, 2, 0).numpy()).mean() < 6
-    r, g, b = np.array(Image.open(tmp_path / "panomasksRGB" / video.name / "00000002.png")).T.astype(int)
-    assert np.array_equal((r + 256 * g + 65536 * b).T, panoptic_map(video, 2))
-    assert not list(tmp_path.rglob("*.tmp"))

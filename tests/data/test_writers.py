@@ -11,10 +11,10 @@ import torch
 
 from local2global.data.datasets import load_youtube_vis
 from local2global.data.json_lists import ListWriter, read_entries
-from local2global.data.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
 from local2global.data.shapes import load_shapes
 from local2global.data.writers import write_vipseg, write_youtube_vis
 from local2global.errors import UserError
+from local2global.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
 
 
 @pytest.fixture(scope="module")

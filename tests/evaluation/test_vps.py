@@ -21,9 +21,7 @@ from local2global.evaluation.panoptic_files import (
     count_videos,
     parse_predictions,
     parse_truth,
-    read_map,
     score_files,
-    write_map,
 )
 from local2global.evaluation.vps import (
     count_matches,
@@ -31,6 +29,7 @@ from local2global.evaluation.vps import (
     count_video,
     summarize,
 )
+from local2global.segment_ids import read_ids, write_ids
 
 CASES = ("vps_basic", "vps_exact_half", "vps_missing_segments", "vps_short_videos")
 SKY, GRASS, CAT, DOG = range(4)
@@ -338,7 +337,7 @@ def make_files(folder, truth=("sa", "sa"), prediction=("sa", "sa"), kinds=None):
     for side, pictures in (("gt", truth), ("pred", prediction)):
         (folder / side / "v").mkdir(parents=True)
         for t, picture in enumerate(pictures):
-            write_map(folder / side / "v" / f"{t:08d}.png", paint(picture))
+            write_ids(paint(picture), folder / side / "v" / f"{t:08d}.png")
     maps = {
         f"{side}/v": np.stack([paint(p) for p in ps]) for side, ps in (("gt", truth), ("pred", prediction))
     }
@@ -365,8 +364,8 @@ def test_pngs_and_npz_give_the_same(tmp_path):
 
 def test_a_map_is_read_back_as_it_was_written(tmp_path):
     ids = np.array([[0, 255, 256], [65536, 0xABCDEF, (1 << 24) - 1]], np.uint32)
-    write_map(tmp_path / "map.png", ids)
-    assert np.array_equal(read_map(tmp_path / "map.png"), ids)
+    write_ids(ids, tmp_path / "map.png")
+    assert np.array_equal(read_ids(tmp_path / "map.png"), ids)
     assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
 
 
@@ -386,11 +385,11 @@ def cut_map(folder):
 
 
 def widen_map(folder):
-    write_map(folder / "pred" / "v" / "00000000.png", paint("saa"))
+    write_ids(paint("saa"), folder / "pred" / "v" / "00000000.png")
 
 
 def repaint(folder):
-    write_map(folder / "pred" / "v" / "00000000.png", paint("sb"))
+    write_ids(paint("sb"), folder / "pred" / "v" / "00000000.png")
 
 
 def in_predictions(change):
@@ -406,7 +405,7 @@ def first(content):
 
 
 ERRORS = {
-    r"00000001\.png: no such panoptic map": drop_map,
+    r"00000001\.png: no such panoptic PNG": drop_map,
     r"00000000\.png: not a readable image": cut_map,
     r"video v, frame 00000000: truth and prediction are 1x2 and 1x3 pixels": widen_map,
     r"frame 00000000: predicted id 98 is painted but not listed": repaint,

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from local2global.errors import UserError
-from local2global.evaluation.panoptic_files import read_map, score_files, write_map
+from local2global.evaluation.panoptic_files import score_files
 from local2global.evaluation.vps_evaluator import TruthFiles, VPSEvaluator, flat_scores
+from local2global.segment_ids import read_ids, write_ids
 from local2global.structures import PanopticFrame, PanopticSegment, PanopticVideo
 
 CLASSES = [{"id": 5, "name": "dog", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]
@@ -94,11 +95,11 @@ def test_what_is_written_is_what_is_scored(tmp_path):
     for name, maps in MAPS.items():
         (truth / name).mkdir(parents=True)
         for t, ids in enumerate(maps):
-            write_map(truth / name / f"{t:08d}.png", ids)
+            write_ids(ids, truth / name / f"{t:08d}.png")
     (tmp_path / "gt.json").write_text(json.dumps(Truth().content()))
     from_files, _ = score_files(tmp_path / "gt.json", tmp_path / "pred.json", truth, tmp_path / "pan_pred")
     assert flat_scores(from_files) == scores
-    assert read_map(tmp_path / "pan_pred" / "a" / "00000001.png").tolist() == [[ord(p) for p in "Sddd"]]
+    assert read_ids(tmp_path / "pan_pred" / "a" / "00000001.png").tolist() == [[ord(p) for p in "Sddd"]]
     assert not list(tmp_path.rglob("*.tmp"))
     files = TruthFiles(tmp_path / "gt.json", truth, SimpleNamespace(videos=[SimpleNamespace(id=1, name="a")]))
     again = VPSEvaluator(files, CLASSES)

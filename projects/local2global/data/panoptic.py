@@ -1,16 +1,12 @@
-"""Panoptic truth of videos whose records cover every pixel: in memory for scoring, or on disk as VIPSeg lays it out."""
+"""Panoptic truth, for scoring, of videos in memory whose records cover every pixel."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from .datasets import VideoDataset, VideoRecord
 
@@ -70,36 +66,3 @@ class PanopticRecords:
         """The (H, W) ids of a video's frames, one after the other."""
         record = self._records[video]
         return (panoptic_map(record, int(frame)) for frame in frames)
-
-
-def write_vipseg(dataset: VideoDataset, root: str | Path, split: str, quality: int = 95) -> Path:
-    """Writes a dataset as VIPSeg lies on disk; the annotation file comes last.
-
-    `images/<video>/<frame>.jpg`, `panomasksRGB/<video>/<frame>.png` (id = R + 256 G + 65536 B) and
-    `panoptic_gt_VIPSeg_<split>.json`.
-
-    Args:
-        dataset: as for `PanopticRecords`.
-        root: the folder; splits may share it if their videos' names differ.
-        split: "train" or "val".
-        quality: of the JPEGs.
-
-    Returns:
-        The annotation file.
-    """
-    root = Path(root)
-    for record in dataset.videos:
-        images, masks = root / "images" / record.name, root / "panomasksRGB" / record.name
-        images.mkdir(parents=True, exist_ok=True)
-        masks.mkdir(parents=True, exist_ok=True)
-        for t, name in enumerate(frame_names(record)):
-            pixels = record.frame(t).permute(1, 2, 0).numpy()
-            Image.fromarray(pixels).save(images / f"{name}.jpg", quality=quality)
-            ids = panoptic_map(record, t)
-            channels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-            Image.fromarray(channels).save(masks / f"{name}.png")
-    path = root / f"panoptic_gt_VIPSeg_{split}.json"
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(PanopticRecords(dataset).content()), encoding="utf-8")
-    os.replace(partial, path)
-    return path

@@ -18,9 +18,9 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from ..errors import UserError
+from ..segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord
 from .json_lists import ListWriter
-from .segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 
 FORMATS = ("jpg", "png")
 QUALITY = 95

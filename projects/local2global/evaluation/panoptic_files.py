@@ -7,7 +7,6 @@ A list is a VIPSeg JSON; the maps are PNGs `<folder>/<video>/<frame>.png` with i
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import UserError
+from ..segment_ids import read_ids
 from .panoptic import Oddities, Segment, TableBuilder, parse_segments
 from .vps import VideoCounts, count_video, summarize, thing_flags
 
@@ -32,38 +31,6 @@ class Maps(Protocol):
         """The (H, W) ids of a video's frames, one after the other."""
 
 
-def read_map(path: Path) -> NDArray[np.uint32]:
-    """A PNG's (H, W) ids.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            picture = image if image.mode == "RGB" else image.convert("RGB")
-            # Four bytes a pixel is how the decoder holds it: a copy, and no arithmetic.
-            ids = np.frombuffer(picture.tobytes("raw", "RGBX"), "<u4").reshape(picture.size[::-1])
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such panoptic map") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from error
-    return np.asarray(ids & np.uint32(0xFFFFFF))
-
-
-def write_map(path: Path, ids: Map, compress_level: int = 1) -> None:
-    """Writes (H, W) ids below 2^24 as a PNG, put in place when it is whole."""
-    plain = np.ascontiguousarray(ids, "<u4").view(np.uint8).reshape(*ids.shape, 4)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        Image.fromarray(np.ascontiguousarray(plain[..., :3])).save(
-            partial, "PNG", compress_level=compress_level
-        )
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 @dataclass(frozen=True)
 class FolderMaps:
     """PNGs below a folder, one folder for each video."""
@@ -72,7 +39,7 @@ class FolderMaps:
 
     def read(self, video: str, frames: Sequence[str]) -> Iterator[Map]:
         """Decodes one frame after the other."""
-        return (read_map(self.root / video / f"{frame}.png") for frame in frames)
+        return (read_ids(self.root / video / f"{frame}.png") for frame in frames)
 
 
 @dataclass(frozen=True)

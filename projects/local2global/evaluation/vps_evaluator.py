@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..segment_ids import write_ids
 from ..structures import Clip, PanopticFrame, PanopticVideo
 from .gather import gather, is_first
 from .panoptic import Segment, TableBuilder
-from .panoptic_files import open_maps, parse_truth, read_json, write_map
+from .panoptic_files import open_maps, parse_truth, read_json
 from .vps import VideoCounts, count_video, summarize, thing_flags
 
 
@@ -117,7 +118,7 @@ class VPSEvaluator:
         for frame, true, result in zip(frames, self._source.read(name, frames), results, strict=True):
             ids = result.ids.numpy().astype(np.uint32)
             if folder is not None:
-                write_map(folder / f"{frame}.png", ids)
+                write_ids(ids, folder / f"{frame}.png")
             segments = [Segment(s.id, self._positions[s.label], s.area) for s in result.segments]
             builder.add(frame, true, ids, self.truth.segments[name][frame], segments)
             listed = [

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...errors import UserError
+from ...segment_ids import Ids, segment_id, write_ids
 from ..class_lists import VIPSEG_CLASSES
 from ..json_lists import ListWriter
-from ..segment_ids import Ids, segment_id, write_ids
 from ..writers import QUALITY, describe_segments, new_folder
 from .common import Converted, folder_of, folders, images_of, natural
 
