@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-BACKSLASH, COMMA, OPEN = (ord(c) for c in "\\,[")
+BACKSLASH, COMMA, OPEN, CLOSE, QUOTE, SPACE, COLON, BEGIN, END = (ord(c) for c in '\\,[]" :{}')
+NULL, SIZE, COUNTS = (np.frombuffer(word, dtype=np.uint8) for word in (b"null", b'"size"', b'"counts"'))
 
 
 def compiled(function: Callable[..., Any]) -> Any:  # whose type numba would narrow wrongly
@@ -31,19 +32,19 @@ def compiled(function: Callable[..., Any]) -> Any:  # whose type numba would nar
 
 
 @compiled
-def _number(text: Array, at: int, stop: int) -> tuple[int, int]:
-    """A number of a COCO string and the position behind it, -1 if it does not end or is no number.
+def _number(text: Array, at: int) -> tuple[int, int]:
+    """A number of a COCO string and the position behind it, -1 if there is none.
 
     Groups of five bits, the lowest first; bit 32 says "more follows", bit 16 of the last group is the sign.
     """
     value = shift = 0
-    while at < stop and shift < 40:
+    while at < len(text) and shift < 40:
         digit = np.int64(text[at]) - 48
         if digit < 0 or digit > 63:
             break
         if digit == BACKSLASH - 48:
             at += 1
-            if at >= stop or text[at] != BACKSLASH:
+            if at >= len(text) or text[at] != BACKSLASH:
                 break
         at += 1
         value |= (digit & 31) << shift
@@ -54,57 +55,77 @@ def _number(text: Array, at: int, stop: int) -> tuple[int, int]:
 
 
 @compiled
-def _decimal(text: Array, at: int, stop: int) -> tuple[int, int]:
-    """A whole number and the position behind the comma after it, -1 where there is none."""
-    while at < stop and text[at] <= 32:
+def _blank(text: Array, at: int) -> int:
+    """The position of the first byte from `at` that is no blank."""
+    while at < len(text) and (text[at] == SPACE or (text[at] >= 9 and text[at] <= 13)):
         at += 1
-    value, begin = 0, at
-    while at < stop and 48 <= text[at] <= 57 and at - begin < 12:
-        value = 10 * value + text[at] - 48
-        at += 1
-    if at == begin:
-        return 0, -1
-    while at < stop and text[at] <= 32:
-        at += 1
-    if at == stop:
-        return value, at
-    return value, at + 1 if text[at] == COMMA else -1
+    return at
 
 
 @compiled
-def _runs(text: Array, start: int, stop: int, places: Array) -> tuple[int, int, int, int, int]:
-    """Decodes one mask.
-
-    Args:
-        text: the buffer.
-        start: where the counts begin.
-        stop: where they end.
-        places: filled with the first pixel of each run of the mask and the one behind it, in turn; with room for
-            one number a byte, or empty to leave it out.
-
-    Returns:
-        the numbers written to `places`; the pixels of the mask; those of the frame, -1 for a malformed mask; the
-        mask's first pixel and the one behind its last, counted down the columns.
-    """
-    listed, keep = text[start - 1] == OPEN, len(places) > 0
-    older = newer = position = area = first = last = count = 0
-    at, wrong = start, 0
-    while at < stop:
+def _coded_runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int, int]:
+    """`_runs` of a COCO string."""
+    off = on = position = area = first = last = count = wrong = 0
+    keep = len(places) > 0
+    while at < len(text):
         digit = np.int64(text[at]) - 48
-        if listed:
-            run, at = _decimal(text, at, stop)
-        elif digit >= 0 and digit < 32:  # most numbers have one digit
+        if digit >= 0 and digit < 32:  # most numbers have one digit
             run = digit - ((digit & 16) << 1)
             at += 1
         else:
-            run, at = _number(text, at, stop)
-        if at < 0:
-            return 0, area, -1, first, last
+            run, behind = _number(text, at)
+            if behind < 0:
+                break
+            at = behind
         # From the fourth on a run is written as its difference to the one before the last.
-        if count > 2 and not listed:
-            run += older
-        wrong |= run
-        older, newer = newer, run
+        off = off + run if count > 2 else run
+        wrong |= off
+        position += off
+        if count == 0:
+            first = position
+        if keep:
+            places[count] = position
+        count += 1
+        # The same for a run of the mask: two at a time, so that nothing asks whose turn it is.
+        if at >= len(text):
+            break
+        digit = np.int64(text[at]) - 48
+        if digit >= 0 and digit < 32:
+            run = digit - ((digit & 16) << 1)
+            at += 1
+        else:
+            run, behind = _number(text, at)
+            if behind < 0:
+                break
+            at = behind
+        on = on + run if count > 2 else run
+        wrong |= on
+        position += on
+        area += on
+        last = position
+        if keep:
+            places[count] = position
+        count += 1
+    sound = wrong >= 0 and count > 0 and at < len(text) and text[at] == QUOTE
+    return count - (count & 1), area, position if sound else -1, first, last, at
+
+
+@compiled
+def _listed_runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int, int]:
+    """`_runs` of a list of numbers."""
+    position = area = first = last = count = 0
+    keep, sound = len(places) > 0, False
+    while True:
+        at = _blank(text, at)
+        run, begin = 0, at
+        while at < len(text):
+            digit = np.int64(text[at]) - 48
+            if digit < 0 or digit > 9:
+                break
+            run = 10 * run + digit
+            at += 1
+        if at == begin or at - begin > 12:
+            break
         position += run
         if keep:
             places[count] = position
@@ -114,7 +135,96 @@ def _runs(text: Array, start: int, stop: int, places: Array) -> tuple[int, int, 
         elif count == 0:
             first = position
         count += 1
-    return count - (count & 1), area, position if wrong >= 0 and count > 0 else -1, first, last
+        at = _blank(text, at)
+        if at >= len(text) or text[at] != COMMA:
+            sound = at < len(text) and text[at] == CLOSE
+            break
+        at += 1
+    return count - (count & 1), area, position if sound else -1, first, last, at
+
+
+@compiled
+def _runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int, int]:
+    """Decodes one mask.
+
+    Args:
+        text: the buffer.
+        at: where the counts begin.
+        places: filled with the first pixel of each run of the mask and the one behind it, in turn; with room for
+            one number a byte, or empty to leave it out.
+
+    Returns:
+        the numbers written to `places`; the pixels of the mask; those of the frame, -1 for a malformed mask; the
+        mask's first pixel and the one behind its last, counted down the columns; where the counts end, or where
+        they are malformed.
+    """
+    if text[at - 1] == OPEN:
+        return _listed_runs(text, at, places)
+    return _coded_runs(text, at, places)
+
+
+@compiled
+def _past(text: Array, at: int, word: Array) -> int:
+    """The position behind `word` and the blanks after it if it stands at `at`, else -1."""
+    if at < 0 or at + len(word) > len(text):
+        return -1
+    for n in range(len(word)):
+        if text[at + n] != word[n]:
+            return -1
+    return _blank(text, at + len(word))
+
+
+@compiled
+def _mark(text: Array, at: int, mark: int) -> int:
+    """The position behind the byte `mark` and the blanks after it if it stands at `at`, else -1."""
+    if at < 0 or at >= len(text) or text[at] != mark:
+        return -1
+    return _blank(text, at + 1)
+
+
+@compiled
+def _edge(text: Array, at: int) -> tuple[int, int]:
+    """A whole number of at most nine digits and the position behind it and blanks, -1 if there is none."""
+    value, begin = 0, at
+    while at >= 0 and at < len(text) and at - begin < 9 and text[at] >= 48 and text[at] <= 57:
+        value = 10 * value + np.int64(text[at]) - 48
+        at += 1
+    return value, _blank(text, at) if at > begin else -1
+
+
+@compiled
+def _size(text: Array, at: int, row: Array) -> int:
+    """Reads `"size": [h, w]` into the row; the position behind it and blanks, -1 if it does not stand here."""
+    at = _mark(text, _mark(text, _past(text, at, SIZE), COLON), OPEN)
+    row[2], at = _edge(text, at)
+    row[3], at = _edge(text, _mark(text, at, COMMA))
+    return _mark(text, at, CLOSE)
+
+
+@compiled
+def _counts(text: Array, at: int, row: Array, fact: Array) -> int:
+    """Reads `"counts": "..."` or `"counts": [...]` into row and facts.
+
+    Returns:
+        the position behind it and blanks, -1 if it does not stand here.
+    """
+    at = _mark(text, _past(text, at, COUNTS), COLON)
+    if at < 0 or at >= len(text) or (text[at] != QUOTE and text[at] != OPEN):
+        return -1
+    close = CLOSE if text[at] == OPEN else QUOTE
+    row[0] = at + 1
+    at = _measure(text, at + 1, fact)
+    while at < len(text) and text[at] != close:
+        at += 1
+    row[1] = at
+    return _blank(text, at + 1)
+
+
+@compiled
+def _measure(text: Array, at: int, fact: Array) -> int:
+    """Fills the facts of `measure` of the mask whose counts begin at `at`; where they end or are malformed."""
+    _, fact[0], fact[3], fact[1], fact[2], at = _runs(text, at, fact[:0])
+    return at
 
 
 @compiled
@@ -126,30 +236,92 @@ def measure(text: Array, rows: Array) -> Array:
         rows: (n, 4).
 
     Returns:
-        (n, 3) int64: a mask's pixels, its first pixel and the one behind its last, counted down the columns; the
-        number of pixels is -1 if the mask is malformed or its runs do not cover its size.
+        (n, 4) int64: a mask's pixels, its first pixel and the one behind its last, counted down the columns, and
+        the number of pixels that its runs cover, -1 if it is malformed; the first is -1 unless that is its size.
     """
-    facts = np.zeros((len(rows), 3), dtype=np.int64)
-    nowhere = np.zeros(0, dtype=np.int64)
+    facts = np.zeros((len(rows), 4), dtype=np.int64)
     for r in range(len(rows)):
         if rows[r, 0] >= 0:
-            _, area, covered, first, last = _runs(text, rows[r, 0], rows[r, 1], nowhere)
-            facts[r, 0] = area if covered == rows[r, 2] * rows[r, 3] else -1
-            facts[r, 1], facts[r, 2] = first, last
+            _measure(text, rows[r, 0], facts[r])
+            if facts[r, 3] != rows[r, 2] * rows[r, 3]:
+                facts[r, 0] = -1
     return facts
+
+
+@compiled
+def _item(text: Array, at: int, row: Array, fact: Array) -> int:
+    """Reads the object of one mask, its size and its counts in either order.
+
+    Args:
+        text: the buffer.
+        at: where the object begins.
+        row: (4,) filled.
+        fact: (4,) filled as by `measure`.
+
+    Returns:
+        the position behind it and blanks, -1 if it is not written as usual.
+    """
+    at = _mark(text, at, BEGIN)
+    behind = _size(text, at, row)
+    if behind >= 0:
+        at = _counts(text, _mark(text, behind, COMMA), row, fact)
+    else:
+        at = _size(text, _mark(text, _counts(text, at, row, fact), COMMA), row)
+    if fact[3] != row[2] * row[3]:
+        fact[0] = -1
+    return _mark(text, at, END)
+
+
+@compiled
+def scan(text: Array, at: int, rows: Array, facts: Array, n: int) -> tuple[int, int]:
+    """Reads a list of masks.
+
+    Args:
+        text: the buffer.
+        at: where the list's first item begins.
+        rows: filled from row `n` on, with -1, -1, 0, 0 for null.
+        facts: filled as by `measure`.
+        n: the number of rows that are filled.
+
+    Returns:
+        the number of rows that are filled now, and the position behind the list; -1 for one that is not written as
+        usual, -2 for one that has no room.
+    """
+    at = _blank(text, at)
+    while n < len(rows):
+        behind = _past(text, at, NULL)
+        if behind >= 0:
+            rows[n, 0], rows[n, 1], rows[n, 2], rows[n, 3] = -1, -1, 0, 0
+            facts[n] = 0
+        else:
+            behind = _item(text, at, rows[n], facts[n])
+        if behind < 0 or behind >= len(text):
+            return n, -1
+        n += 1
+        if text[behind] == CLOSE:
+            return n, behind + 1
+        if text[behind] != COMMA:
+            return n, -1
+        at = _blank(text, behind + 1)
+    return n, -2
 
 
 @compiled
 def _shared(places: Array, i: int, i_end: int, j: int, j_end: int) -> int:
     """The number of pixels in both of the masks whose places are [i:i_end] and [j:j_end]."""
     pixels = 0
-    while i < i_end and j < j_end:
-        stop_i, stop_j = places[i + 1], places[j + 1]
-        pixels += max(0, min(stop_i, stop_j) - max(places[i], places[j]))
-        # Without branches: which mask goes on is as good as random.
-        ahead = np.int64(stop_i < stop_j)
-        i += 2 * ahead
-        j += 2 - 2 * ahead
+    while i < i_end:
+        start, stop = places[i], places[i + 1]
+        # Run by run of the one mask, as the next of the other nearly always meets it: branches that are foreseen.
+        while j < j_end and places[j + 1] <= start:
+            j += 2
+        behind = j
+        while behind < j_end and places[behind] < stop:
+            pixels += min(stop, places[behind + 1]) - max(start, places[behind])
+            behind += 2
+        if behind > j:
+            j = behind - 2  # it may meet the next run too
+        i += 2
     return pixels
 
 
@@ -176,7 +348,7 @@ def overlaps(
     Args:
         p_text: the buffer of the predictions.
         p_rows: (n, 4) its masks.
-        p_facts: (n, 3) of `measure`.
+        p_facts: (n, 4) of `measure`.
         p_spans: (P, 2) the first row of each track and the one behind its last: one row a frame.
         g_text: the same of the truth.
         g_rows: (m, 4).
@@ -242,11 +414,11 @@ def _share_frame(
             ):  # fmt: skip
                 continue
             if ends[i, 0] < 0:
-                count = _runs(p_text, p_rows[p, 0], p_rows[p, 1], places[used:])[0]
+                count = _runs(p_text, p_rows[p, 0], places[used:])[0]
                 ends[i] = used, used + count
                 used += count
             if ends[P + j, 0] < 0:
-                count = _runs(g_text, g_rows[g, 0], g_rows[g, 1], places[used:])[0]
+                count = _runs(g_text, g_rows[g, 0], places[used:])[0]
                 ends[P + j] = used, used + count
                 used += count
             shared[i, j] += _shared(places, ends[i, 0], ends[i, 1], ends[P + j, 0], ends[P + j, 1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -19,19 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import measure
+from .kernels import measure, scan
 
 Array = NDArray[Any]
 Place = Callable[[int], str]  # the words for the frame in which a fault stands
 
 _LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
-_SIZE = rb'"size"\s*:\s*\[\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\]'
-_COUNTS = rb'"counts"\s*:\s*(?:"([^"]*)"|\[([^\]]*)\])'
-_ITEM = re.compile(
-    rb"\s*(?:null|\{\s*(?:" + _SIZE + rb"\s*,\s*" + _COUNTS + rb"|" + _COUNTS + rb"\s*,\s*" + _SIZE
-    + rb")\s*\})\s*([,\]])"
-)  # fmt: skip
 _ABSENT = (-1, -1, 0, 0)
+_ROOM = 1 << 14  # rows, doubled as needed
+_HEAD = 256  # bytes by which lists that may be alike are found
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,16 @@ class Masks:
     Attributes:
         text: (bytes,) uint8.
         rows: (n, 4) int64 of `kernels`: one mask or missing mask each.
-        facts: (n, 3) int64 of `kernels.measure`.
+        facts: (n, 4) int64 of `kernels.measure`.
     """
 
     text: Array
     rows: Array
     facts: Array
+
+
+def _no_rows() -> Array:
+    return np.zeros((0, 4), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,22 @@ class Document:
     Attributes:
         content: what the parser makes of it, a list of masks being its number.
         text: the file's bytes.
-        rows: the masks' rows.
-        spans: the first row of each list and the one behind its last.
+        rows: (n, 4) int64 the masks' rows.
+        facts: (n, 4) int64 of `kernels.measure`.
+        spans: the first row of each list and the one behind its last; lists that are alike share theirs.
     """
 
     content: Any
     text: bytes = b""
-    rows: Sequence[tuple[int, int, int, int]] = ()
+    rows: Array = field(default_factory=_no_rows)
+    facts: Array = field(default_factory=_no_rows)
     spans: Sequence[tuple[int, int]] = ()
 
 
 def _read(path: Path) -> bytes:
     """A file's bytes; of a zip, as the servers take it, those of its `results.json`."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             if file.read(4) == b"PK\x03\x04":
                 with ZipFile(path) as bundle:
                     return bundle.read("results.json")
@@ -87,30 +89,38 @@ def _read(path: Path) -> bytes:
     return text
 
 
-def _list_rows(text: bytes, at: int, rows: list[tuple[int, int, int, int]]) -> int:
-    """Appends the rows of the list whose first item begins at `at`; the position behind it, -1 if unusual."""
-    match = _ITEM.match
-    sizes: dict[bytes, tuple[int, int]] = {}  # a file has few
-    while True:
-        item = match(text, at)
-        if item is None:
-            return -1
-        # The groups in turn: size, counts as string or list; counts, size, for the other order; what follows.
-        _, h, w, s, u, s2, u2, h2, w2, mark = item.regs
-        if h[0] < 0:
-            h, w, s, u = h2, w2, s2, u2
-        if h[0] < 0:
-            rows.append(_ABSENT)
-        else:
-            start, stop = s if s[0] >= 0 else u
-            size = text[h[0] : w[1]]
-            edges = sizes.get(size)
-            if edges is None:
-                edges = sizes[size] = int(text[h[0] : h[1]]), int(text[w[0] : w[1]])
-            rows.append((start, stop, *edges))
-        at = mark[1]
-        if text[mark[0]] == 93:  # ]
-            return at
+class _Scanner:
+    """Gathers the rows of a text's lists of masks, in tables that grow."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.bytes = buffer(text)
+        self.rows, self.facts = (np.empty((_ROOM, 4), dtype=np.int64) for _ in range(2))
+        self.count = 0
+        self.spans: list[tuple[int, int]] = []
+        self._known: dict[bytes, tuple[int, int, int]] = {}  # by its head the place of a list and its number
+
+    def read(self, at: int) -> int:
+        """Adds the list whose first item begins at `at`; the position behind it, -1 if unusual."""
+        # Predictions of one slot under several classes have the same masks: they are read and kept once.
+        head = self.text[at : at + _HEAD]
+        if head in self._known:
+            begin, end, number = self._known[head]
+            if self.text.startswith(self.text[begin:end], at):
+                self.spans.append(self.spans[number])
+                return at + end - begin
+        while True:
+            stop, behind = scan(self.bytes, at, self.rows, self.facts, self.count)
+            if behind != -2:
+                break
+            self.rows, self.facts = (
+                np.concatenate([table, np.empty_like(table)]) for table in (self.rows, self.facts)
+            )
+        if behind >= 0:
+            self._known[head] = at, int(behind), len(self.spans)
+            self.spans.append((self.count, stop))
+            self.count = stop
+        return int(behind)
 
 
 def read_document(path: str | Path) -> Document:
@@ -121,28 +131,25 @@ def read_document(path: str | Path) -> Document:
     """
     path = Path(path)
     text = _read(path)
-    rows: list[tuple[int, int, int, int]] = []
-    spans: list[tuple[int, int]] = []
+    lists = _Scanner(text)
     parts: list[bytes] = []
     done = 0
     found = _LIST.search(text)
     while found is not None:
-        at, before = found.end(), len(rows)
+        at = found.end()
         if text[at] != 91:
             # A number here must stand for a list and nothing else: this file is the parser's.
-            rows, spans, parts, done = [], [], [], 0
+            lists, parts, done = _Scanner(text), [], 0
             break
-        behind = _list_rows(text, at + 1, rows)
+        behind = lists.read(at + 1)
         if behind >= 0:
-            parts += [text[done:at], str(len(spans)).encode()]
-            spans.append((before, len(rows)))
+            parts += [text[done:at], str(len(lists.spans) - 1).encode()]
             done = behind
-        else:
-            del rows[before:]
         found = _LIST.search(text, max(behind, at))
     parts.append(text[done:])
     try:
-        return Document(json.loads(b"".join(parts)), text, rows, spans)
+        rows, facts = (table[: lists.count] for table in (lists.rows, lists.facts))
+        return Document(json.loads(b"".join(parts)), text, rows, facts, lists.spans)
     except ValueError:
         pass
     try:
@@ -161,7 +168,8 @@ class MaskReader:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.rows: list[tuple[int, int, int, int]] = list(document.rows)
+        self._added: list[tuple[int, int, int, int]] = []
+        self._repaired: dict[int, tuple[int, int, int, int]] = {}
         self._written: list[bytes] = []
         self._end = len(document.text)
         self._known: dict[int, tuple[int, int]] = {}
@@ -184,15 +192,15 @@ class MaskReader:
         # Predictions of one slot under several classes share a list: its masks are written once.
         span = self._known.get(id(segmentations))
         if span is None:
-            begin = len(self.rows)
+            begin = len(self.document.rows) + len(self._added)
             for t, mask in enumerate(segmentations):
                 try:
-                    self.rows.append(self._append(mask, size) if mask else _ABSENT)
+                    self._added.append(self._append(mask, size) if mask else _ABSENT)
                 except (KeyError, TypeError, ValueError, OverflowError) as error:
                     raise complaint(
                         place(t), f"no {error}" if isinstance(error, KeyError) else error
                     ) from error
-            span = self._known[id(segmentations)] = (begin, len(self.rows))
+            span = self._known[id(segmentations)] = (begin, begin + len(segmentations))
         return span
 
     def _append(self, mask: Any, size: tuple[int, int] | None) -> tuple[int, int, int, int]:
@@ -203,16 +211,16 @@ class MaskReader:
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
         if isinstance(counts, str):
-            written = ('"' + counts.replace("\\", "\\\\")).encode("ascii")
+            written = ('"' + counts.replace("\\", "\\\\") + '"').encode("ascii")
         else:
             runs = [_whole(run) for run in counts]
             if min(runs, default=0) < 0:
                 raise ValueError("a run is negative")
-            written = ("[" + ",".join(map(str, runs))).encode("ascii")
+            written = ("[" + ",".join(map(str, runs)) + "]").encode("ascii")
         start = self._end + 1
         self._end += len(written)
         self._written.append(written)
-        return start, self._end, height, width
+        return start, self._end - 1, height, width
 
     def finish(self, spans: Iterable[tuple[int, int]], place: Callable[[int, int], str]) -> Masks:
         """The table, every mask of the given tracks checked.
@@ -225,43 +233,48 @@ class MaskReader:
             UserError: a mask is malformed.
         """
         masks = self._table()
-        wrong = np.flatnonzero(masks.facts[:, 0] < 0)
-        if not len(wrong):
-            return masks
-        bad, repaired = set(wrong.tolist()), False
-        for index, (first, stop) in enumerate(spans):
+        bad = set(np.flatnonzero(masks.facts[:, 0] < 0).tolist())
+        for index, (first, stop) in enumerate(spans if bad else ()):
             for row in sorted(bad.intersection(range(first, stop))):
-                self._repair(row, place(index, row - first))
+                self._repair(masks.rows[row].tolist(), row, place(index, row - first))
                 bad.discard(row)
-                repaired = True
-        return self._table() if repaired else masks
+        return self._table() if self._repaired else masks
 
     def _table(self) -> Masks:
-        text = np.frombuffer(self.document.text, dtype=np.uint8)
-        if self._written:
-            parts = b"".join(self._written)
-            whole = np.concatenate([text, np.frombuffer(parts, dtype=np.uint8)]) if len(text) else parts
-            text = np.frombuffer(whole, dtype=np.uint8)
-        text.flags.writeable = False  # of one kind always: what is compiled depends on it
-        rows = np.array(self.rows, dtype=np.int64).reshape(-1, 4)
-        return Masks(text, rows, measure(text, rows))
+        text, rows, facts = buffer(self.document.text), self.document.rows, self.document.facts
+        if self._added or self._repaired:
+            text = buffer(b"".join([self.document.text, *self._written]))
+            rows = np.concatenate([rows, np.array(self._added, dtype=np.int64).reshape(-1, 4)])
+            fresh = np.array([*self._repaired, *range(len(facts), len(rows))], dtype=np.int64)
+            for index, row in self._repaired.items():
+                rows[index] = row
+            facts = np.concatenate([facts, np.zeros((len(rows) - len(facts), 4), dtype=np.int64)])
+            facts[fresh] = measure(text, rows[fresh])
+        return Masks(text, rows, facts)
 
-    def _repair(self, row: int, where: str) -> None:
+    def _repair(self, row: Sequence[int], index: int, where: str) -> None:
         """Reads once more, as a JSON parser would, a mask that is malformed at first sight: escapes are rare."""
-        start, stop, height, width = self.rows[row]
+        start, stop, height, width = row
         try:
             if start > len(self.document.text):
                 text = b"".join(self._written)
-                piece = text[start - 1 - len(self.document.text) : stop - len(self.document.text)]
+                piece = text[start - 1 - len(self.document.text) : stop + 1 - len(self.document.text)]
             else:
-                piece = self.document.text[start - 1 : stop]
-            counts = json.loads(piece + (b'"' if piece[:1] == b'"' else b"]"))
+                piece = self.document.text[start - 1 : stop + 1]
+            counts = json.loads(piece)
             runs = rle_runs(counts)
             if runs.sum() != height * width:
                 raise ValueError(f"its runs cover {runs.sum()} pixels, its size is {height} x {width}")
-            self.rows[row] = self._append({"size": [height, width], "counts": counts}, None)
+            self._repaired[index] = self._append({"size": [height, width], "counts": counts}, None)
         except (TypeError, ValueError, OverflowError) as error:
             raise complaint(where, error) from error
+
+
+def buffer(text: bytes) -> Array:
+    """The bytes as (bytes,) uint8, of one kind always: what is compiled depends on it."""
+    found = np.frombuffer(text, dtype=np.uint8)
+    found.flags.writeable = False
+    return found
 
 
 def complaint(where: str, reason: object) -> UserError:
