@@ -63,50 +63,63 @@ def _blank(text: Array, at: int) -> int:
 
 
 @compiled
+def _short(first: int, second: int) -> tuple[int, int]:
+    """The number that two digits, of bytes less 48, begin with, and how many it has: 1, 2, or 0 for none or more.
+
+    Digits, not the text: handing an array on in the innermost loop costs more than all else in it.
+    """
+    if first >= 0 and first < 32:
+        return (first ^ 16) - 16, 1
+    if first >= 32 and first < 64 and first != BACKSLASH - 48 and second >= 0 and second < 32:
+        return (first & 31) + (((second ^ 16) - 16) << 5), 2
+    return 0, 0
+
+
+@compiled
 def _coded_runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int, int]:
     """`_runs` of a COCO string."""
-    off = on = position = area = first = last = count = wrong = 0
-    keep = len(places) > 0
-    while at < len(text):
-        digit = np.int64(text[at]) - 48
-        if digit >= 0 and digit < 32:  # most numbers have one digit
-            run = digit - ((digit & 16) << 1)
-            at += 1
-        else:
+    keep, end = len(places) > 0, len(text) - 1  # a sound mask has a quotation mark behind it
+    first, behind = _number(text, at)
+    if behind < 0:
+        return 0, 0, -1, 0, 0, at
+    if keep:
+        places[0] = first
+    at, position, wrong, last, count, area = behind, first, first, first, 1, 0
+    # From the fourth on a run is written as its difference to the one before the last; the third starts anew.
+    on = off = 0
+    while at < end:
+        run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
+        if digits == 0:
             run, behind = _number(text, at)
             if behind < 0:
                 break
-            at = behind
-        # From the fourth on a run is written as its difference to the one before the last.
-        off = off + run if count > 2 else run
-        wrong |= off
-        position += off
-        if count == 0:
-            first = position
-        if keep:
-            places[count] = position
-        count += 1
-        # The same for a run of the mask: two at a time, so that nothing asks whose turn it is.
-        if at >= len(text):
-            break
-        digit = np.int64(text[at]) - 48
-        if digit >= 0 and digit < 32:
-            run = digit - ((digit & 16) << 1)
-            at += 1
-        else:
-            run, behind = _number(text, at)
-            if behind < 0:
-                break
-            at = behind
-        on = on + run if count > 2 else run
+            digits = behind - at
+        on += run
         wrong |= on
         position += on
         area += on
         last = position
         if keep:
             places[count] = position
+        at += digits
         count += 1
-    sound = wrong >= 0 and count > 0 and at < len(text) and text[at] == QUOTE
+        # The run after it, in the same turn, so that nothing asks which one it is.
+        if at >= end:
+            break
+        run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
+        if digits == 0:
+            run, behind = _number(text, at)
+            if behind < 0:
+                break
+            digits = behind - at
+        off += run
+        wrong |= off
+        position += off
+        if keep:
+            places[count] = position
+        at += digits
+        count += 1
+    sound = wrong >= 0 and at <= end and text[at] == QUOTE
     return count - (count & 1), area, position if sound else -1, first, last, at
 
 
@@ -362,22 +375,26 @@ def overlaps(
     P, G = len(p_spans), len(g_spans)
     total = np.zeros((P, G), dtype=np.int64)
     shared = np.zeros((P, G), dtype=np.int64)
+    most = np.zeros((P, G), dtype=np.int64)  # the most that they can share from here on
     wanted = np.zeros((P, G), dtype=np.bool_)
     frames = 0
     for i in range(P):
         for j in range(G):
-            most = 0
             length = min(p_spans[i, 1] - p_spans[i, 0], g_spans[j, 1] - g_spans[j, 0])
             for t in range(length):
                 p, g = p_spans[i, 0] + t, g_spans[j, 0] + t
                 if _comparable(p_rows[p], g_rows[g]):
                     total[i, j] += p_facts[p, 0] + g_facts[g, 0]
-                    most += _most(p_facts[p], g_facts[g])
-            if most > 0 and most / (total[i, j] - most) >= least:
-                wanted[i, j] = True
+                    most[i, j] += _most(p_facts[p], g_facts[g])
+            wanted[i, j] = _reaches(0, most[i, j], total[i, j], least)
+            if wanted[i, j]:
                 frames = max(frames, length)
+    places = np.empty(_room(p_rows, p_spans, frames) + _room(g_rows, g_spans, frames), dtype=np.int64)
     for t in range(frames):
-        _share_frame(p_text, p_rows, p_facts, p_spans, g_text, g_rows, g_facts, g_spans, t, wanted, shared)
+        _share_frame(
+            p_text, p_rows, p_facts, p_spans, g_text, g_rows, g_facts, g_spans,
+            t, wanted, shared, most, total, least, places,
+        )  # fmt: skip
     iou = np.zeros((P, G))
     for i in range(P):
         for j in range(G):
@@ -387,22 +404,40 @@ def overlaps(
 
 
 @compiled
+def _reaches(shared: int, most: int, total: int, least: float) -> bool:
+    """Whether a pair that shares so much, and at most so much more, may have an IoU that is positive and `least`."""
+    best = shared + most
+    return best > 0 and best / (total - best) >= least
+
+
+@compiled
+def _room(rows: Array, spans: Array, frames: int) -> int:
+    """The most bytes that the masks of all tracks have on one frame."""
+    most = 0
+    for t in range(frames):
+        room = 0
+        for i in range(len(spans)):
+            row = spans[i, 0] + t
+            if row < spans[i, 1]:
+                room += rows[row, 1] - rows[row, 0]
+        most = max(most, room)
+    return most
+
+
+@compiled
 def _share_frame(
     p_text: Array, p_rows: Array, p_facts: Array, p_spans: Array,
-    g_text: Array, g_rows: Array, g_facts: Array, g_spans: Array, t: int, wanted: Array, shared: Array,
+    g_text: Array, g_rows: Array, g_facts: Array, g_spans: Array,
+    t: int, wanted: Array, shared: Array, most: Array, total: Array, least: float, places: Array,
 ) -> None:  # fmt: skip
-    """Adds to `shared` what the wanted pairs share on frame `t`; every mask is decoded at most once."""
+    """Adds to `shared` what the wanted pairs share on frame `t`; every mask is decoded at most once.
+
+    What a pair may share on this frame is taken from `most`, and a pair that cannot reach `least` is wanted no more.
+    `places` is room for all masks of a frame.
+    """
     P, G = wanted.shape
     # A mask's places, once decoded, are places[ends[n, 0]:ends[n, 1]], first of predictions and then of truths.
     ends = np.full((P + G, 2), -1, dtype=np.int64)
-    room = 0
-    for i in range(P):
-        row = p_spans[i, 0] + t
-        room += max(0, p_rows[row, 1] - p_rows[row, 0]) if row < p_spans[i, 1] else 0
-    for j in range(G):
-        row = g_spans[j, 0] + t
-        room += max(0, g_rows[row, 1] - g_rows[row, 0]) if row < g_spans[j, 1] else 0
-    places = np.empty(room, dtype=np.int64)
     used = 0
     for i in range(P):
         p = p_spans[i, 0] + t
@@ -422,6 +457,8 @@ def _share_frame(
                 ends[P + j] = used, used + count
                 used += count
             shared[i, j] += _shared(places, ends[i, 0], ends[i, 1], ends[P + j, 0], ends[P + j, 1])
+            most[i, j] -= _most(p_facts[p], g_facts[g])
+            wanted[i, j] = _reaches(shared[i, j], most[i, j], total[i, j], least)
 
 
 @compiled
