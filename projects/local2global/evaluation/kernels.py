@@ -1,11 +1,12 @@
 """The loops over bytes and runs that the scores spend their time in, compiled by numba on their first call.
 
 Compiled code is kept beside this file, or in the user's cache where that folder cannot be written; where neither
-can, it is compiled anew in every process.
+can, it is compiled anew in every process.  All loops that call one another stand in this file, as numba compiles
+anew what is kept only when the caller's own file changes.
 
 A *row* stands for one mask, still as text: (start, stop, height, width), the place of its counts in a buffer of
 JSON text.  Before `start` stands `"` for a COCO string, in which a backslash is written twice, or `[` for a list of
-runs.  A start of -1 is a frame without a mask.
+runs; at `stop` the mark that closes it.  A start of -1 is a frame without a mask.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _short(first: int, second: int) -> tuple[int, int]:
 
 
 @compiled
-def _coded_runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int, int]:
+def _coded_runs(  # noqa: C901 -- unrolled by two
+    text: Array, at: int, places: Array
+) -> tuple[int, int, int, int, int, int]:
     """`_runs` of a COCO string."""
     keep, end = len(places) > 0, len(text) - 1  # a sound mask has a quotation mark behind it
     first, behind = _number(text, at)
@@ -171,9 +174,12 @@ def _runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int,
         mask's first pixel and the one behind its last, counted down the columns; where the counts end, or where
         they are malformed.
     """
+    found: tuple[int, int, int, int, int, int]
     if text[at - 1] == OPEN:
-        return _listed_runs(text, at, places)
-    return _coded_runs(text, at, places)
+        found = _listed_runs(text, at, places)
+    else:
+        found = _coded_runs(text, at, places)
+    return found
 
 
 @compiled
@@ -184,7 +190,8 @@ def _past(text: Array, at: int, word: Array) -> int:
     for n in range(len(word)):
         if text[at + n] != word[n]:
             return -1
-    return _blank(text, at + len(word))
+    behind: int = _blank(text, at + len(word))
+    return behind
 
 
 @compiled
@@ -192,7 +199,8 @@ def _mark(text: Array, at: int, mark: int) -> int:
     """The position behind the byte `mark` and the blanks after it if it stands at `at`, else -1."""
     if at < 0 or at >= len(text) or text[at] != mark:
         return -1
-    return _blank(text, at + 1)
+    behind: int = _blank(text, at + 1)
+    return behind
 
 
 @compiled
@@ -211,7 +219,8 @@ def _size(text: Array, at: int, row: Array) -> int:
     at = _mark(text, _mark(text, _past(text, at, SIZE), COLON), OPEN)
     row[2], at = _edge(text, at)
     row[3], at = _edge(text, _mark(text, at, COMMA))
-    return _mark(text, at, CLOSE)
+    behind: int = _mark(text, at, CLOSE)
+    return behind
 
 
 @compiled
@@ -230,14 +239,16 @@ def _counts(text: Array, at: int, row: Array, fact: Array) -> int:
     while at < len(text) and text[at] != close:
         at += 1
     row[1] = at
-    return _blank(text, at + 1)
+    behind: int = _blank(text, at + 1)
+    return behind
 
 
 @compiled
 def _measure(text: Array, at: int, fact: Array) -> int:
     """Fills the facts of `measure` of the mask whose counts begin at `at`; where they end or are malformed."""
-    _, fact[0], fact[3], fact[1], fact[2], at = _runs(text, at, fact[:0])
-    return at
+    end: int
+    _, fact[0], fact[3], fact[1], fact[2], end = _runs(text, at, fact[:0])
+    return end
 
 
 @compiled
@@ -282,7 +293,8 @@ def _item(text: Array, at: int, row: Array, fact: Array) -> int:
         at = _size(text, _mark(text, _counts(text, at, row, fact), COMMA), row)
     if fact[3] != row[2] * row[3]:
         fact[0] = -1
-    return _mark(text, at, END)
+    end: int = _mark(text, at, END)
+    return end
 
 
 @compiled
@@ -459,39 +471,3 @@ def _share_frame(
             shared[i, j] += _shared(places, ends[i, 0], ends[i, 1], ends[P + j, 0], ends[P + j, 1])
             most[i, j] -= _most(p_facts[p], g_facts[g])
             wanted[i, j] = _reaches(shared[i, j], most[i, j], total[i, j], least)
-
-
-@compiled
-def assign(iou: Array, thresholds: Array, ignored: Array, crowd: Array, real: Array) -> tuple[Array, Array]:
-    """Gives each prediction, best first, the free true track that it overlaps most, the last one among equals.
-
-    Args:
-        iou: (P, G) float64, predictions by falling score.
-        thresholds: (T,) least IoU of a match.
-        ignored: (A, G) bool, tracks that are taken only where no other will do, and do not count.
-        crowd: (G,) bool, tracks that may be taken again.
-        real: (G,) bool, tracks that count as found when they are taken.
-
-    Returns:
-        (A, T, P) bool, whether the prediction found a track, and whether the one that it took is ignored.
-    """
-    A, T, P, G = len(ignored), len(thresholds), len(iou), len(crowd)
-    matched = np.zeros((A, T, P), dtype=np.bool_)
-    spare = np.zeros((A, T, P), dtype=np.bool_)
-    for a in range(A):
-        for t in range(T):
-            taken = np.zeros(G, dtype=np.bool_)
-            for p in range(P):
-                choice, best = -1, thresholds[t]
-                for turn in range(2):
-                    for g in range(G):
-                        free = crowd[g] or not taken[g]
-                        if free and ignored[a, g] == (turn == 1) and iou[p, g] >= best:
-                            best, choice = iou[p, g], g
-                    if choice >= 0:
-                        break
-                if choice >= 0:
-                    taken[choice] = True
-                    matched[a, t, p] = real[choice]
-                    spare[a, t, p] = ignored[a, choice]
-    return matched, spare

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import assign
+from .kernels import compiled
 from .tracks import MOST_TRACKS, Track
 
 Array = NDArray[Any]
@@ -65,16 +65,53 @@ class Matches:
 
 def _outside(tracks: Sequence[Track], ranges: Sequence[Range], predicted: bool) -> Array:
     """(A, n) bool; occlusion does not filter predictions, which have none."""
-    outside = np.zeros((len(ranges), len(tracks)), dtype=bool)
     if not tracks:
-        return outside
+        return np.zeros((len(ranges), 0), dtype=bool)
+    low, high = np.array([(r.low, r.high) for r in ranges]).T[..., None]
+    by_area = np.array([[r.by == "area"] for r in ranges])
     area = np.array([track.area for track in tracks])
-    occlusion = np.array([track.occlusion for track in tracks])
-    for a, r in enumerate(ranges):
-        if r.by == "area" or not predicted:
-            value = area if r.by == "area" else occlusion
-            outside[a] = (value < r.low) | (value > r.high)
+    if predicted:
+        outside: Array = by_area & ((area < low) | (area > high))
+        return outside
+    value = np.where(by_area, area, np.array([track.occlusion for track in tracks]))
+    outside = (value < low) | (value > high)
     return outside
+
+
+@compiled
+def assign(iou: Array, thresholds: Array, ignored: Array, crowd: Array, real: Array) -> tuple[Array, Array]:
+    """Gives each prediction, best first, the free true track that it overlaps most, the last one among equals.
+
+    Args:
+        iou: (P, G) float64, predictions by falling score.
+        thresholds: (T,) least IoU of a match.
+        ignored: (A, G) bool, tracks that are taken only where no other will do, and do not count.
+        crowd: (G,) bool, tracks that may be taken again.
+        real: (G,) bool, tracks that count as found when they are taken.
+
+    Returns:
+        (A, T, P) bool, whether the prediction found a track, and whether the one that it took is ignored.
+    """
+    A, T, P, G = len(ignored), len(thresholds), len(iou), len(crowd)
+    matched = np.zeros((A, T, P), dtype=np.bool_)
+    spare = np.zeros((A, T, P), dtype=np.bool_)
+    for a in range(A):
+        for t in range(T):
+            taken = np.zeros(G, dtype=np.bool_)
+            for p in range(P):
+                choice, best = -1, thresholds[t]
+                for turn in range(2):
+                    for g in range(G):
+                        free = crowd[g] or not taken[g]
+                        if free and ignored[a, g] == (turn == 1) and iou[p, g] >= best:
+                            best, choice = iou[p, g], g
+                    if choice >= 0:
+                        break
+                if choice >= 0:
+                    taken[choice] = True
+                    matched[a, t, p] = real[choice]
+                    spare[a, t, p] = ignored[a, choice]
+    return matched, spare
 
 
 def match(
