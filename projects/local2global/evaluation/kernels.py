@@ -175,10 +175,7 @@ def _runs(text: Array, at: int, places: Array) -> tuple[int, int, int, int, int,
         they are malformed.
     """
     found: tuple[int, int, int, int, int, int]
-    if text[at - 1] == OPEN:
-        found = _listed_runs(text, at, places)
-    else:
-        found = _coded_runs(text, at, places)
+    found = _listed_runs(text, at, places) if text[at - 1] == OPEN else _coded_runs(text, at, places)
     return found
 
 
