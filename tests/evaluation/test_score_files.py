@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from local2global.app import cli
 from local2global.app.score_vis import bundle_results
 from local2global.errors import UserError
-from local2global.evaluation import kernels
+from local2global.evaluation import kernels, masks
 from local2global.evaluation.identity_scores import by_length, identity_scores
 from local2global.evaluation.masks import read_document
 from local2global.evaluation.oddities import Oddities
@@ -400,6 +400,32 @@ def test_occlusion_scores_want_occlusion_levels(files):
     found = score_files(*files(truth, found_of({})), ovis=True, oddities=oddities)
     assert found.ranges == AREAS + OCCLUSIONS
     assert oddities.lines() == ["annotation 2: no occlusion levels; taken as not occluded"]
+
+
+def test_lists_that_are_alike_are_kept_once_and_score_as_two(files, monkeypatch):
+    monkeypatch.setattr(masks, "_HEAD", 40)  # the lists of data are longer
+    other = [rle((0, 0, 5, 4)), GOOD]
+    tracks = ({}, {"score": 0.4}, {"score": 0.3, "segmentations": other}, {"score": 0.2})
+    truth, found = files(truth_of({}), found_of(*tracks))
+    document = read_document(found)
+    assert document.spans == [(0, 2), (0, 2), (2, 4), (0, 2)]
+    scores = score_files(truth, found)
+    assert [track.id for track in scores.predictions[1, 1]] == [0, 1, 2, 3]
+    assert [list(track.pixels) for track in scores.predictions[1, 1]] == [
+        [25, 25],
+        [25, 25],
+        [20, 25],
+        [25, 25],
+    ]
+
+
+def test_tables_grow_with_the_masks_that_come(files, monkeypatch):
+    monkeypatch.setattr(masks, "_ROOM", 1)
+    tracks = [{"segmentations": [rle((x, 0, 2, 2)), None, rle((x, 3, x + 1, 1))]} for x in range(7)]
+    _, found = files(truth_of({}), found_of(*tracks))
+    document = read_document(found)
+    assert document.spans == [(3 * n, 3 * n + 3) for n in range(7)]
+    assert document.facts[:, 0].tolist() == [area for x in range(7) for area in (4, 0, x + 1)]
 
 
 def test_where_nothing_can_be_kept_the_loops_are_compiled_all_the_same(monkeypatch):
