@@ -114,7 +114,7 @@ def test_no_width_of_a_frame_adds_a_column_of_padding(tiny):
 def test_noise_in_padded_tokens_changes_nothing_behind_group_norm(encoder, monkeypatch):
     """The padded part of every map that leaves the projection is noise: tokens inside stay what they were."""
     inputs, valid = maps(), torch.tensor([[0.5, 0.5]])
-    project = PixelEncoder._project
+    project = PixelEncoder.project
     clean = encoder(inputs, valid)
 
     def noisy(self, given):
@@ -126,7 +126,7 @@ def test_noise_in_padded_tokens_changes_nothing_behind_group_norm(encoder, monke
             source[..., ~inside] = 50 * torch.randn_like(source[..., ~inside])
         return sources
 
-    monkeypatch.setattr(PixelEncoder, "_project", noisy)
+    monkeypatch.setattr(PixelEncoder, "project", noisy)
     with torch.no_grad():
         other = encoder(inputs, valid)
     inside = ~clean.padding[0]

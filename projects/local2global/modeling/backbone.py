@@ -82,6 +82,7 @@ class ResNet(nn.Module):
         layer_type: "bottleneck" or "basic".
         norm: makes the norm of so many channels.
         freeze_stem: the stem's convolution doesn't train (detectron2's FREEZE_AT 1).
+        stride_in_1x1: halve in the first convolution of a bottleneck, as the Caffe weights (detectron2's MSRA) do.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ResNet(nn.Module):
         layer_type: str = "bottleneck",
         norm: Callable[[int], nn.Module] = FrozenBatchNorm,
         freeze_stem: bool = True,
+        stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
         from transformers import ResNetConfig, ResNetModel  # a second to import: only when a ResNet is built
@@ -101,6 +103,7 @@ class ResNet(nn.Module):
             hidden_sizes=list(hidden_sizes),
             embedding_size=embedding_size,
             layer_type=layer_type,
+            downsample_in_bottleneck=stride_in_1x1,
         )
         network = ResNetModel(config)
         self.embedder, self.encoder = network.embedder, network.encoder

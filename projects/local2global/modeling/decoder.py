@@ -45,10 +45,17 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(dim, dim_feedforward)
 
     def forward(
-        self, x: Tensor, pos: Tensor, references: Tensor, memory: Tensor, shapes: Shapes, padding: Tensor
+        self,
+        x: Tensor,
+        pos: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        padding: Tensor,
+        barred: Tensor | None = None,
     ) -> Tensor:
         """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
-        x = self.self_attn(x, pos)
+        x = self.self_attn(x, pos, barred=barred)
         x = self.norm(x + self.cross_attn(x + pos, references, memory, shapes, padding))
         return self.ffn(x)
 
@@ -98,18 +105,21 @@ class Decoder(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return (self.bbox_embed(x.float()) + inverse_sigmoid(boxes.float())).sigmoid()
 
-    def forward(self, queries: Tensor, boxes: Tensor, features: FrameFeatures) -> DecoderOutput:
+    def forward(
+        self, queries: Tensor, boxes: Tensor, features: FrameFeatures, barred: Tensor | None = None
+    ) -> DecoderOutput:
         """Decode (B, N, C) queries that start at (B, N, 4) boxes.
 
+        `barred` (N, N), True where a query may not look at another, is what denoising asks of a decoder.
+
         The box that a layer predicts comes from its normed output (`refine(hidden[i], references[i])`), the reference
-        that the next layer starts from comes from the raw one, as in MaskDINO.  A layer looks from a detached
-        reference, but predicts relative to the attached one: its box loss trains the layer before too (DINO's
+        that the next layer starts from comes from the raw one, as in MaskDINO.  A layer but the first looks from a
+        detached reference, but predicts relative to the attached one: its box loss trains the layer before too (DINO's
         look-forward-twice).
         """
         ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]
-        raw, references = [], [boxes]
+        raw, references, start = [], [boxes], boxes
         for layer in self.layers:
-            start = references[-1].detach()
             queries = layer(
                 queries,
                 self.embed_boxes(start),
@@ -117,7 +127,9 @@ class Decoder(nn.Module):
                 features.memory,
                 features.shapes,
                 features.padding,
+                barred,
             )
             raw.append(queries)
             references.append(self.refine(queries, start))
+            start = references[-1].detach()
         return DecoderOutput(tuple(raw), tuple(self.norm(x) for x in raw), tuple(references[:-1]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, constant, padded_pixels
-from .layers import ConvNorm, DeformableAttention, FeedForward
+from .layers import ConvNorm, DeformableAttention, FeedForward, sine_waves
 from .sampling import Shapes
 
 
@@ -32,20 +33,60 @@ def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Te
         dim: width C of the embedding; the first half encodes y, the second x.
 
     Returns:
-        (B, height * width, C).
+        (B, height * width, C); in padding a coordinate whose whole line is padding counts as 0.
     """
-    quarter = torch.arange(dim // 4, device=counts.device, dtype=torch.float32)
-    wavelength = 10000 ** (4 * quarter / dim)
+    nowhere = sine_waves(counts.new_zeros(()), dim // 2)
 
     def encode(length: int, count: Tensor) -> Tensor:
         steps = torch.arange(1, length + 1, device=counts.device, dtype=torch.float32)
-        phase = 2 * math.pi * torch.minimum(steps, count[:, None]) / (count[:, None] + 1e-6)
-        angle = phase[..., None] / wavelength
-        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+        phase = torch.minimum(steps, count[:, None]) / (count[:, None] + 1e-6) * (2 * math.pi)
+        return sine_waves(phase, dim // 2)
 
-    y = encode(height, counts[:, 1])[:, :, None].expand(-1, -1, width, -1)
-    x = encode(width, counts[:, 0])[:, None].expand(-1, height, -1, -1)
+    rows, columns = (
+        (torch.arange(length, device=counts.device) < counts[:, i : i + 1])[..., None]
+        for i, length in ((1, height), (0, width))
+    )
+    y = torch.where(columns[:, None], encode(height, counts[:, 1])[:, :, None], nowhere)
+    x = torch.where(rows[:, :, None], encode(width, counts[:, 0])[:, None], nowhere)
     return torch.cat((y, x), dim=-1).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the tokens of B frames lie.
+
+    Attributes:
+        shapes: (L, 2) as ints: (height, width) of every level.
+        pos: (B, S, C) position embedding, without that of the level.
+        references: (B, S, L, 2) where each token looks first, in [0, 1] of each level's padded map.
+        padding: (B, S) bool, True at a token that lies wholly in padding.
+        valid_ratios: (B, L, 2) the unpadded part of each level's width and height.
+        extent: (B, 2) width and height of the unpadded frame in mask pixels.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    pos: Tensor
+    references: Tensor
+    padding: Tensor
+    valid_ratios: Tensor
+    extent: Tensor
+
+    @classmethod
+    def of(cls, shapes: Shapes, valid: Tensor, mask_shape: tuple[int, int], dim: int) -> Geometry:
+        """Frames of which a (B, 2) part of width and height is not padding."""
+        counts = [unpadded(valid, *shape).ceil() for shape in shapes]
+        levels = list(zip(counts, shapes, strict=True))
+        pos = [grid_sine_embedding(count, *shape, dim) for count, shape in levels]
+        padding = [padded_pixels(count, *shape).flatten(1) for count, shape in levels]
+        centres = torch.cat([pixel_centres(*shape, valid.device) for shape in shapes])
+        return cls(
+            tuple(shapes),
+            torch.cat(pos, dim=1),
+            centres[None, :, None].expand(len(valid), -1, len(shapes), -1),
+            torch.cat(padding, dim=1),
+            valid[:, None].expand(-1, len(shapes), -1),
+            unpadded(valid, *mask_shape),
+        )
 
 
 class EncoderLayer(nn.Module):
@@ -75,10 +116,11 @@ class PixelEncoder(nn.Module):
         dim_feedforward: their hidden width.
         num_levels: levels L; those beyond `features` are made by stride-2 convolutions of the coarsest map.
         num_points: sampling points of a head in a level.
-        features: the maps to flatten, in this order.
+        features: the maps to flatten, in this order, finest or coarsest first; the levels made here follow it.
         groups: groups of the GroupNorms.
         checkpointing: while training, keep only what enters each layer and compute the rest a second time on the way
             back: a third more time of the encoder for the better part of a clip's memory.
+        mask_dim: width of the mask features; `dim` if None.
     """
 
     def __init__(
@@ -93,6 +135,7 @@ class PixelEncoder(nn.Module):
         features: Sequence[str] = ("res3", "res4", "res5"),
         groups: int = 32,
         checkpointing: bool = False,
+        mask_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
@@ -103,7 +146,9 @@ class PixelEncoder(nn.Module):
         self.lateral = next(iter(channels))
         # Levels count from the finest map of the backbone; those made here are coarser than all.
         fineness = [list(channels).index(name) for name in features]
-        fineness += range(len(channels), len(channels) + num_levels - len(features))
+        made = list(range(len(channels), len(channels) + num_levels - len(features)))
+        self.made_first = fineness[0] > fineness[-1]
+        fineness = [*reversed(made), *fineness] if self.made_first else [*fineness, *made]
         self.coarsest_first = sorted(range(num_levels), key=lambda level: -fineness[level])
         coarsest = max(channels[name] for name in features)
         projections: list[nn.Module] = []
@@ -122,7 +167,7 @@ class PixelEncoder(nn.Module):
         )
         self.adapter_1 = ConvNorm(channels[self.lateral], dim, 1, groups)
         self.layer_1 = ConvNorm(dim, dim, 3, groups)
-        self.mask_features = nn.Conv2d(dim, dim, 1)
+        self.mask_features = nn.Conv2d(dim, mask_dim or dim, 1)
         for conv in (self.adapter_1, self.layer_1, self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         _zero_bias(self.mask_features)
@@ -137,44 +182,37 @@ class PixelEncoder(nn.Module):
         Returns:
             The features; their levels coarsest first, the order the decoder reads them in.
         """
-        sources = self._project(maps)
-        shapes = [(source.shape[-2], source.shape[-1]) for source in sources]
-        tokens = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
-        counts = [unpadded(valid, *shape).ceil() for shape in shapes]
-        pos = torch.cat(
-            [
-                grid_sine_embedding(count, height, width, tokens.shape[-1]) + embed
-                for count, (height, width), embed in zip(counts, shapes, self.level_embed, strict=True)
-            ],
-            dim=1,
-        )
-        padding = torch.cat(
-            [padded_pixels(c, *shape).flatten(1) for c, shape in zip(counts, shapes, strict=True)], dim=1
-        )
-        references = torch.cat([_centres(*shape, valid.device) for shape in shapes], dim=0)[None, :, None]
-        references = references.expand(len(tokens), -1, len(shapes), -1)
-        for layer in self.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, pos, references, shapes, padding, use_reentrant=False)
-            else:
-                tokens = layer(tokens, pos, references, shapes, padding)
-        split = [height * width for height, width in shapes]
-        levels = list(tokens.split(split, dim=1))
-        return self._finish(maps[self.lateral], levels, list(padding.split(split, dim=1)), shapes, valid)
+        sources = self.project(maps)
+        shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
+        mask_shape = (maps[self.lateral].shape[-2], maps[self.lateral].shape[-1])
+        geometry = Geometry.of(shapes, valid, mask_shape, sources[0].shape[1])
+        return self.encode(maps[self.lateral], sources, geometry)
 
-    def _project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
-        sources = [proj(maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)]
-        coarsest = max((maps[name] for name in self.features), key=lambda m: m.shape[1])
+    def project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """The levels before attention, (B, C, height, width) each, in the encoder's own order."""
+        given = [proj(maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)]
+        coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
+        made: list[Tensor] = []
         for proj in self.input_proj[len(self.features) :]:
             coarsest = proj(coarsest)
-            sources.append(coarsest)
-        return sources
+            made.append(coarsest)
+        return [*reversed(made), *given] if self.made_first else [*given, *made]
 
-    def _finish(
-        self, lateral: Tensor, levels: list[Tensor], padding: list[Tensor], shapes: Shapes, valid: Tensor
-    ) -> FrameFeatures:
-        """The FPN step to stride 4, and the levels in the decoder's order."""
+    def encode(self, lateral: Tensor, sources: Sequence[Tensor], geometry: Geometry) -> FrameFeatures:
+        """Attention among the levels, and mask features from the finest of them and the (B, channels, h, w) lateral."""
+        shapes = geometry.shapes
+        tokens = torch.cat([source.flatten(2).transpose(1, 2) for source in sources], dim=1)
+        split = [height * width for height, width in shapes]
+        level = [embed.expand(count, -1) for embed, count in zip(self.level_embed, split, strict=True)]
+        pos = geometry.pos + torch.cat(level)
+        given = (pos, geometry.references, shapes, geometry.padding)
+        for layer in self.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(layer, tokens, *given, use_reentrant=False)
+            else:
+                tokens = layer(tokens, *given)
         order = self.coarsest_first
+        levels, padding = tokens.split(split, dim=1), geometry.padding.split(split, dim=1)
         finest = order[-1]
         top = levels[finest].transpose(1, 2).unflatten(-1, shapes[finest])
         top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
@@ -184,8 +222,8 @@ class PixelEncoder(nn.Module):
             shapes=tuple(shapes[i] for i in order),
             padding=torch.cat([padding[i] for i in order], dim=1),
             mask_features=fine,
-            extent=unpadded(valid, *fine.shape[-2:]),
-            valid_ratios=valid[:, None].expand(-1, len(shapes), -1),
+            extent=geometry.extent,
+            valid_ratios=geometry.valid_ratios[:, order],
         )
 
 
@@ -205,7 +243,7 @@ def _zero_bias(conv: nn.Conv2d) -> None:
     nn.init.zeros_(conv.bias)
 
 
-def _centres(height: int, width: int, device: torch.device) -> Tensor:
+def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
     """(height * width, 2) pixel centres (x, y) in [0, 1] of the map."""
     y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
     x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width

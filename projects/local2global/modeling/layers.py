@@ -22,6 +22,13 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def sine_waves(x: Tensor, dim: int) -> Tensor:
+    """Sine and cosine by turns, at `dim` / 2 wavelengths from 2 pi to 20000 pi: (...) angles to (..., dim), float32."""
+    half = torch.arange(dim // 2, device=x.device, dtype=torch.float32)
+    angle = x.float()[..., None] / 10000 ** (2 * half / dim)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
+
+
 def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Tensor:
     """Masks of mask embeddings.
 
@@ -125,12 +132,25 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, x: Tensor, x_pos: Tensor, memory: Tensor | None = None, memory_pos: Tensor | None = None
+        self,
+        x: Tensor,
+        x_pos: Tensor,
+        memory: Tensor | None = None,
+        memory_pos: Tensor | None = None,
+        barred: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, C) queries attend to (B, M, C) memory, or to themselves if it is None."""
+        """Attend.
+
+        Args:
+            x: (B, N, C) queries.
+            x_pos: (B, N, C).
+            memory: (B, M, C); the queries themselves if None.
+            memory_pos: (B, M, C).
+            barred: (N, M) bool, True where a query may not look.
+        """
         memory, memory_pos = (x, x_pos) if memory is None else (memory, memory_pos)
         key = memory if memory_pos is None else memory + memory_pos
-        return self.norm(x + self.attention(x + x_pos, key, memory, need_weights=False)[0])
+        return self.norm(x + self.attention(x + x_pos, key, memory, need_weights=False, attn_mask=barred)[0])
 
 
 class DeformableAttention(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import Positions, Proposals, Queries
+from .layers import sine_waves
 
 #: (B, N, 4) boxes to (B, N, C) position embeddings.
 EmbedBoxes = Callable[[Tensor], Tensor]
@@ -28,11 +29,7 @@ def box_sine_embedding(boxes: Tensor, dim: int = 128) -> Tensor:
     Returns:
         (..., 4 * dim) or (..., 2 * dim), float32.
     """
-    half = torch.arange(dim // 2, device=boxes.device, dtype=torch.float32)
-    wavelength = 10000 ** (2 * half / dim)
-    angle = boxes.float()[..., None] * (2 * math.pi) / wavelength
-    waves = torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)
-    x, y, *size = waves.unbind(dim=-2)
+    x, y, *size = sine_waves(boxes.float() * (2 * math.pi), dim).unbind(dim=-2)
     return torch.cat((y, x, *size), dim=-1)
 
 

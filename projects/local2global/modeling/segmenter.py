@@ -36,6 +36,7 @@ class Segmenter(nn.Module):
         num_classes: K.
         num_queries: N, local and global.
         dim: width C.
+        mask_dim: width of the mask features; `dim` if None.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Segmenter(nn.Module):
         num_classes: int,
         num_queries: int = 100,
         dim: int = 256,
+        mask_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -56,7 +58,7 @@ class Segmenter(nn.Module):
         self.enc_output_norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes)
         nn.init.constant_(self.class_embed.bias, -math.log(99))  # every class starts at a score of .01
-        self.mask_embed = MLP(dim, dim, dim, 3)
+        self.mask_embed = MLP(dim, dim, mask_dim or dim, 3)
         # Denoising's label embedding: kept so that released checkpoints load, trained by nothing here.
         self.label_enc = nn.Embedding(num_classes, dim).requires_grad_(False)
 
