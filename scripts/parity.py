@@ -3,7 +3,8 @@
 
     python scripts/parity.py FOLDER
 
-`local2global.parity.fixtures` says what a folder holds, and when a fixture agrees.
+Columns: the largest absolute difference of outputs, the same over max(1, largest entry), which may be 1e-5, and of gradients
+over their largest entry, which may be 1e-4.  `local2global.parity.fixtures` says what a folder holds.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from local2global.parity.fixtures import read_fixtures
 
 def line(result: Result, width: int) -> str:
     """One row."""
-    output, gradient = result.worst
+    output, scaled, gradient = result.worst
     gradients = f"{gradient:9.1e}" if gradient is not None else f"{'-':>9}"
     verdict = "pass" if result.passed else "FAIL"
     counted = f"{result.compared:3d} arrays"
-    return f"{result.name:{width}}  {result.family:22}  {counted}  {output:9.1e}  {gradients}  {verdict}"
+    numbers = f"{output:9.1e}  {scaled:9.1e}  {gradients}"
+    return f"{result.name:{width}}  {result.family:20}  {counted}  {numbers}  {verdict}"
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def main() -> int:
         return 1
     results = [check(fixture) for fixture in fixtures.values()]
     width = max((len(result.name) for result in results), default=7)
-    print(f"{'fixture':{width}}  {'family':22}  {'compared':10}  {'output':>9}  {'gradient':>9}")  # noqa: T201
+    heads = f"{'output':>9}  {'of scale':>9}  {'gradient':>9}"
+    print(f"{'fixture':{width}}  {'family':20}  {'compared':10}  {heads}")  # noqa: T201
     for result in results:
         print(line(result, width))  # noqa: T201
         for problem in result.problems:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "local2global"
 
-LEAVES = {"structures", "boxes", "randomness", "errors", "segment_ids"}
+LEAVES = {"structures", "boxes", "randomness", "errors", "segment_ids", "coco"}
 ENGINE = {"engine", "trainer", "run", "distributed", "ema", "metrics"}
 # What each room may import besides itself; a room is a folder or a file of the package.
 MAY_IMPORT = {
@@ -23,12 +23,14 @@ MAY_IMPORT = {
     "config_yaml": {"errors", "targets"},
     "lazy": {"errors", "targets", "overrides", "config_yaml"},
     "optim": LEAVES,
-    "checkpoint": LEAVES,
+    "names": LEAVES,
+    "checkpoint": LEAVES | {"names"},
+    "parity": LEAVES | {"names", "modeling"},
     "postprocess": LEAVES,
     "panoptic": LEAVES | {"postprocess"},
     "data": LEAVES,
     "evaluation": LEAVES,
-    "modeling": LEAVES | {"postprocess"},
+    "modeling": LEAVES | {"names", "postprocess"},
     **{room: LEAVES | ENGINE | {"lazy", "checkpoint", "optim"} for room in ENGINE},
 }
 # Inside modeling a file may import its own floor and those below.
@@ -36,7 +38,7 @@ FLOORS = {
     "sampling": 0,
     "layers": 0,
     **dict.fromkeys(["backbone", "encoder", "decoder", "positions", "aligner", "losses"], 1),
-    **dict.fromkeys(["segmenter", "tracker", "matcher"], 2),
+    **dict.fromkeys(["segmenter", "tracker", "bypass", "matcher"], 2),
     "criterion": 3,
     "model": 4,
 }

@@ -74,8 +74,8 @@ def mask_to_box(masks: Tensor, fallback: Tensor, extent: Tensor | None = None, e
     size = torch.tensor((width, height), dtype=low.dtype).to(low.device, non_blocking=True)
     high = size - 1 - torch.stack((_first(columns.flip(-1)), _first(rows.flip(-1))), dim=-1) + edge
     whole = size if extent is None else extent
-    scale = torch.cat((whole, whole), dim=-1)
-    box = xyxy_to_cxcywh((torch.cat((low, high), dim=-1) / scale).clamp(max=1))
+    corners = torch.cat((torch.minimum(low, whole), torch.minimum(high, whole)), dim=-1)
+    box = xyxy_to_cxcywh(corners) / torch.cat((whole, whole), dim=-1)
     return torch.where(columns.any(dim=-1, keepdim=True), box, fallback.to(box.dtype))
 
 

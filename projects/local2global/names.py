@@ -8,7 +8,7 @@ backbone goes by detectron2's, in our files too.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -105,6 +105,119 @@ _TORCHVISION = _resnet(
     1,
     ("conv1.**", "bn1.**"),
 )
+
+
+#: Where a Mask2Former's parameters are of use to a MaskDINO: its three levels come coarsest first, its decoder attends
+#: through masks, and its classes share a softmax with "nothing", so that neither has a place here.
+_MASK2FORMER: tuple[Row, ...] = (
+    ("segmenter.backbone.**", "backbone.**"),
+    *((f"segmenter.encoder.input_proj.{2 - i}.**", f"{_HEAD}pixel_decoder.input_proj.{i}.**") for i in range(3)),
+    *(
+        row
+        for row in _inside(PIXEL_DECODER, "segmenter.encoder.", f"{_HEAD}pixel_decoder.")
+        if "input_proj" not in row[0]
+    ),
+    *_inside(
+        (
+            ("mask_embed.**", "mask_embed.**"),
+            ("decoder.norm.**", "decoder_norm.**"),
+            ("decoder.layers.*.self_attn.attention.**", "transformer_self_attention_layers.*.self_attn.**"),
+            ("decoder.layers.*.self_attn.norm.**", "transformer_self_attention_layers.*.norm.**"),
+            ("decoder.layers.*.ffn.norm.**", "transformer_ffn_layers.*.norm.**"),
+            ("decoder.layers.*.ffn.linear1.**", "transformer_ffn_layers.*.linear1.**"),
+            ("decoder.layers.*.ffn.linear2.**", "transformer_ffn_layers.*.linear2.**"),
+        ),
+        "segmenter.",
+        f"{_HEAD}predictor.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Project:
+    """One project's names.
+
+    Attributes:
+        name: what a report calls it.
+        sign: a regular expression; a state is of the first project of which a name matches it.
+        rows: see the module.
+        dropped: (regular expression, why) of tensors that a model of ours has no use for.
+        kind: "image" for a whole image segmenter, "backbone" for less.
+    """
+
+    name: str
+    sign: str
+    rows: tuple[Row, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+    kind: str = "backbone"
+
+
+_EVERYWHERE = (
+    (r"num_batches_tracked$", "a counter of training batches"),
+    (r"relative_position_index$", "made from the window's size"),
+    (r"^pixel_(mean|std)$", "the model has its own"),
+    (r"^criterion\.empty_weight$", "a constant of another loss"),
+    (r"(^|\.)(stem\.)?(fc|classifier|head)\.", "a classifier of whole images"),
+)
+_BACKBONE_ALONE = (("segmenter.backbone.**", "**"),)
+
+MASKDINO = Project(
+    "MaskDINO",
+    r"^sem_seg_head\.predictor\.enc_output\.",
+    (
+        *_MASKDINO,
+        # the official code registers its shared box head three times, detrex once
+        ("segmenter.decoder.bbox_embed.**", f"{_HEAD}predictor._bbox_embed.**", f"{_HEAD}predictor.bbox_embed.#.**"),
+    ),
+    _EVERYWHERE,
+    "image",
+)
+DETREX = Project("detrex's MaskDINO", MASKDINO.sign, _MASKDINO, _EVERYWHERE, "image")
+PROJECTS: tuple[Project, ...] = (
+    MASKDINO,
+    Project(
+        "Mask2Former",
+        r"^sem_seg_head\.predictor\.transformer_cross_attention_layers\.",
+        _MASK2FORMER,
+        (*_EVERYWHERE, (r"\.(query_feat|query_embed|static_query)\.", "learned queries, which local ones replace")),
+        "image",
+    ),
+    Project(
+        "detectron2 detector",
+        r"^backbone\.bottom_up\.",
+        (("segmenter.backbone.**", "backbone.bottom_up.**"),),
+        (*_EVERYWHERE, (r"^(proposal_generator|roi_heads|backbone\.fpn_)", "a detector's own parts")),
+    ),
+    Project("detectron2 ResNet", r"^stem\.conv1\.weight$", _BACKBONE_ALONE, _EVERYWHERE),
+    Project("Swin", r"^layers\.0\.blocks\.0\.attn\.qkv\.weight$", _BACKBONE_ALONE, _EVERYWHERE),
+    Project(
+        "backbone",
+        r"^backbone\.(stem\.conv1|patch_embed\.proj)\.weight$",
+        (("segmenter.backbone.**", "backbone.**"),),
+        _EVERYWHERE,
+    ),
+    Project(
+        "torchvision ResNet",
+        r"^layer1\.0\.conv1\.weight$",
+        _inside(_TORCHVISION, "segmenter.backbone.", ""),
+        _EVERYWHERE,
+    ),
+    Project(
+        "transformers ResNet",
+        r"^(resnet\.)?embedder\.embedder\.convolution\.weight$",
+        (
+            *_inside(HF_RESNET, "segmenter.backbone.", "resnet."),
+            *_inside(HF_RESNET, "segmenter.backbone.", ""),
+        ),
+        _EVERYWHERE,
+    ),
+)
+
+
+def recognise(names: Iterable[str]) -> Project | None:
+    """Whose names these are; None for ours, and for nobody's we know."""
+    names = list(names)
+    return next((p for p in PROJECTS if any(re.search(p.sign, name) for name in names)), None)
 
 
 @dataclass(frozen=True)

@@ -288,6 +288,26 @@ class FramePredictions:
     layers: tuple[LayerPredictions, ...] = ()
     local: LayerPredictions | None = None
 
+    def in_order(self, order: Tensor) -> FramePredictions:
+        """The same predictions with slot i taken from row order[:, i] of (B, N); the local queries stay as they are."""
+
+        def taken(value: Tensor) -> Tensor:
+            index = order.view(*order.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
+            return value.gather(1, index)
+
+        def layer(one: LayerPredictions) -> LayerPredictions:
+            boxes = None if one.boxes is None else taken(one.boxes)
+            return LayerPredictions(taken(one.logits), boxes, taken(one.mask_embed))
+
+        return dataclasses.replace(
+            self,
+            logits=taken(self.logits),
+            boxes=taken(self.boxes),
+            masks=taken(self.masks),
+            queries=Queries(taken(self.queries.embed), taken(self.queries.boxes)),
+            layers=tuple(layer(one) for one in self.layers),
+        )
+
 
 @dataclass(frozen=True)
 class Tracks:

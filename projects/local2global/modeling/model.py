@@ -24,6 +24,7 @@ from ..structures import (
     VideoResult,
     constant,
 )
+from .bypass import BypassTracker
 from .criterion import Criterion
 from .segmenter import Segmenter
 from .tracker import Tracker
@@ -62,7 +63,7 @@ class Local2Global(nn.Module):
     def __init__(
         self,
         segmenter: Segmenter,
-        tracker: Tracker,
+        tracker: Tracker | BypassTracker,
         criterion: Criterion,
         classes: Sequence[Mapping[str, Any]],
         test_size: tuple[int, int] = (360, 1333),
@@ -97,7 +98,8 @@ class Local2Global(nn.Module):
         """
         local = self.segmenter.propose(features)
         embed, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)
-        return self.segmenter.decode(embed, positions, features, local.predictions)
+        found = self.segmenter.decode(embed, positions, features, local.predictions)
+        return self.tracker.link(past, found)
 
     def forward(
         self, clips: Sequence[Clip]

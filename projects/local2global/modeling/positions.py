@@ -7,7 +7,8 @@ applied when a frame was decoded and travels as `Queries.boxes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,8 @@ class StaticLocalPositions(nn.Module):
         dim: width C.
     """
 
+    WORDS: ClassVar[Mapping[str, type[nn.Module]]]  # below, where what they name exists
+
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_queries, dim)
@@ -86,3 +89,6 @@ class DynamicLocalPositions(nn.Module):
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
         """(B, K, C)."""
         return embed_boxes(local.boxes)
+
+
+StaticLocalPositions.WORDS = {"dynamic": DynamicLocalPositions}

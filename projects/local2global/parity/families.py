@@ -39,14 +39,14 @@ class Result:
         name: the fixture.
         family: what it checks.
         compared: arrays that were compared.
-        worst: largest absolute difference of outputs, and of gradients over their largest entry, None without any.
+        worst: see `Comparison.worst`.
         problems: why it fails; empty if it agrees.
     """
 
     name: str
     family: str
     compared: int
-    worst: tuple[float, float | None]
+    worst: tuple[float, float, float | None]
     problems: tuple[str, ...]
 
     @property
@@ -71,7 +71,7 @@ def check(fixture: Fixture) -> Result:
     found = family_of(fixture)
     if found is None:
         about = dict(fixture.constructor)
-        return Result(fixture.name, "unknown", 0, (0.0, None), (f"no family for {about}",))
+        return Result(fixture.name, "unknown", 0, (0.0, 0.0, None), (f"no family for {about}",))
     family, run = found
     compare = Comparison(fixture)
     try:
@@ -81,6 +81,6 @@ def check(fixture: Fixture) -> Result:
         problems = (f"cannot be run: {error}",)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         problems = (f"cannot be run: {type(error).__name__}: {str(error).splitlines()[0]}",)
-    output, gradient = compare.worst
-    worst = (output, gradient if compare.gradients else None)
-    return Result(fixture.name, family, len(compare.outputs) + len(compare.gradients), worst, problems)
+    return Result(
+        fixture.name, family, len(compare.outputs) + len(compare.gradients), compare.worst, problems
+    )

@@ -135,6 +135,8 @@ def _encoder_of(fixture: Fixture) -> PixelEncoder:
     steps = maps[features[0]][1] / fixture.argument("common_stride")
     if steps != 2 or len(features) < 2:
         raise Unsupported("our encoder reads at least two maps and makes one step from the finest to the masks")
+    if fixture.argument("total_num_feature_levels") > len(features) + 1:
+        raise Unsupported("detrex gives two levels of its own making each other's positions; ours does not")
     dim, order = fixture.argument("conv_dim"), fixture.argument("feature_order")
     return PixelEncoder(
         {name: channels for name, (channels, _) in maps.items()},
@@ -221,10 +223,25 @@ def logit(fixture: Fixture, compare: Comparison) -> None:
     compare.output("out/y", inverse_sigmoid(fixture["in/x"], fixture.argument("eps", 1e-5)))
 
 
+class _PaddedDecoder(Decoder):
+    """Our decoder under padding as theirs has it: positions are embedded in [0, 1] of the padded coarsest level.
+
+    Ours embeds them in [0, 1] of the frame, so that padding changes nothing; the two are one where nothing is padded.
+    """
+
+    first_ratio: Tensor | None = None
+
+    def embed_boxes(self, boxes: Tensor) -> Tensor:
+        """MLP(PE(boxes))."""
+        if self.first_ratio is not None:
+            boxes = boxes * torch.cat((self.first_ratio, self.first_ratio), dim=-1)[:, None]
+        return super().embed_boxes(boxes)
+
+
 def decoder(fixture: Fixture, compare: Comparison) -> None:
     """Decoder layers with iterative boxes; theirs have the batch second."""
     fixture.expect(query_dim=4, **_RELU)
-    module = Decoder(
+    module = _PaddedDecoder(
         fixture.argument("d_model"),
         fixture.argument("n_heads"),
         fixture.argument("num_layers"),
@@ -243,6 +260,7 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
         nothing if padding is None else padding.bool(),
         fixture["in/valid_ratios"],
     )
+    module.first_ratio = features.valid_ratios[:, 0]
     out = module(tgt, boxes.sigmoid(), features, None if barred is None else barred.bool())
     last = out.references[-1] if len(out.references) == 1 else out.references[-1].detach()
     references = [*out.references, module.refine(out.raw[-1], last)]
@@ -263,6 +281,8 @@ def predictor(fixture: Fixture, compare: Comparison) -> None:
     module = _segmenter_of(fixture)
     fixture.load(module, PREDICTOR)
     features = _levels(fixture)
+    assert isinstance(module.decoder, _PaddedDecoder)
+    module.decoder.first_ratio = features.valid_ratios[:, 0]
     local = module.propose(features)
     kinds = ("pred_logits", "pred_boxes", "pred_masks")
 
@@ -297,7 +317,7 @@ def _segmenter_of(fixture: Fixture) -> Segmenter:
     )
     dim = fixture.argument("hidden_dim")
     fixture.expect(in_channels=dim)
-    layers = Decoder(
+    layers = _PaddedDecoder(
         dim,
         fixture.argument("nhead", 8),
         fixture.argument("dec_layers"),
