@@ -269,6 +269,19 @@ def to_theirs(ours: Mapping[str, Tensor], rows: Iterable[Row], copies: int = 1) 
     return Translation(state, tuple(unknown))
 
 
+def rename(name: str, rows: Iterable[Row]) -> str:
+    """Our name for theirs.
+
+    Raises:
+        KeyError: if no row knows it.
+    """
+    for row in rows:
+        for theirs in row[1:]:
+            if found := _reader(theirs).match(name):
+                return _fill(row[0], found.groups())
+    raise KeyError(name)
+
+
 @lru_cache(maxsize=4096)
 def _reader(template: str) -> re.Pattern[str]:
     """What matches the names of a template, with a group for each of its wildcards."""

@@ -74,7 +74,13 @@ class Trainer:
         path = self.settings.init_checkpoint
         if not path:
             return ""
-        report = load_weights(self.model, load_checkpoint(path), strict=False, source=str(path))
+        report = load_weights(
+            self.model,
+            load_checkpoint(path),
+            strict=False,
+            source=str(path),
+            partial=self.settings.init_partial,
+        )
         lines = [f"weights of {path}:", *report.summary()]
         self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
         if self.average is not None:

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from local2global.modeling.backbone import FrozenBatchNorm, GroupNorms, ResNet, detectron2_name
+from local2global.modeling.backbone import FrozenBatchNorm, GroupNorms, ResNet
+from local2global.names import HF_RESNET, rename
+
+def detectron2_name(name):
+    return rename(name, HF_RESNET)
+
 
 SMALL = {"depths": (2, 1, 1, 2), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 
@@ -106,7 +111,7 @@ def test_a_fresh_frozen_norm_changes_nothing():
 
 def test_strides_are_in_the_3x3_convolutions(small):
     strides = {
-        detectron2_name(name + ".")[:-1]: module.stride[0]
+        detectron2_name(name + ".weight").removesuffix(".weight"): module.stride[0]
         for name, module in small.named_modules()
         if isinstance(module, nn.Conv2d) and module.stride[0] == 2
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -192,7 +193,11 @@ def ablate(
 @app.command()
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Videos, folders or globs of frames, images.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT... [KEY=VALUE]...",
+            help="Videos, folders or globs of frames, images; and changes to the model's config, model.KEY=VALUE.",
+        ),
     ],
     weights: Annotated[
         str | None, typer.Option(help="Weights (.pth, .safetensors), or the folder of a run.")
@@ -215,8 +220,13 @@ def predict(
     from .predict import L2G
     from .video import open_source
 
-    sources = _name_apart([open_source(text) for text in inputs])
-    model = L2G.from_pretrained(weights, device)
+    overrides = [text for text in inputs if _is_override(text)]
+    sources = _name_apart([open_source(text) for text in inputs if text not in overrides])
+    if not sources:
+        raise UserError("no input: name a video, a folder or a glob of frames")
+    model = L2G.from_pretrained(weights, device, overrides)
+    if model.caveat:
+        typer.echo(model.caveat)
     names = [name.strip() for name in classes.split(",")] if classes else None
     for source in sources:
         _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
@@ -260,6 +270,29 @@ def doctor() -> None:
     show(checks)
     if any(c.status == "fail" for c in checks):
         raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    weights: Annotated[Path, typer.Argument(help="Weights: .pth, .pkl or .safetensors.")],
+    output: Annotated[Path, typer.Option(help="A folder, or with --to detrex a .pth file.")],
+    config: Annotated[
+        str | None, typer.Option(help="The model's config; by default a released MaskDINO is recognised.")
+    ] = None,
+    overrides: Overrides = None,
+    to: Annotated[str, typer.Option(help="Whose names to write: ours or detrex.")] = "ours",
+    partial: Annotated[bool, typer.Option("--partial", help="Accept parts that fit only in part.")] = False,
+) -> None:
+    """Turn other projects' weights into a folder that train, eval and predict read, or ours into detrex's names."""
+    from .convert import convert as run
+
+    for line in run(weights, output, config, overrides or [], to, partial):
+        typer.echo(line)
+
+
+def _is_override(text: str) -> bool:
+    """`model.KEY=VALUE`, unless a file has that name."""
+    return re.match(r"[~+]*model\.", text) is not None and "=" in text and not Path(text).exists()
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:

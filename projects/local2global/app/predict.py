@@ -24,12 +24,13 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import find_config, load_checkpoint, load_weights
+from ..checkpoint import find_config, load_checkpoint, load_weights, read_state
 from ..data.augment import resize_shortest_edge
 from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
 from ..postprocess import Aggregate, VideoPostprocessor
 from ..structures import FramePredictions, FrameResult
+from .convert import image_config
 from .draw import draw
 from .tracks import best_tracks, write_tracks
 from .video import Source, VideoWriter, open_source
@@ -90,8 +91,9 @@ class L2G:
         """Builds the model of a run and loads its weights.
 
         Args:
-            path: a .pth or .safetensors file, or a run's folder (its model_final.pth or last checkpoint).
-                The model is described by the config.yaml beside the weights.
+            path: a .pth, .pkl or .safetensors file, or a run's folder (its model_final.pth or last checkpoint).
+                The model is described by the config.yaml beside the weights; a released MaskDINO needs none, but
+                `model.tracker=bypass` among the overrides.
             device: where it runs; by default the first GPU, or the CPU without one.
             overrides: changes to the config, as `key=value`.
 
@@ -100,16 +102,25 @@ class L2G:
         """
         place = choose_device(device)
         weights = find_weights(path)
-        # Only the model's part is read: the run's data and its truth need not exist here.
-        config = apply_overrides(load_resolved(find_config(weights), ("model",)), overrides)
+        content = load_checkpoint(weights)
+        if weights.with_name("config.yaml").is_file() or read_state(content, str(weights)).project is None:
+            # Only the model's part is read: the run's data and its truth need not exist here.
+            config = apply_overrides(load_resolved(find_config(weights), ("model",)), overrides)
+        else:
+            config = image_config(content, str(weights), overrides)
         model = instantiate(config.model)
-        load_weights(model, load_checkpoint(weights), source=str(weights))
+        load_weights(model, content, source=str(weights))
         return cls(model, place)
 
     @property
     def classes(self) -> list[dict[str, Any]]:
         """The classes, {id, name} each; a result's label k is the k-th."""
         return list(self._model.classes)
+
+    @property
+    def caveat(self) -> str | None:
+        """What to know before looking at identities, if anything."""
+        return getattr(getattr(self._module, "tracker", None), "caveat", None)
 
     @property
     def _model(self) -> StreamingModel:

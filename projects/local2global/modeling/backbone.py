@@ -6,7 +6,6 @@ its sizes and never downloads anything.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..names import HF_RESNET, rename
 
 
 class FrozenBatchNorm(nn.Module):
@@ -52,24 +53,6 @@ class GroupNorms:
     def __call__(self, channels: int) -> nn.GroupNorm:
         """The norm of so many channels."""
         return nn.GroupNorm(max(1, channels // self.channels_per_group), channels)
-
-
-#: transformers' names of a ResNet's parameters, and detectron2's, which are ours on disk.
-_NAMES = (
-    (r"^embedder\.embedder\.convolution\.", "stem.conv1."),
-    (r"^embedder\.embedder\.normalization\.", "stem.conv1.norm."),
-    (r"^encoder\.stages\.(\d+)\.layers\.(\d+)\.", lambda m: f"res{int(m[1]) + 2}.{m[2]}."),
-    (r"\.layer\.(\d+)\.", lambda m: f".conv{int(m[1]) + 1}."),
-    (r"\.convolution\.", "."),
-    (r"\.normalization\.", ".norm."),
-)
-
-
-def detectron2_name(name: str) -> str:
-    """The name detectron2 gives to what transformers' ResNet calls `name`."""
-    for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 class ResNet(nn.Module):
@@ -113,7 +96,7 @@ class ResNet(nn.Module):
                     setattr(module, name, norm(child.num_features))
         self.embedder.requires_grad_(not freeze_stem)
         self.channels = {f"res{i + 2}": channels for i, channels in enumerate(hidden_sizes)}
-        self._ours = {name: detectron2_name(name) for name in self.state_dict()}
+        self._ours = {name: rename(name, HF_RESNET) for name in self.state_dict()}
         self._register_state_dict_hook(_rename_saved)
         self._register_load_state_dict_pre_hook(self._rename_loaded)
 

@@ -1,0 +1,136 @@
+"""Arrays out of a pickle, and nothing else: nothing that the pickle names is imported or called.
+
+detectron2's model zoo is pickled dicts of numpy arrays; converted Swin weights are pickled dicts of torch tensors.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_KINDS = "fiub"  # floats, integers and truth values
+
+
+class _Type:
+    """A numpy dtype, as its pickle tells it."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">", "|", "=") else "="
+
+    def build(self) -> np.dtype[Any]:
+        found = np.dtype(self.name)
+        if found.kind not in _KINDS or found.shape:
+            raise pickle.UnpicklingError(f"an array of {self.name}")
+        return found.newbyteorder(self.order)  # type: ignore[arg-type]
+
+
+class _Array:
+    """A numpy array, as its pickle tells it."""
+
+    value: Tensor
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _Type):
+            raise pickle.UnpicklingError("an array without a type")
+        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        self.value = _tensor(raw, kind, tuple(shape), "F" if fortran else "C")
+
+
+def _tensor(raw: bytes, kind: _Type, shape: tuple[int, ...], order: Any) -> Tensor:
+    flat = np.frombuffer(raw, kind.build())
+    return torch.from_numpy(np.ascontiguousarray(flat.reshape(shape, order=order), kind.build().newbyteorder("=")))
+
+
+def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str = "C") -> _Array:
+    array = _Array()
+    array.value = _tensor(bytes(data), kind, tuple(shape), order)
+    return array
+
+
+def _scalar(kind: _Type, data: Any) -> Any:
+    raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
+    return np.frombuffer(raw, kind.build())[0].item()
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1" if encoding == "latin1" else "utf-8")
+
+
+def _storage(data: bytes) -> Any:
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def _rebuild(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, (torch.storage.TypedStorage, torch.storage.UntypedStorage)):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))  # type: ignore[no-untyped-call]
+
+
+def _parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+def _size(values: Any = ()) -> tuple[int, ...]:
+    return tuple(values)
+
+
+_STANDS_FOR: dict[tuple[str, str], Callable[..., Any]] = {
+    **{
+        (f"numpy.{core}.{module}", name): maker
+        for core in ("core", "_core")
+        for module, name, maker in (
+            ("multiarray", "_reconstruct", lambda *_: _Array()),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch", "Size"): _size,
+}
+
+
+class _Reader(pickle.Unpickler):
+    """Puts our own makers where a pickle names somebody's, and refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STANDS_FOR:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+        return _STANDS_FOR[module, name]
+
+
+def load_pickle(path: Path) -> Any:
+    """The content of a pickle, arrays as tensors.
+
+    Raises:
+        pickle.UnpicklingError: if it holds, or asks for, anything but arrays and plain values.
+    """
+    with path.open("rb") as file:
+        return _plain(_Reader(file, encoding="latin1").load())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value
