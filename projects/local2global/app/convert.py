@@ -63,7 +63,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     names = [name.split(".") for name in tensors]
     classes = [{"id": i, "name": name} for i, name in coco.THINGS.items()]
     if rows == coco.PANOPTIC_ROWS:
-        classes += [{"id": 100 + i, "name": f"stuff {i}"} for i in range(coco.PANOPTIC_ROWS - coco.INSTANCE_ROWS)]
+        classes += [{"id": i, "name": name} for i, name in coco.STUFF.items()]
     elif rows != coco.INSTANCE_ROWS:
         classes = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(rows)]
     found: dict[str, Any] = {"classes": classes, "num_queries": QUERIES}
