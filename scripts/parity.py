@@ -3,8 +3,8 @@
 
     python scripts/parity.py FOLDER
 
-Columns: the largest absolute difference of outputs, the same over max(1, largest entry), which may be 1e-5, and of gradients
-over their largest entry, which may be 1e-4.  `local2global.parity.fixtures` says what a folder holds.
+Columns: the largest absolute difference of outputs, the same over max(1, largest entry), which may be 1e-5, and of
+gradients over their largest entry, which may be 1e-4.  `local2global.parity.fixtures` says what a folder holds.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def line(result: Result, width: int) -> str:
 
 def main() -> int:
     """Compare every fixture of a folder; the number of failures decides the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=1, help="of torch; the fixtures were made with one")
     options = parser.parse_args()

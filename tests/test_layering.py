@@ -37,7 +37,7 @@ MAY_IMPORT = {
 FLOORS = {
     "sampling": 0,
     "layers": 0,
-    **dict.fromkeys(["backbone", "encoder", "decoder", "positions", "aligner", "losses"], 1),
+    **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
     **dict.fromkeys(["segmenter", "tracker", "bypass", "matcher"], 2),
     "criterion": 3,
     "model": 4,

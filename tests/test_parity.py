@@ -82,7 +82,9 @@ def test_what_nobody_compares_or_reads_is_a_failure(fixtures):
     ],
 )
 def test_what_we_do_not_build_is_a_failure_with_a_reason(constructor, word):
-    result = check(Fixture("new", constructor, "", {"out/y": torch.zeros(1), "in/x": torch.zeros(1, 1, 2, 2)}))
+    result = check(
+        Fixture("new", constructor, "", {"out/y": torch.zeros(1), "in/x": torch.zeros(1, 1, 2, 2)})
+    )
     assert not result.passed
     assert word in result.problems[0]
 

@@ -31,11 +31,18 @@ ARRAYS = {
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_arrays_of_any_kind_and_protocol_are_read(tmp_path, protocol):
     """As detectron2's model zoo has them: a dict under "model", and who made it."""
-    content = {"model": collections.OrderedDict(ARRAYS), "__author__": "somebody", "matching_heuristics": True}
+    content = {
+        "model": collections.OrderedDict(ARRAYS),
+        "__author__": "somebody",
+        "matching_heuristics": True,
+    }
     read = load_checkpoint(written(tmp_path, content, protocol))
     assert (read["__author__"], read["matching_heuristics"]) == ("somebody", True)
     for name, value in ARRAYS.items():
-        assert read["model"][name].dtype == torch.from_numpy(np.atleast_1d(value).astype(value.dtype.newbyteorder("="))).dtype
+        assert (
+            read["model"][name].dtype
+            == torch.from_numpy(np.atleast_1d(value).astype(value.dtype.newbyteorder("="))).dtype
+        )
         assert np.array_equal(read["model"][name].numpy(), value)
 
 

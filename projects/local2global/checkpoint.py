@@ -175,7 +175,8 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
         raise UserError(f"{source}: expected a dict under 'model', got {type(state).__name__}.")
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError(f"{source}: no tensors in it, only {', '.join(map(str, list(content)[:5])) or 'nothing'}.")
+        inside = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise UserError(f"{source}: no tensors in it, only {inside}.")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     project = recognise(tensors)
@@ -295,8 +296,15 @@ def find_config(weights_path: str | Path) -> Path:
 
 def _not_these(report: LoadReport) -> str:
     bad = [*report.missing, *(f"{name} {theirs} for {ours}" for name, ours, theirs in report.mismatched)]
-    if report.loaded and not report.mismatched and all(name.startswith("tracker.") for name in report.missing):
-        return "there is no tracker in these weights. Add model.tracker=bypass: identities are then matched, not learned."
+    if (
+        report.loaded
+        and not report.mismatched
+        and all(name.startswith("tracker.") for name in report.missing)
+    ):
+        return (
+            "there is no tracker in these weights. Add model.tracker=bypass: "
+            "identities are then matched, not learned."
+        )
     more = ", ..." if len(bad) > 3 else ""
     return (
         f"weights of another model: {len(report.loaded)} tensors fit, {len(report.missing)} are missing, "

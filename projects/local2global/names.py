@@ -1,8 +1,8 @@
 """What other projects call our parameters: the only table of their names, read in both directions.
 
-A row is (ours, theirs, their other names for the same tensor).  `*` stands for one number, `**` for the rest of a name, `#`
-(theirs only) for every number of a layer whose parameters are shared.  Ours on disk are the names of `state_dict`; a
-backbone goes by detectron2's, in our files too.
+A row is (ours, theirs, their other names for the same tensor).  `*` stands for one number, `**` for the rest of a name,
+`#` (theirs only) for every number of a layer whose parameters are shared.  Ours on disk are the names of `state_dict`;
+a backbone goes by detectron2's, in our files too.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ _MASKDINO: tuple[Row, ...] = (
 )
 
 
-def _resnet(stage: str, conv: str, norm: str, shortcut: tuple[str, str], start: int, stem: tuple[str, str]) -> tuple[Row, ...]:
+def _resnet(
+    stage: str, conv: str, norm: str, shortcut: tuple[str, str], start: int, stem: tuple[str, str]
+) -> tuple[Row, ...]:
     """Rows of a ResNet whose stages, convolutions and norms are numbered from elsewhere."""
     rows: list[Row] = [("stem.conv1.norm.**", stem[1]), ("stem.conv1.**", stem[0])]
     for i in range(4):
@@ -97,6 +99,39 @@ HF_RESNET = _resnet(
     0,
     ("embedder.embedder.convolution.**", "embedder.embedder.normalization.**"),
 )
+_BLOCK = "encoder.layers.*.blocks.*."
+
+#: transformers' Swin (two ways of naming attention, by its version); ours on disk are the official code's names.
+#: There queries, keys and values are one matrix `attn.qkv`, which `modeling/swin.py` cuts and joins.
+HF_SWIN: tuple[Row, ...] = (
+    ("patch_embed.proj.**", "swin.embeddings.patch_embeddings.projection.**"),
+    ("patch_embed.norm.**", "swin.embeddings.norm.**"),
+    *(
+        (f"layers.*.blocks.*.{ours}", *(f"swin.{_BLOCK}{name}" for name in theirs))
+        for ours, *theirs in (
+            ("norm1.**", "layernorm_before.**"),
+            ("norm2.**", "layernorm_after.**"),
+            ("attn.q.**", "attention.q_proj.**", "attention.self.query.**"),
+            ("attn.k.**", "attention.k_proj.**", "attention.self.key.**"),
+            ("attn.v.**", "attention.v_proj.**", "attention.self.value.**"),
+            ("attn.proj.**", "attention.o_proj.**", "attention.output.dense.**"),
+            (
+                "attn.relative_position_bias_table",
+                "attention.relative_position_bias.relative_position_bias_table",
+                "attention.self.relative_position_bias_table",
+            ),
+            (
+                "attn.relative_position_index",
+                "attention.relative_position_bias.relative_position_index",
+                "attention.self.relative_position_index",
+            ),
+            ("mlp.fc1.**", "mlp.fc1.**", "intermediate.dense.**"),
+            ("mlp.fc2.**", "mlp.fc2.**", "output.dense.**"),
+        )
+    ),
+    ("layers.*.downsample.**", "swin.encoder.layers.*.downsample.**"),
+    *((f"norm{i}.**", f"hidden_states_norms.stage{i + 1}.**") for i in range(4)),
+)
 _TORCHVISION = _resnet(
     "layer{}.*.",
     "conv{}.**",
@@ -111,7 +146,10 @@ _TORCHVISION = _resnet(
 #: through masks, and its classes share a softmax with "nothing", so that neither has a place here.
 _MASK2FORMER: tuple[Row, ...] = (
     ("segmenter.backbone.**", "backbone.**"),
-    *((f"segmenter.encoder.input_proj.{2 - i}.**", f"{_HEAD}pixel_decoder.input_proj.{i}.**") for i in range(3)),
+    *(
+        (f"segmenter.encoder.input_proj.{2 - i}.**", f"{_HEAD}pixel_decoder.input_proj.{i}.**")
+        for i in range(3)
+    ),
     *(
         row
         for row in _inside(PIXEL_DECODER, "segmenter.encoder.", f"{_HEAD}pixel_decoder.")
@@ -167,7 +205,11 @@ MASKDINO = Project(
     (
         *_MASKDINO,
         # the official code registers its shared box head three times, detrex once
-        ("segmenter.decoder.bbox_embed.**", f"{_HEAD}predictor._bbox_embed.**", f"{_HEAD}predictor.bbox_embed.#.**"),
+        (
+            "segmenter.decoder.bbox_embed.**",
+            f"{_HEAD}predictor._bbox_embed.**",
+            f"{_HEAD}predictor.bbox_embed.#.**",
+        ),
     ),
     _EVERYWHERE,
     "image",
@@ -179,7 +221,10 @@ PROJECTS: tuple[Project, ...] = (
         "Mask2Former",
         r"^sem_seg_head\.predictor\.transformer_cross_attention_layers\.",
         _MASK2FORMER,
-        (*_EVERYWHERE, (r"\.(query_feat|query_embed|static_query)\.", "learned queries, which local ones replace")),
+        (
+            *_EVERYWHERE,
+            (r"\.(query_feat|query_embed|static_query)\.", "learned queries, which local ones replace"),
+        ),
         "image",
     ),
     Project(
@@ -243,7 +288,9 @@ def to_ours(theirs: Mapping[str, Tensor], rows: Iterable[Row], source: str = "st
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in theirs.items():
-        ours = next((_fill(ours, found.groups()) for reader, ours in readers if (found := reader.match(name))), None)
+        ours = next(
+            (_fill(ours, found.groups()) for reader, ours in readers if (found := reader.match(name))), None
+        )
         if ours is None:
             unknown.append(name)
         elif ours not in state:
@@ -259,7 +306,9 @@ def to_theirs(ours: Mapping[str, Tensor], rows: Iterable[Row], copies: int = 1) 
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in ours.items():
-        found = next(((match.groups(), names) for reader, names in writers if (match := reader.match(name))), None)
+        found = next(
+            ((match.groups(), names) for reader, names in writers if (match := reader.match(name))), None
+        )
         if found is None:
             unknown.append(name)
             continue

@@ -50,7 +50,9 @@ class _Array:
 
 def _tensor(raw: bytes, kind: _Type, shape: tuple[int, ...], order: Any) -> Tensor:
     flat = np.frombuffer(raw, kind.build())
-    return torch.from_numpy(np.ascontiguousarray(flat.reshape(shape, order=order), kind.build().newbyteorder("=")))
+    return torch.from_numpy(
+        np.ascontiguousarray(flat.reshape(shape, order=order), kind.build().newbyteorder("="))
+    )
 
 
 def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str = "C") -> _Array:

@@ -32,7 +32,8 @@ from .distributed import gather, world_size
 from .errors import UserError, make_folder
 from .lazy import instantiate, save_resolved
 
-# Every key the trainer honours, with the values of a config that leaves it out; detrex's, `accumulate` and `init_partial`.
+# Every key the trainer honours, with the values of a config that leaves it out; detrex's, and our `accumulate`
+# and `init_partial`.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "./output",
     "init_checkpoint": "",

@@ -54,7 +54,9 @@ def test_the_video_model_keeps_its_tracker_and_its_report_says_it_is_new(release
 def test_ours_go_back_to_detrexs_names(released, tmp_path):
     _, path = released
     run("convert", path, "--output", tmp_path / "out", "--config", TINY)
-    done = run("convert", tmp_path / "out" / "model_final.pth", "--output", tmp_path / "d.pth", "--to", "detrex")
+    done = run(
+        "convert", tmp_path / "out" / "model_final.pth", "--output", tmp_path / "d.pth", "--to", "detrex"
+    )
     assert "which detrex's MaskDINO has no place for: tracker." in done.output
     before, after = load_checkpoint(path)["model"], load_checkpoint(tmp_path / "d.pth")["model"]
     assert before.keys() == after.keys()
@@ -68,11 +70,16 @@ def test_another_size_is_no_silent_mismatch(released, tmp_path):
     assert isinstance(done.exception, UserError)
     assert "only some of segmenter.encoder fits" in str(done.exception)
     assert not (tmp_path / "out").exists()
-    assert run("convert", path, "--output", tmp_path / "out", "--config", TINY, wider, "--partial").exit_code == 0
+    assert (
+        run("convert", path, "--output", tmp_path / "out", "--config", TINY, wider, "--partial").exit_code
+        == 0
+    )
 
 
 def test_image_weights_ask_for_the_bypass_in_one_line(released):
-    with pytest.raises(UserError, match=r"know images: add model\.tracker=bypass .*matched, not learned") as error:
+    with pytest.raises(
+        UserError, match=r"know images: add model\.tracker=bypass .*matched, not learned"
+    ) as error:
         L2G.from_pretrained(released[1], "cpu")
     assert "\n" not in str(error.value)
 

@@ -7,11 +7,11 @@ from torch import nn
 from local2global.modeling.backbone import FrozenBatchNorm, GroupNorms, ResNet
 from local2global.names import HF_RESNET, rename
 
+SMALL = {"depths": (2, 1, 1, 2), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
+
+
 def detectron2_name(name):
     return rename(name, HF_RESNET)
-
-
-SMALL = {"depths": (2, 1, 1, 2), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 
 
 @pytest.fixture(scope="module")

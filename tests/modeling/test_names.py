@@ -38,7 +38,9 @@ def test_every_tensor_of_a_maskdino_has_a_place(shared, name):
 def test_of_a_mask2former_what_maps_maps_and_the_rest_is_named(shared):
     state = read_state(listed(shared, "official_mask2former_r50_c80_collapsed"))
     assert state.project.name == "Mask2Former"
-    assert {"segmenter.encoder.input_proj.2.0.weight", "segmenter.mask_embed.layers.0.bias"} <= set(state.tensors)
+    assert {"segmenter.encoder.input_proj.2.0.weight", "segmenter.mask_embed.layers.0.bias"} <= set(
+        state.tensors
+    )
     assert state.tensors["segmenter.encoder.input_proj.0.0.weight"].shape[1] == 512  # ours begins with res3
     # query_feat, query_embed are dropped with a reason; classes and masked attention have no place
     parts = {key.split(".")[2] for key in state.unknown}
@@ -91,7 +93,10 @@ def test_a_resnet_by_any_name_is_the_same_resnet(name, extra):
     report = load_weights(holder, content)
     assert report.project == name
     assert {key for key, _ in report.dropped} == extra
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
 
 
 def test_our_names_are_nobodys():

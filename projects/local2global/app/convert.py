@@ -43,10 +43,13 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     state = read_state(content, source)
     if state.project is None or state.project.name != "MaskDINO":
         name = state.project.name if state.project else "unknown"
-        raise UserError(f"{source}: {name} weights are not a whole model. Name one with l2g convert --config.")
+        raise UserError(
+            f"{source}: {name} weights are not a whole model. Name one with l2g convert --config."
+        )
     if _BYPASS not in overrides:
         raise UserError(
-            f"{source}: {state.project.name}'s weights know images: add {_BYPASS} (identities are then matched, not learned)."
+            f"{source}: {state.project.name}'s weights know images: add {_BYPASS} "
+            "(identities are then matched, not learned)."
         )
     swin = "segmenter.backbone.patch_embed.proj.weight" in state.tensors
     cfg = load_config(find_config_file(f"common/models/l2g_{'swinl' if swin else 'r50'}.py"))
@@ -75,7 +78,12 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def convert(
-    weights: Path, output: Path, config: str | None, overrides: Sequence[str], to: str = "ours", partial: bool = False
+    weights: Path,
+    output: Path,
+    config: str | None,
+    overrides: Sequence[str],
+    to: str = "ours",
+    partial: bool = False,
 ) -> Iterator[str]:
     """Convert, and say in lines what became of the weights.
 

@@ -1,1 +1,1 @@
-"""Number for number: our modules on inputs, weights and draws of the real detrex and detectron2, against their answers."""
+"""Number for number: our modules on inputs, weights and draws of the real detrex, against its answers."""

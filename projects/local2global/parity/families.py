@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from . import network, objective
-from .fixtures import Comparison, Fixture, Unsupported
+from .fixtures import Comparison, Fixture, UnsupportedError
 
 Check = Callable[[Fixture, Comparison], None]
 
@@ -77,7 +77,7 @@ def check(fixture: Fixture) -> Result:
     try:
         run(fixture, compare)
         problems = tuple(compare.problems())
-    except (Unsupported, UserError) as error:
+    except (UnsupportedError, UserError) as error:
         problems = (f"cannot be run: {error}",)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         problems = (f"cannot be run: {type(error).__name__}: {str(error).splitlines()[0]}",)

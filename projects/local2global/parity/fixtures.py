@@ -1,13 +1,13 @@
 """Fixtures, arrays that another project produced, and the comparison with ours.
 
-A folder holds `meta.json` (for each file the constructor's arguments and a note) and `.npz` files with `state/<their name>`,
-`in/`, `out/`, `mid/`, `grad/` and, in call order, the random draws `rng/`.  `stateq/` is a state in whole steps, whose size
-`state_quantisation` states.
+A folder holds `meta.json` (for each file the constructor's arguments and a note) and `.npz` files with
+`state/<their name>`, `in/`, `out/`, `mid/`, `grad/` and, in call order, the random draws `rng/`.  `stateq/` is a state in
+whole steps, whose size `state_quantisation` states.
 
-An output agrees to 1e-5 of its largest entry, or of 1 where that is smaller; a gradient to 1e-4 of its largest entry.  Not to
-1e-5 absolutely, because the real detrex does not agree with itself to that: run on another processor it differs by 1.1e-5
-from the numbers it recorded (mask logits up to 21, of which 1.9e-6 is the last binary place).  An array that nobody compares and an input
-that nobody reads are failures too: a fixture agrees as a whole or not at all.
+An output agrees to 1e-5 of its largest entry, or of 1 where that is smaller; a gradient to 1e-4 of its largest entry.
+Not to 1e-5 absolutely, because the real detrex does not agree with itself to that: on another processor it differs by
+1.1e-5 from the numbers it recorded (mask logits up to 21, of which 1.9e-6 is the last binary place).  An array that
+nobody compares and an input that nobody reads are failures too: a fixture agrees as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GRADIENT_TOLERANCE = 1e-4
 _EXPECTED = ("out", "mid", "grad")
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The fixture asks for something that no module of ours does."""
 
 
@@ -62,7 +62,7 @@ class Fixture:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.arrays:
-            raise Unsupported(f"no array {name}")
+            raise UnsupportedError(f"no array {name}")
         self.read.add(name)
         return self.arrays[name]
 
@@ -84,7 +84,7 @@ class Fixture:
     def argument(self, name: str, default: Any = None) -> Any:
         """A constructor's argument."""
         if name not in self.constructor and default is None:
-            raise Unsupported(f"the constructor has no {name}")
+            raise UnsupportedError(f"the constructor has no {name}")
         return self.constructor.get(name, default)
 
     def expect(self, **arguments: Any) -> None:
@@ -92,7 +92,7 @@ class Fixture:
         for name, value in arguments.items():
             given = self.constructor.get(name, value)
             if given != value:
-                raise Unsupported(f"{name}={given} is not built here, only {value}")
+                raise UnsupportedError(f"{name}={given} is not built here, only {value}")
 
     def state(self) -> dict[str, Tensor]:
         """The weights, by their names."""
@@ -115,7 +115,7 @@ class Fixture:
         theirs = self.state()
         translation = to_ours(theirs, rows)
         if translation.unknown:
-            raise Unsupported(f"no name here for {', '.join(translation.unknown[:3])}")
+            raise UnsupportedError(f"no name here for {', '.join(translation.unknown[:3])}")
         module.load_state_dict(translation.state)
         return {name: next(iter(to_ours({name: value}, rows).state)) for name, value in theirs.items()}
 
@@ -152,7 +152,10 @@ class Comparison:
         self.gradients[f"grad/{name}"] = _distance(ours, theirs) / (scale or 1.0)
 
     def gradients_of(
-        self, leaves: Mapping[str, Tensor], module: nn.Module | None = None, names: Mapping[str, str] | None = None
+        self,
+        leaves: Mapping[str, Tensor],
+        module: nn.Module | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         """Compare all gradients that the fixture holds, of inputs and (`state.<their name>`) of weights."""
         parameters = dict(module.named_parameters()) if module is not None else {}

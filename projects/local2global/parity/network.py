@@ -27,7 +27,7 @@ from ..modeling.positions import box_sine_embedding
 from ..modeling.segmenter import Segmenter, proposal_anchors
 from ..names import DECODER, PIXEL_DECODER, PREDICTOR
 from ..structures import FrameFeatures, LayerPredictions, Positions
-from .fixtures import Comparison, Fixture, Unsupported
+from .fixtures import Comparison, Fixture, UnsupportedError
 
 _PLAIN = (("**", "**"),)
 _RELU = {"activation": "relu", "dropout": 0.0}
@@ -41,7 +41,9 @@ def attention(fixture: Fixture, compare: Comparison) -> None:
     fixture.expect(dropout=0.0)
     module = _attention_of(fixture)
     names = fixture.load(module, _PLAIN)
-    given = [n for n in ("query", "value", "query_pos", "identity", "reference_points") if f"in/{n}" in fixture]
+    given = [
+        n for n in ("query", "value", "query_pos", "identity", "reference_points") if f"in/{n}" in fixture
+    ]
     leaves = {name: fixture.leaf(name) for name in given}
     query = leaves["query"]
     value, identity = leaves.get("value", query), leaves.get("identity", query)
@@ -134,9 +136,13 @@ def _encoder_of(fixture: Fixture) -> PixelEncoder:
     features = [name for name in maps if name in fixture.argument("transformer_in_features")]
     steps = maps[features[0]][1] / fixture.argument("common_stride")
     if steps != 2 or len(features) < 2:
-        raise Unsupported("our encoder reads at least two maps and makes one step from the finest to the masks")
+        raise UnsupportedError(
+            "our encoder reads at least two maps and makes one step from the finest to the masks"
+        )
     if fixture.argument("total_num_feature_levels") > len(features) + 1:
-        raise Unsupported("detrex gives two levels of its own making each other's positions; ours does not")
+        raise UnsupportedError(
+            "detrex gives two levels of its own making each other's positions; ours does not"
+        )
     dim, order = fixture.argument("conv_dim"), fixture.argument("feature_order")
     return PixelEncoder(
         {name: channels for name, (channels, _) in maps.items()},
@@ -155,9 +161,7 @@ def _their_geometry(shapes: Shapes, padding: list[Tensor], lateral: Tensor, dim:
     batch = len(lateral)
     ratios = _valid_ratios(padding)
     pos = [grid_sine_embedding(torch.tensor([[w, h]] * batch).float(), h, w, dim) for h, w in shapes]
-    centres = [
-        pixel_centres(*shape, lateral.device) / ratios[:, None, i] for i, shape in enumerate(shapes)
-    ]
+    centres = [pixel_centres(*shape, lateral.device) / ratios[:, None, i] for i, shape in enumerate(shapes)]
     return Geometry(
         tuple(shapes),
         torch.cat(pos, dim=1),
@@ -350,12 +354,12 @@ def _first_boxes(fixture: Fixture, masks: Tensor, predicted: Tensor | None) -> T
         assert predicted is not None
         return predicted
     if rule not in EMPTY:
-        raise Unsupported(f"no such rule for the first boxes: {rule}")
+        raise UnsupportedError(f"no such rule for the first boxes: {rule}")
     empty = torch.tensor(EMPTY[rule]).expand(*masks.shape[:2], 4)
     return inverse_sigmoid(mask_to_box(masks, empty, edge=EDGE[rule])).sigmoid()
 
 
-#: What their rules make of an empty mask, clamped to [0, 1] as their decoder clamps it, and whether the last pixel counts.
+#: What their rules make of an empty mask, clamped to [0, 1] as their decoder does, and whether the last pixel counts.
 EMPTY = {"mask2box": (1.0, 1.0, 0.0, 0.0), "bitmask": (0.0, 0.0, 0.0, 0.0)}
 EDGE = {"mask2box": 0, "bitmask": 1}
 
@@ -367,9 +371,9 @@ def resnet(fixture: Fixture, compare: Comparison) -> None:
     stages = _stages(fixture.argument("stages"))
     channels = [stage[4] for stage in stages]
     if any(width * 4 != out for _, _, _, width, out in stages):
-        raise Unsupported("our bottlenecks are a quarter of their output")
+        raise UnsupportedError("our bottlenecks are a quarter of their output")
     if [stage[1] for stage in stages] != [1, 2, 2, 2]:
-        raise Unsupported("our stages have strides 1, 2, 2, 2")
+        raise UnsupportedError("our stages have strides 1, 2, 2, 2")
     module = ResNet(
         [stage[0] for stage in stages],
         channels,
@@ -380,7 +384,7 @@ def resnet(fixture: Fixture, compare: Comparison) -> None:
     maps = module(fixture["in/image"])
     for name in fixture.names("out/"):
         if name not in maps:
-            raise Unsupported(f"our ResNet has no {name}")
+            raise UnsupportedError(f"our ResNet has no {name}")
         compare.output(f"out/{name}", maps[name])
 
 
@@ -391,7 +395,7 @@ def _stages(text: Any) -> list[tuple[int, ...]]:
         text = [numbers.split(",") for numbers in found]
     stages = [tuple(int(number) for number in stage) for stage in text]
     if not stages or any(len(stage) != 5 for stage in stages):
-        raise Unsupported("stages: expected (blocks, stride, in, bottleneck, out) of each")
+        raise UnsupportedError("stages: expected (blocks, stride, in, bottleneck, out) of each")
     return stages
 
 
@@ -401,7 +405,7 @@ def _shapes(fixture: Fixture) -> tuple[tuple[int, int], ...]:
     start = fixture.get("in/level_start_index")
     begins = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
     if start is not None and start.tolist() != begins:
-        raise Unsupported("the levels do not lie one behind the other")
+        raise UnsupportedError("the levels do not lie one behind the other")
     return shapes
 
 

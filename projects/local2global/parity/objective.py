@@ -21,7 +21,7 @@ from ..modeling.losses import (
     sigmoid_focal_loss,
 )
 from ..modeling.matcher import Matcher, assign, dice_cost, mask_cost
-from .fixtures import Comparison, Fixture, Unsupported
+from .fixtures import Comparison, Fixture, UnsupportedError
 from .network import EDGE, EMPTY
 
 _KINDS = ("pred_logits", "pred_boxes", "pred_masks")
@@ -64,7 +64,12 @@ def _match(
         points = next(draws)
         true = sample_points(true_masks[None], points)[0]
         cost = matcher.cost(
-            logits.detach(), boxes.detach(), sample_points(masks.detach()[None], points)[0], labels, true_boxes, true
+            logits.detach(),
+            boxes.detach(),
+            sample_points(masks.detach()[None], points)[0],
+            labels,
+            true_boxes,
+            true,
         )
         rows, columns = assign(cost.numpy())
         costs.append(cost)
@@ -81,7 +86,9 @@ def _compare_pairs(compare: Comparison, prefix: str, pairs: Pairs) -> None:
 def _without_instances(fixture: Fixture, targets: list[Target]) -> list[Target]:
     """The targets of a fixture that borrows another's, with the images that are given nothing emptied."""
     return [
-        target if len(fixture.arrays[f"out/indices.{i}.src"]) else (target[0][:0], target[1][:0], target[2][:0])
+        target
+        if len(fixture.arrays[f"out/indices.{i}.src"])
+        else (target[0][:0], target[1][:0], target[2][:0])
         for i, target in enumerate(targets)
     ]
 
@@ -93,7 +100,7 @@ def matching(fixture: Fixture, compare: Comparison) -> None:
         named = re.search(r"inputs of (\w+)", fixture.note)
         near = [other for name, other in fixture.beside.items() if named and name.split("_")[0] == named[1]]
         if len(near) != 1:
-            raise Unsupported("no inputs, and the fixture that has them is not beside it")
+            raise UnsupportedError("no inputs, and the fixture that has them is not beside it")
         given = near[0]
     predictions = [given[f"in/outputs.{kind}"] for kind in _KINDS]
     targets = _targets(given, len(predictions[0]))
@@ -178,7 +185,7 @@ def _losses(
 
 
 def _uncertain(sampler: PointSampler, logits: Tensor, draws: Iterator[Tensor]) -> Tensor:
-    """The points of (M, 1, h, w) logits: candidates and, where there are any, uniform ones, drawn one after the other."""
+    """The points of (M, 1, h, w) logits: from candidates, and uniform ones drawn after them if there are any."""
     uniform = sampler.num_points - int(sampler.num_points * sampler.importance_ratio)
     candidates = torch.cat([next(draws) for _ in range(2 if uniform else 1)], dim=1)
     chosen = sampler.choose(sample_points(logits.detach(), candidates)[:, 0])
@@ -219,20 +226,20 @@ def loss_functions(fixture: Fixture, compare: Comparison) -> None:
             overlap = box_iou if function == "box_iou" else generalized_box_iou
             ours = overlap(given["boxes1_xyxy"][:, None], given["boxes2_xyxy"][None])
         else:
-            raise Unsupported(f"no such loss function here: {name}")
+            raise UnsupportedError(f"no such loss function here: {name}")
         compare.output(f"out/{name}", ours)
 
 
 def mask_boxes(fixture: Fixture, compare: Comparison) -> None:
     """Boxes of masks by both of their rules: in pixels, in [0, 1], and through the sigmoid's inverse and back.
 
-    Ours clamps what their rule makes of an empty mask as soon as it is made, theirs when it is used: such a box, in pixels
-    or in [0, 1], is compared after their clamp.
+    Ours clamps what their rule makes of an empty mask as soon as it is made, theirs when it is used: such a box, in
+    pixels or in [0, 1], is compared after their clamp.
     """
     for name in fixture.names("out/"):
         rule = "bitmask" if "bitmask" in name else "mask2box"
         if "mask2box" not in name and rule == "mask2box":
-            raise Unsupported(f"no such rule here: {name}")
+            raise UnsupportedError(f"no such rule here: {name}")
         theirs = fixture[f"out/{name}"]
         logits = fixture.get("in/mask_logits" if name.startswith("logits") else "in/masks")
         logits = torch.zeros(len(theirs), 1, 1) if logits is None else logits.float()
