@@ -11,14 +11,31 @@ from local2global.errors import UserError
 from local2global.parity.families import check
 from local2global.parity.fixtures import Comparison, Fixture, read_fixtures
 
-FAMILIES = (
-    "a1_msda_ref2_mask a2_msda_ref4_seqfirst a3_msda_core a4_msda_init b1_pixel_decoder_4lvl_low2high "
-    "b2_pixel_decoder_3lvl_high2low b3_position_embedding_sine c1_sineembed c2_encoder_output_proposals_mask "
-    "c2_encoder_output_proposals_nomask c3_inverse_sigmoid d1_transformer_decoder_d32 "
-    "d3_transformer_decoder_d256_unpatched e1_predictor_eval_mask2box e2_predictor_eval_bitmask f1_matcher "
-    "f1b_matcher_empty_target f2_criterion f4_loss_functions f5_point_sampling g1_masks_to_boxes "
-    "g2_masks_to_boxes_n0 h1_resnet_tiny_frozenbn"
-).split()
+FAMILIES = [
+    "a1_msda_ref2_mask",
+    "a2_msda_ref4_seqfirst",
+    "a3_msda_core",
+    "a4_msda_init",
+    "b1_pixel_decoder_4lvl_low2high",
+    "b2_pixel_decoder_3lvl_high2low",
+    "b3_position_embedding_sine",
+    "c1_sineembed",
+    "c2_encoder_output_proposals_mask",
+    "c2_encoder_output_proposals_nomask",
+    "c3_inverse_sigmoid",
+    "d1_transformer_decoder_d32",
+    "d3_transformer_decoder_d256_unpatched",
+    "e1_predictor_eval_mask2box",
+    "e2_predictor_eval_bitmask",
+    "f1_matcher",
+    "f1b_matcher_empty_target",
+    "f2_criterion",
+    "f4_loss_functions",
+    "f5_point_sampling",
+    "g1_masks_to_boxes",
+    "g2_masks_to_boxes_n0",
+    "h1_resnet_tiny_frozenbn",
+]
 
 
 @pytest.fixture(scope="module")

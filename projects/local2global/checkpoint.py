@@ -208,7 +208,7 @@ def load_weights(
 
     Raises:
         UserError: if the state is another model's: see `strict`.  Without it, if nothing at all fits, or if some but not
-            all of a part fits: a part is loaded as a whole or not at all, unless `partial`.
+            all of a part does: a part is loaded as a whole or not at all, unless `partial`.
     """
     read, ours = read_state(state, source), model.state_dict()
     theirs, reshaped = read.tensors, ()

@@ -37,7 +37,7 @@ def test_two_objects_that_swap_places_keep_their_slots():
 
 
 def test_likeness_is_the_angle_and_the_assignment_is_of_all_together():
-    """Row 0 is nearest to column 0, but so is row 1, which has no other: the sum decides.  Length counts for nothing."""
+    """Row 0 is nearest to column 0, but so is row 1, which has no other: the sum decides.  Length is nothing."""
     past = torch.tensor([[[1.0, 0.5], [1.0, 0.0]]])
     now = torch.tensor([[[100.0, 0.0], [0.6, 0.8]]])
     assert most_alike(past, now).tolist() == [[1, 0]]

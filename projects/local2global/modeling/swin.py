@@ -1,4 +1,4 @@
-"""Swin transformers (Liu et al., ICCV 2021) as backbones, built by transformers, under the official code's names on disk."""
+"""Swin (Liu et al., ICCV 2021) as a backbone, built by transformers, under the official code's names on disk."""
 
 from __future__ import annotations
 

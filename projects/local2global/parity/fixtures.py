@@ -1,8 +1,8 @@
 """Fixtures, arrays that another project produced, and the comparison with ours.
 
 A folder holds `meta.json` (for each file the constructor's arguments and a note) and `.npz` files with
-`state/<their name>`, `in/`, `out/`, `mid/`, `grad/` and, in call order, the random draws `rng/`.  `stateq/` is a state in
-whole steps, whose size `state_quantisation` states.
+`state/<their name>`, `in/`, `out/`, `mid/`, `grad/` and, in call order, the random draws `rng/`.  `stateq/` is a state
+in whole steps, whose size `state_quantisation` states.
 
 An output agrees to 1e-5 of its largest entry, or of 1 where that is smaller; a gradient to 1e-4 of its largest entry.
 Not to 1e-5 absolutely, because the real detrex does not agree with itself to that: on another processor it differs by
