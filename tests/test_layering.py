@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "local2global"
 
-LEAVES = {"structures", "boxes", "randomness", "errors", "segment_ids", "coco"}
+LEAVES = {"structures", "boxes", "randomness", "errors", "segment_ids", "coco", "pickles"}
 ENGINE = {"engine", "trainer", "run", "distributed", "ema", "metrics"}
 # What each room may import besides itself; a room is a folder or a file of the package.
 MAY_IMPORT = {

@@ -207,8 +207,8 @@ def load_weights(
         partial: without `strict`, accept a part of the model that the state fills incompletely too.
 
     Raises:
-        UserError: if the state is another model's: see `strict`.  Without it, if nothing at all fits, or if some but not
-            all of a part does: a part is loaded as a whole or not at all, unless `partial`.
+        UserError: if the state is another model's: see `strict`.  Without it, if nothing at all fits, or if some but
+            not all of a part does: a part is loaded as a whole or not at all, unless `partial`.
     """
     read, ours = read_state(state, source), model.state_dict()
     theirs, reshaped = read.tensors, ()

@@ -100,6 +100,9 @@ def test_one_word_is_another_tracker(root):
     cfg = load_config(root / PAPER, ["model.tracker=bypass"])
     assert isinstance(instantiate(cfg.model.tracker), BypassTracker)
     assert set(cfg.model.tracker) == {"_target_"}
+    assert isinstance(
+        instantiate(apply_overrides(cfg, ["model.tracker=bypass"]).model.tracker), BypassTracker
+    )
 
 
 def test_one_word_is_dynamic_l_pos(root):

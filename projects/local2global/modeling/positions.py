@@ -86,9 +86,13 @@ class StaticLocalPositions(nn.Module):
 class DynamicLocalPositions(nn.Module):
     """Eq. (2) on the local queries' own boxes (Table 6, row 3)."""
 
+    WORDS: ClassVar[Mapping[str, type[nn.Module]]]
+
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
         """(B, K, C)."""
         return embed_boxes(local.boxes)
 
 
-StaticLocalPositions.WORDS = {"dynamic": DynamicLocalPositions}
+#: What a word in place of l_pos means: `model.tracker.local_positions=dynamic`.
+_LOCAL: dict[str, type[nn.Module]] = {"static": StaticLocalPositions, "dynamic": DynamicLocalPositions}
+StaticLocalPositions.WORDS = DynamicLocalPositions.WORDS = _LOCAL

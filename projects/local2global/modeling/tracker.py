@@ -1,7 +1,7 @@
 """How queries cross frames: past queries and local queries in, aligned queries and their positions out.
 
-Another way to propagate is another class with `Tracker`'s `forward` and `link`; a name for it in `Tracker.WORDS` makes
-it one word in an override: `model.tracker=bypass`.
+Another way to propagate is another class with `Tracker`'s `forward` and `link`; a name for it in `WORDS` makes it one word
+in an override: `model.tracker=bypass`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import L2GAligner
-from .bypass import BypassTracker
+from .bypass import WORDS
 from .positions import (
     DynamicLocalPositions,
     EmbedBoxes,
@@ -84,7 +84,7 @@ class Tracker(nn.Module):
         first_frame: where the first frame's queries come from.
     """
 
-    WORDS: ClassVar[Mapping[str, type[nn.Module]]] = {"bypass": BypassTracker}
+    WORDS: ClassVar[Mapping[str, type[nn.Module]]] = WORDS
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 
 import torch
 import torch.nn.functional as F
@@ -97,11 +98,7 @@ def matching(fixture: Fixture, compare: Comparison) -> None:
     """Costs and assignment; the case of images without instances takes its inputs from the fixture its note names."""
     given = fixture
     if not fixture.names("in/"):
-        named = re.search(r"inputs of (\w+)", fixture.note)
-        near = [other for name, other in fixture.beside.items() if named and name.split("_")[0] == named[1]]
-        if len(near) != 1:
-            raise UnsupportedError("no inputs, and the fixture that has them is not beside it")
-        given = near[0]
+        given = _inputs_of(fixture)
     predictions = [given[f"in/outputs.{kind}"] for kind in _KINDS]
     targets = _targets(given, len(predictions[0]))
     if given is not fixture:
@@ -112,6 +109,19 @@ def matching(fixture: Fixture, compare: Comparison) -> None:
     for i, cost in enumerate(costs):
         if f"out/cost.{i}" in fixture:
             compare.output(f"out/cost.{i}", cost)
+
+
+def _inputs_of(fixture: Fixture) -> Fixture:
+    """The fixture that another's note names ("inputs of f1"); of several the one of the likest name."""
+    named = re.search(r"inputs of (\w+)", fixture.note)
+    near = [
+        name
+        for name, other in fixture.beside.items()
+        if named and name.split("_")[0] == named[1] and other.names("in/outputs.")
+    ]
+    if not near:
+        raise UnsupportedError("no inputs, and the fixture that has them is not beside it")
+    return fixture.beside[max(near, key=lambda name: SequenceMatcher(None, name, fixture.name).ratio())]
 
 
 def criterion(fixture: Fixture, compare: Comparison) -> None:
