@@ -49,10 +49,8 @@ class _Array:
 
 
 def _tensor(raw: bytes, kind: _Type, shape: tuple[int, ...], order: Any) -> Tensor:
-    flat = np.frombuffer(raw, kind.build())
-    return torch.from_numpy(
-        np.ascontiguousarray(flat.reshape(shape, order=order), kind.build().newbyteorder("="))
-    )
+    stored: np.ndarray[Any, Any] = np.ndarray(shape, kind.build(), raw, order=order)
+    return torch.from_numpy(np.array(stored, dtype=stored.dtype.newbyteorder("="), order="C"))
 
 
 def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str = "C") -> _Array:

@@ -1,7 +1,7 @@
 """How queries cross frames: past queries and local queries in, aligned queries and their positions out.
 
-Another way to propagate is another class with `Tracker`'s `forward` and `link`; a name for it in `WORDS` makes it one word
-in an override: `model.tracker=bypass`.
+Another way to propagate is another class with `Tracker`'s `forward` and `link`; a name for it in `WORDS` makes it one
+word in an override: `model.tracker=bypass`.
 """
 
 from __future__ import annotations
