@@ -64,7 +64,7 @@ def changed(fixture, name, change):
         ("a1_msda_ref2_mask", "out/output"),
         ("a1_msda_ref2_mask", "grad/state.value_proj.bias"),
         ("a1_msda_ref2_mask", "state/sampling_offsets.bias"),
-        ("c3_inverse_sigmoid", "in/x"),
+        ("c3_inverse_sigmoid", "out/y"),
         ("d1_transformer_decoder_d32", "grad/memory"),
         ("f1_matcher", "rng/001_rand"),
         ("f2_criterion", "out/loss_dice_1"),

@@ -21,6 +21,7 @@ from ..checkpoint import (
 )
 from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved
+from .configs import find_config_file
 
 #: MaskDINO's own number of queries; the weights do not depend on it.
 QUERIES = 300
@@ -38,8 +39,6 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     Raises:
         UserError: if the weights are no whole MaskDINO, or no such tracker is chosen.
     """
-    from .cli import find_config_file
-
     state = read_state(content, source)
     if state.project is None or state.project.name != "MaskDINO":
         name = state.project.name if state.project else "unknown"
@@ -98,8 +97,6 @@ def convert(
     Raises:
         UserError: if the weights do not fit.
     """
-    from .cli import find_config_file
-
     content, source = load_checkpoint(weights), str(weights)
     if to == "detrex":
         yield from _to_detrex(content, output, source)
