@@ -1,14 +1,11 @@
-"""COCO's classes, and which class of a video data set each of them is.
-
-Source of the maps: GenVIS, VITA, DVIS, DVIS++ and CTVIS, whose `coco2ytvis2019`, `coco2ytvis2021` and `coco2ovis` are
-the same; of the categories: COCO's annotation files.  InstanceFormer's published maps are others, and wrong in places
-(airplane to motorcycle), so they are not used.
-"""
+"""COCO's classes, and which row of a released class head knows which class of a video dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from .data.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES
 
 #: Ids and names of the 80 things, in the order of a released head's rows; a panoptic head's 53 stuff rows come behind.
 THINGS: dict[int, str] = {
@@ -154,91 +151,14 @@ STUFF: dict[int, str] = {
 #: Rows of a released class head, with and without stuff.
 INSTANCE_ROWS, PANOPTIC_ROWS = 80, 133
 
-#: COCO's ids to those of a data set's own annotation files.
-TO_VIDEO: dict[str, dict[int, int]] = {
-    "YouTube-VIS 2019": {
-        1: 1,
-        2: 21,
-        3: 6,
-        4: 21,
-        5: 28,
-        7: 17,
-        8: 29,
-        9: 34,
-        17: 14,
-        18: 8,
-        19: 18,
-        21: 15,
-        22: 32,
-        23: 20,
-        24: 30,
-        25: 22,
-        35: 33,
-        36: 33,
-        41: 5,
-        42: 27,
-        43: 40,
-    },
-    "YouTube-VIS 2021": {
-        1: 26,
-        2: 23,
-        3: 5,
-        4: 23,
-        5: 1,
-        7: 36,
-        8: 37,
-        9: 4,
-        16: 3,
-        17: 6,
-        18: 9,
-        19: 19,
-        21: 7,
-        22: 12,
-        23: 2,
-        24: 40,
-        25: 18,
-        34: 14,
-        35: 31,
-        36: 31,
-        41: 29,
-        42: 33,
-        43: 34,
-    },
-    "OVIS": {
-        1: 1,
-        2: 21,
-        3: 25,
-        4: 22,
-        5: 23,
-        6: 25,
-        8: 25,
-        9: 24,
-        17: 3,
-        18: 4,
-        19: 5,
-        20: 6,
-        21: 7,
-        22: 8,
-        23: 9,
-        24: 10,
-        25: 11,
-    },
-}
-
-#: A class list is a data set's if these are among its ids and names.
-_SIGNS = {
-    "YouTube-VIS 2019": {1: "person", 2: "giant_panda", 5: "skateboard"},
-    "YouTube-VIS 2021": {1: "airplane", 26: "person", 40: "zebra"},
-    "OVIS": {1: "Person", 3: "Cat", 25: "Vehical"},
-}
-#: Where several classes of COCO are one of a data set's, the one whose weights it takes, if none has its name.
+#: Where several classes of COCO are one of a dataset's, the one whose weights it takes, if none has its name.
 _STANDS_FOR = {"motorbike": "motorcycle", "vehical": "car"}
 
 
 def head_rows(classes: Sequence[Mapping[str, Any]]) -> list[int | None]:
     """For each class, the row of a COCO class head that knows it.
 
-    By the map of the data set whose class list this is; any other list by name.
+    By the map of the dataset whose classes these are, all or some; any other list by name.
 
     Args:
         classes: {id, name} of every class.
@@ -247,18 +167,22 @@ def head_rows(classes: Sequence[Mapping[str, Any]]) -> list[int | None]:
         Rows in [0, 80), None for a class that COCO does not know.
     """
     order = {coco: row for row, coco in enumerate(THINGS)}
-    listed = {int(entry["id"]): str(entry["name"]) for entry in classes}
-    dataset = next((d for d, sign in _SIGNS.items() if sign.items() <= listed.items()), None)
+    listed = {(int(entry["id"]), str(entry["name"])) for entry in classes}
+    dataset = next((d for d in COCO_TO_VIDEO if listed <= _members(d)), None)
     rows: list[int | None] = []
     for entry in classes:
         name = _plain(str(entry["name"]))
         if dataset is None:
             found = [coco for coco, theirs in THINGS.items() if _plain(theirs) == name]
         else:
-            found = [coco for coco, theirs in TO_VIDEO[dataset].items() if theirs == int(entry["id"])]
+            found = [coco for coco, theirs in COCO_TO_VIDEO[dataset].items() if theirs == int(entry["id"])]
         known = [coco for coco in found if _plain(THINGS[coco]) in (name, _STANDS_FOR.get(name))]
         rows.append(order[(known or found)[0]] if found else None)
     return rows
+
+
+def _members(dataset: str) -> set[tuple[int, str]]:
+    return {(entry["id"], entry["name"]) for entry in VIDEO_CLASSES[dataset]}
 
 
 def _plain(name: str) -> str:

@@ -106,7 +106,7 @@ def test_our_names_are_nobodys():
 
 
 YTVIS21 = [{"id": 1, "name": "airplane"}, {"id": 23, "name": "motorbike"}, {"id": 26, "name": "person"}]
-YTVIS21 += [{"id": 40, "name": "zebra"}, {"id": 16, "name": "fox"}, {"id": 31, "name": "snowboard"}]
+YTVIS21 += [{"id": 40, "name": "zebra"}, {"id": 15, "name": "fox"}, {"id": 31, "name": "snowboard"}]
 
 
 def test_class_rows_follow_the_coco_map():
