@@ -32,7 +32,9 @@ class _Type:
         found = np.dtype(self.name)
         if found.kind not in _KINDS or found.shape:
             raise pickle.UnpicklingError(f"an array of {self.name}")
-        return found.newbyteorder(self.order)  # type: ignore[arg-type]
+        order: Any = self.order
+        built: np.dtype[Any] = found.newbyteorder(order)
+        return built
 
 
 class _Array:
@@ -75,7 +77,10 @@ def _storage(data: bytes) -> Any:
 def _rebuild(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
     if not isinstance(storage, (torch.storage.TypedStorage, torch.storage.UntypedStorage)):
         raise pickle.UnpicklingError("a tensor without a storage")
-    return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))  # type: ignore[no-untyped-call]
+    rebuilt: Tensor = torch._utils._rebuild_tensor(  # type: ignore[no-untyped-call]
+        storage, offset, tuple(size), tuple(stride)
+    )
+    return rebuilt
 
 
 def _parameter(data: Tensor, *_: Any) -> Tensor:

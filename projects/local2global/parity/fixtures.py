@@ -76,7 +76,7 @@ class Fixture:
 
     def series(self, prefix: str) -> list[Tensor]:
         """The arrays `prefix`0, `prefix`1, ... ."""
-        found = []
+        found: list[Tensor] = []
         while f"{prefix}{len(found)}" in self.arrays:
             found.append(self[f"{prefix}{len(found)}"])
         return found
@@ -169,8 +169,9 @@ class Comparison:
     @property
     def worst(self) -> tuple[float, float, float | None]:
         """The largest difference of outputs, absolute and scaled, and of gradients, None without any."""
-        found = (max(values.values(), default=0.0) for values in (self.outputs, self.scaled))
-        return (*found, max(self.gradients.values(), default=None))
+        absolute = max(self.outputs.values(), default=0.0)
+        scaled = max(self.scaled.values(), default=0.0)
+        return absolute, scaled, max(self.gradients.values(), default=None)
 
     def problems(self) -> Iterator[str]:
         """Everything that keeps the fixture from agreeing."""
