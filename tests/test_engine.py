@@ -230,7 +230,10 @@ def test_an_earlier_runs_higher_numbers_do_not_push_out_the_new_checkpoints(tmp_
 def test_training_starts_from_weights_as_far_as_they_fit_and_says_what_did_not(tmp_path):
     state = {"layer.weight": torch.full((1, 3), 5.0), "head.bias": torch.zeros(2)}
     torch.save(state, tmp_path / "start.pth")
-    said, _ = run(tmp_path / "run", "train.max_iter=1", f"train.init_checkpoint={tmp_path / 'start.pth'}")
+    start = ("train.max_iter=1", f"train.init_checkpoint={tmp_path / 'start.pth'}")
+    with pytest.raises(UserError, match=r"only some of layer fits \(layer\.bias\).*train\.init_partial=true"):
+        run(tmp_path / "run", *start)
+    said, _ = run(tmp_path / "run", *start, "train.init_partial=true")
     assert weights(tmp_path / "run")["layer.weight"].min() > 4.9
     report = (tmp_path / "run" / "load_report.txt").read_text()
     assert report.strip() in said

@@ -211,7 +211,8 @@ def load_weights(
             not all of a part does: a part is loaded as a whole or not at all, unless `partial`.
     """
     read, ours = read_state(state, source), model.state_dict()
-    theirs, reshaped = read.tensors, ()
+    theirs = read.tensors
+    reshaped: tuple[tuple[str, str], ...] = ()
     if read.project is not None:
         theirs, reshaped = remap_classes(theirs, ours, getattr(model, "classes", ()))
     shared = [name for name in ours if name in theirs]

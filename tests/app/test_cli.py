@@ -171,6 +171,8 @@ def test_predict_runs_every_input_with_its_options_and_prints_the_paths(tmp_path
     asked = []
 
     class Model:
+        caveat = "identities are matched"
+
         def predict(self, source, output, *options) -> Prediction:
             *asked_for, progress = options
             asked.append((source.name, *asked_for))
@@ -180,16 +182,22 @@ def test_predict_runs_every_input_with_its_options_and_prints_the_paths(tmp_path
                 output / source.name / "video.mp4", output / source.name / "tracks.json", 3, 1.0
             )
 
-    monkeypatch.setattr(L2G, "from_pretrained", lambda weights, device: Model())
+    def load(weights, device, overrides):
+        assert overrides == ["model.tracker=bypass"]
+        return Model()
+
+    monkeypatch.setattr(L2G, "from_pretrained", load)
     images = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         images.append(str(tmp_path / folder / "x.png"))
         Image.new("RGB", (8, 6)).save(images[-1])
     options = ["--weights", "w", "--threshold", "0.5", "--classes", "dog, cat", "--max-objects", "4"]
-    assert run(monkeypatch, "predict", *images, *options, "--output", str(tmp_path / "out")) == 0
+    options += ["model.tracker=bypass", "--output", str(tmp_path / "out")]
+    assert run(monkeypatch, "predict", *images, *options) == 0
     assert asked == [(name, 0.5, ["dog", "cat"], 4) for name in ("x", "x-2")]
     text = capsys.readouterr().out
+    assert text.startswith("identities are matched")
     assert str(tmp_path / "out" / "x" / "video.mp4") in text
     assert str(tmp_path / "out" / "x-2" / "tracks.json") in text
 

@@ -261,7 +261,7 @@ def test_missing_weights_are_named(tmp_path):
 
 
 def test_weights_without_config_are_refused(tmp_path):
-    (tmp_path / "w.pth").touch()
+    save_checkpoint(tmp_path / "w.pth", {"model": {"weight": torch.zeros(1)}})
     with pytest.raises(UserError, match=r"config\.yaml"):
         L2G.from_pretrained(tmp_path / "w.pth")
 

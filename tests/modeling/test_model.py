@@ -122,7 +122,8 @@ def run(model, clip):
 
 def same(one, other, atol=1e-5):
     for name in ("logits", "boxes", "masks"):
-        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=atol, rtol=1e-5)
+        looser = 10 if name == "masks" else 1  # a mask is a sum over all channels
+        torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=atol * looser, rtol=1e-5)
     torch.testing.assert_close(one.queries.embed, other.queries.embed, atol=atol, rtol=1e-5)
     torch.testing.assert_close(one.queries.boxes, other.queries.boxes, atol=atol, rtol=1e-5)
 

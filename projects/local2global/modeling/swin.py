@@ -37,7 +37,7 @@ class Swin(nn.Module):
         super().__init__()
         from transformers import SwinBackbone, SwinConfig  # a second to import: only when a Swin is built
 
-        config = SwinConfig(
+        settings: dict[str, Any] = dict(
             embed_dim=embed_dim,
             depths=list(depths),
             num_heads=list(num_heads),
@@ -45,8 +45,9 @@ class Swin(nn.Module):
             drop_path_rate=drop_path_rate,
             out_features=[f"stage{i + 1}" for i in range(len(depths))],
         )
-        self.network = SwinBackbone(config)
-        self.network.swin.layernorm = nn.Identity()  # of the whole network's output, which no map is
+        self.network = SwinBackbone(SwinConfig(**settings))
+        whole: nn.Module = self.network.swin
+        whole.layernorm = nn.Identity()  # of the whole network's output, which no map is
         self.channels = {f"res{i + 2}": embed_dim * 2**i for i in range(len(depths))}
         self._ours = {name: rename(name, HF_SWIN) for name in self.network.state_dict()}
         self._register_state_dict_hook(_rename_saved)
