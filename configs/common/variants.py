@@ -1,6 +1,7 @@
 """What one word on the command line stands for, in every config: `model.tracker.local_positions=dynamic`."""
 
 from local2global.lazy import LazyCall as L
+from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.criterion import FullSupervision, ReducedSupervision
 from local2global.modeling.positions import (
     DynamicLocalPositions,
@@ -13,6 +14,7 @@ from local2global.modeling.tracker import FromLocal, FromProposals, Learned
 _slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
 
 variants = {
+    "model.tracker": dict(bypass=L(BypassTracker)()),
     "model.tracker.local_positions": dict(
         static=L(StaticLocalPositions)(**_slots), dynamic=L(DynamicLocalPositions)()
     ),

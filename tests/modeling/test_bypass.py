@@ -1,12 +1,9 @@
 """The bypass: frames by themselves, linked by likeness."""
 
-import pytest
 import torch
 
-from local2global.errors import UserError
-from local2global.lazy import apply_overrides, instantiate, load_config
+from local2global.lazy import instantiate, load_config
 from local2global.modeling.bypass import BypassTracker, most_alike
-from local2global.modeling.positions import DynamicLocalPositions
 from local2global.modeling.tracker import Tracker
 from local2global.structures import FramePredictions, LayerPredictions, Proposals, Queries
 
@@ -93,26 +90,7 @@ def test_a_tracked_models_predictions_are_left_as_they_are():
     assert Tracker.link(None, now.queries, now) is now
 
 
-# --- one word in an override ---
-
-
 def test_one_word_is_another_tracker(root):
     cfg = load_config(root / PAPER, ["model.tracker=bypass"])
     assert isinstance(instantiate(cfg.model.tracker), BypassTracker)
     assert set(cfg.model.tracker) == {"_target_"}
-    assert isinstance(
-        instantiate(apply_overrides(cfg, ["model.tracker=bypass"]).model.tracker), BypassTracker
-    )
-
-
-def test_one_word_is_dynamic_l_pos(root):
-    cfg = load_config(root / PAPER, ["model.tracker.local_positions=dynamic"])
-    assert isinstance(instantiate(cfg.model.tracker.local_positions), DynamicLocalPositions)
-
-
-def test_a_word_that_stands_for_nothing_is_refused(root):
-    cfg = load_config(root / PAPER)
-    with pytest.raises(UserError, match=r"'model\.tracker=bypas'.*bypass"):
-        apply_overrides(cfg, ["model.tracker=bypas"])
-    with pytest.raises(UserError, match=r"'model\.segmenter=small'.*the keys below it"):
-        apply_overrides(cfg, ["model.segmenter=small"])

@@ -20,7 +20,7 @@ from ..checkpoint import (
     to_detrex,
 )
 from ..errors import UserError, make_folder
-from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved
+from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
 from .configs import find_config_file
 
 #: MaskDINO's own number of queries; the weights do not depend on it.
@@ -56,7 +56,12 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     cfg.model.classes = sizes.pop("classes")
     for key, value in sizes.items():
         apply_overrides(cfg, [f"model.segmenter.{key}={value}"])
-    return apply_overrides(cfg, overrides)
+    return apply_overrides(cfg, overrides, known_variants())
+
+
+def known_variants() -> Mapping[str, Mapping[str, Any]]:
+    """What one word stands for in an override of a model's config."""
+    return variants_of(find_config_file("common/variants.py"))
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -106,7 +111,8 @@ def convert(
     if config is not None:
         cfg = load_config(find_config_file(config), overrides)
     elif read_state(content, source).project is None:
-        cfg = apply_overrides(load_resolved(find_config(weights), ("model",)), overrides)
+        cfg = load_resolved(find_config(weights), ("model",))
+        apply_overrides(cfg, overrides, known_variants())
     else:
         cfg = image_config(content, source, [*overrides, _BYPASS])
     model = instantiate(cfg.model)

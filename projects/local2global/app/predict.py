@@ -30,7 +30,7 @@ from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
 from ..postprocess import Aggregate, VideoPostprocessor
 from ..structures import FramePredictions, FrameResult
-from .convert import image_config
+from .convert import image_config, known_variants
 from .draw import draw
 from .tracks import best_tracks, write_tracks
 from .video import Source, VideoWriter, open_source
@@ -105,7 +105,8 @@ class L2G:
         content = load_checkpoint(weights)
         if weights.with_name("config.yaml").is_file() or read_state(content, str(weights)).project is None:
             # Only the model's part is read: the run's data and its truth need not exist here.
-            config = apply_overrides(load_resolved(find_config(weights), ("model",)), overrides)
+            config = load_resolved(find_config(weights), ("model",))
+            apply_overrides(config, overrides, known_variants() if overrides else None)
         else:
             config = image_config(content, str(weights), overrides)
         model = instantiate(config.model)

@@ -7,9 +7,6 @@ not learned: an object that is hidden for a frame loses its slot to whatever tak
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,11 +21,9 @@ class BypassTracker(nn.Module):
     """Decodes every frame's local queries by themselves, and links them to the last frame's afterwards.
 
     Attributes:
-        WORDS: what may stand here by one word.
         caveat: what a user is told before looking at identities.
     """
 
-    WORDS: ClassVar[Mapping[str, type[nn.Module]]]
     caveat = "model.tracker=bypass: identities are matched from frame to frame, not learned"
 
     def forward(
@@ -41,11 +36,6 @@ class BypassTracker(nn.Module):
     def link(self, past: Queries | None, found: FramePredictions) -> FramePredictions:
         """What the decoder found, in the order of the last frame's slots."""
         return found if past is None else found.in_order(most_alike(past.embed, found.queries.embed))
-
-
-#: What a word in place of a tracker means: `model.tracker=bypass`.
-WORDS: dict[str, type[nn.Module]] = {"bypass": BypassTracker}
-BypassTracker.WORDS = WORDS
 
 
 @torch.no_grad()

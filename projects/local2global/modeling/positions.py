@@ -7,8 +7,7 @@ applied when a frame was decoded and travels as `Queries.boxes`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +70,6 @@ class StaticLocalPositions(nn.Module):
         dim: width C.
     """
 
-    WORDS: ClassVar[Mapping[str, type[nn.Module]]]  # below, where what they name exists
-
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(num_queries, dim)
@@ -86,13 +83,6 @@ class StaticLocalPositions(nn.Module):
 class DynamicLocalPositions(nn.Module):
     """Eq. (2) on the local queries' own boxes (Table 6, row 3)."""
 
-    WORDS: ClassVar[Mapping[str, type[nn.Module]]]
-
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
         """(B, K, C)."""
         return embed_boxes(local.boxes)
-
-
-#: What a word in place of l_pos means: `model.tracker.local_positions=dynamic`.
-_LOCAL: dict[str, type[nn.Module]] = {"static": StaticLocalPositions, "dynamic": DynamicLocalPositions}
-StaticLocalPositions.WORDS = DynamicLocalPositions.WORDS = _LOCAL

@@ -1,19 +1,14 @@
 """How queries cross frames: past queries and local queries in, aligned queries and their positions out.
 
-Another way to propagate is another class with `Tracker`'s `forward` and `link`; a name for it in `WORDS` makes it one
-word in an override: `model.tracker=bypass`.
+Another way to propagate is another class with `Tracker`'s `forward` and `link`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
 
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import L2GAligner
-from .bypass import WORDS
 from .positions import (
     DynamicLocalPositions,
     EmbedBoxes,
@@ -83,8 +78,6 @@ class Tracker(nn.Module):
         local_positions: l_pos.
         first_frame: where the first frame's queries come from.
     """
-
-    WORDS: ClassVar[Mapping[str, type[nn.Module]]] = WORDS
 
     def __init__(
         self,
