@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from local2global.modeling import backbone, decoder, encoder, layers, segmenter
 from local2global.modeling.criterion import Criterion
-from local2global.modeling.encoder import grid_sine_embedding
 from local2global.modeling.layers import inverse_sigmoid
 from local2global.modeling.losses import (
     dice_loss,
@@ -32,7 +31,6 @@ from local2global.modeling.losses import (
     sigmoid_focal_loss,
 )
 from local2global.modeling.matcher import assign
-from local2global.modeling.positions import box_sine_embedding
 from local2global.modeling.sampling import Shapes
 from local2global.randomness import keyed_generator
 from local2global.structures import (
@@ -105,12 +103,17 @@ class Attention(layers.Attention):
     """Attention that averages its weights over the heads for nobody, as `nn.MultiheadAttention` does unasked."""
 
     def forward(
-        self, x: Tensor, x_pos: Tensor, memory: Tensor | None = None, memory_pos: Tensor | None = None
+        self,
+        x: Tensor,
+        x_pos: Tensor,
+        memory: Tensor | None = None,
+        memory_pos: Tensor | None = None,
+        barred: Tensor | None = None,
     ) -> Tensor:
         """As the package's."""
         memory, memory_pos = (x, x_pos) if memory is None else (memory, memory_pos)
         key = memory if memory_pos is None else memory + memory_pos
-        return self.norm(x + self.attention(x + x_pos, key, memory)[0])
+        return self.norm(x + self.attention(x + x_pos, key, memory, attn_mask=barred)[0])
 
 
 class FeedForward(layers.FeedForward):
@@ -167,30 +170,6 @@ class EncoderLayer(encoder.EncoderLayer):
         return self.ffn(x)
 
 
-class PixelEncoder(encoder.PixelEncoder):
-    """The pixel decoder, as MaskDINO calls it: positions and references made anew for every frame."""
-
-    def forward(self, maps: dict[str, Tensor], valid: Tensor) -> FrameFeatures:
-        """As the package's."""
-        sources = self._project(maps)
-        shapes = [(source.shape[-2], source.shape[-1]) for source in sources]
-        tokens, positions, padding, centres = [], [], [], []
-        for source, embed in zip(sources, self.level_embed, strict=True):
-            height, width = source.shape[-2:]
-            count = encoder.unpadded(valid, height, width).ceil()
-            tokens.append(source.flatten(2).transpose(1, 2))
-            positions.append(grid_sine_embedding(count, height, width, source.shape[1]) + embed)
-            padding.append(padded_pixels(count, height, width).flatten(1))
-            centres.append(encoder._centres(height, width, valid.device))
-        x, pos, pad = torch.cat(tokens, 1), torch.cat(positions, 1), torch.cat(padding, 1)
-        references = torch.cat(centres)[None, :, None].expand(len(x), -1, len(shapes), -1)
-        for layer in self.layers:
-            x = layer(x, pos, references, shapes, pad)
-        split = [height * width for height, width in shapes]
-        parts = list(x.split(split, dim=1)), list(pad.split(split, dim=1))
-        return self._finish(maps[self.lateral], *parts, shapes, valid)
-
-
 class DecoderLayer(decoder.DecoderLayer):
     """Self-attention, cross-attention, feed-forward."""
 
@@ -202,9 +181,10 @@ class DecoderLayer(decoder.DecoderLayer):
         memory: Tensor,
         shapes: Shapes,
         padding: Tensor,
+        barred: Tensor | None = None,
     ) -> Tensor:
         """As the package's."""
-        x = self.self_attn(x, pos)
+        x = self.self_attn(x, pos, barred=barred)
         x = self.norm(x + self.cross_attn(x + pos, references, memory, shapes, padding))
         return self.ffn(x)
 
@@ -212,18 +192,20 @@ class DecoderLayer(decoder.DecoderLayer):
 class Decoder(decoder.Decoder):
     """Layer by layer, every one with its own value projection of the whole memory."""
 
-    def forward(self, queries: Tensor, boxes: Tensor, features: FrameFeatures) -> decoder.DecoderOutput:
+    def forward(
+        self, queries: Tensor, boxes: Tensor, features: FrameFeatures, barred: Tensor | None = None
+    ) -> decoder.DecoderOutput:
         """As the package's."""
         ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]
-        raw, hidden, references = [], [], [boxes]
+        raw, hidden, references, start = [], [], [boxes], boxes
         for layer in self.layers:
-            start = references[-1].detach()
-            pos = self.ref_point_head(box_sine_embedding(start, self.dim // 2))
+            pos = self.embed_boxes(start)
             looks = (start[:, :, None] * ratios).contiguous()
-            queries = layer(queries, pos, looks, features.memory, features.shapes, features.padding)
+            queries = layer(queries, pos, looks, features.memory, features.shapes, features.padding, barred)
             raw.append(queries)
             hidden.append(self.norm(queries))
             references.append((self.bbox_embed(queries) + inverse_sigmoid(start)).sigmoid())
+            start = references[-1].detach()
         return decoder.DecoderOutput(tuple(raw), tuple(hidden), tuple(references[:-1]))
 
 
@@ -443,7 +425,6 @@ _PEERS: dict[type[nn.Module], type[nn.Module]] = {
     backbone.FrozenBatchNorm: FrozenBatchNorm,
     backbone.ResNet: ResNet,
     encoder.EncoderLayer: EncoderLayer,
-    encoder.PixelEncoder: PixelEncoder,
     decoder.DecoderLayer: DecoderLayer,
     decoder.Decoder: Decoder,
     segmenter.Segmenter: Segmenter,

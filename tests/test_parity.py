@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from peer_layout import peer_of
 
 from local2global.errors import UserError
 from local2global.parity.families import check
@@ -46,6 +47,13 @@ def fixtures(golden):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_array_agrees(fixtures, name):
     result = check(fixtures[name])
+    assert result.passed, result.problems
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name[0] in "abdeh"])
+def test_so_does_the_benchmarks_peer(fixtures, name):
+    """What ours is timed against must be as right as ours."""
+    result = check(replace(fixtures[name], built=peer_of, read=set()))
     assert result.passed, result.problems
 
 

@@ -1,4 +1,4 @@
-"""The benchmark's peer ends at our numbers, frame after frame and in training (`test_golden.py` has detrex's)."""
+"""The benchmark's peer ends at our numbers, frame after frame and in training (`test_parity.py` has detrex's)."""
 
 from __future__ import annotations
 

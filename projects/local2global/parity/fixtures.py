@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Fixture:
         quantisation: the step of a quantised state is one over this.
         beside: the other fixtures of the folder, by name.
         read: full names of the inputs and draws that were asked for.
+        built: what is done to a module before it is run, e.g. to check another implementation of it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Fixture:
     quantisation: float = 1.0
     beside: Mapping[str, Fixture] = field(default_factory=dict, repr=False)
     read: set[str] = field(default_factory=set)
+    built: Callable[[nn.Module], Any] = field(default=lambda module: module, repr=False)
 
     def __contains__(self, name: str) -> bool:
         return name in self.arrays

@@ -22,8 +22,8 @@ from ..modeling.layers import (
     mask_logits,
     sine_waves,
 )
-from ..modeling.sampling import Shapes, sample_levels
 from ..modeling.positions import box_sine_embedding
+from ..modeling.sampling import Shapes, sample_levels
 from ..modeling.segmenter import Segmenter, proposal_anchors
 from ..names import DECODER, PIXEL_DECODER, PREDICTOR
 from ..structures import FrameFeatures, LayerPredictions, Positions
@@ -40,6 +40,7 @@ def attention(fixture: Fixture, compare: Comparison) -> None:
         return
     fixture.expect(dropout=0.0)
     module = _attention_of(fixture)
+    module = fixture.built(module)
     names = fixture.load(module, _PLAIN)
     given = [
         n for n in ("query", "value", "query_pos", "identity", "reference_points") if f"in/{n}" in fixture
@@ -96,6 +97,7 @@ def sampling(fixture: Fixture, compare: Comparison) -> None:
 def pixel_encoder(fixture: Fixture, compare: Comparison) -> None:
     """MaskDINO's pixel decoder; where masks are given, their geometry is theirs, position embedding included."""
     module = _encoder_of(fixture)
+    module = fixture.built(module)
     fixture.load(module, PIXEL_DECODER)
     maps = {name: fixture[f"in/{name}"] for name in _by_stride(fixture)}
     sources = module.project(maps)
@@ -227,25 +229,19 @@ def logit(fixture: Fixture, compare: Comparison) -> None:
     compare.output("out/y", inverse_sigmoid(fixture["in/x"], fixture.argument("eps", 1e-5)))
 
 
-class _PaddedDecoder(Decoder):
-    """Our decoder under padding as theirs has it: positions are embedded in [0, 1] of the padded coarsest level.
+def _embed_padded(module: Decoder, ratios: Tensor) -> None:
+    """Embed boxes as theirs does under padding: in [0, 1] of the padded coarsest level.
 
     Ours embeds them in [0, 1] of the frame, so that padding changes nothing; the two are one where nothing is padded.
     """
-
-    first_ratio: Tensor | None = None
-
-    def embed_boxes(self, boxes: Tensor) -> Tensor:
-        """MLP(PE(boxes))."""
-        if self.first_ratio is not None:
-            boxes = boxes * torch.cat((self.first_ratio, self.first_ratio), dim=-1)[:, None]
-        return super().embed_boxes(boxes)
+    usual, first = module.embed_boxes, torch.cat((ratios[:, 0], ratios[:, 0]), dim=-1)[:, None]
+    module.embed_boxes = lambda boxes: usual(boxes * first)  # type: ignore[method-assign]
 
 
 def decoder(fixture: Fixture, compare: Comparison) -> None:
     """Decoder layers with iterative boxes; theirs have the batch second."""
     fixture.expect(query_dim=4, **_RELU)
-    module = _PaddedDecoder(
+    module = Decoder(
         fixture.argument("d_model"),
         fixture.argument("n_heads"),
         fixture.argument("num_layers"),
@@ -253,6 +249,7 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
         fixture.argument("n_levels"),
         fixture.argument("n_points"),
     )
+    module = fixture.built(module)
     names = fixture.load(module, DECODER)
     leaves = {name: fixture.leaf(name) for name in ("tgt", "memory", "refpoints_unsigmoid")}
     tgt, memory, boxes = (leaf.transpose(0, 1) for leaf in leaves.values())
@@ -264,7 +261,7 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
         nothing if padding is None else padding.bool(),
         fixture["in/valid_ratios"],
     )
-    module.first_ratio = features.valid_ratios[:, 0]
+    _embed_padded(module, features.valid_ratios)
     out = module(tgt, boxes.sigmoid(), features, None if barred is None else barred.bool())
     last = out.references[-1] if len(out.references) == 1 else out.references[-1].detach()
     references = [*out.references, module.refine(out.raw[-1], last)]
@@ -283,10 +280,10 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
 def predictor(fixture: Fixture, compare: Comparison) -> None:
     """The two-stage predictor in evaluation: proposals, first boxes by the rule that is named, decoder, heads."""
     module = _segmenter_of(fixture)
+    module = fixture.built(module)
     fixture.load(module, PREDICTOR)
     features = _levels(fixture)
-    assert isinstance(module.decoder, _PaddedDecoder)
-    module.decoder.first_ratio = features.valid_ratios[:, 0]
+    _embed_padded(module.decoder, features.valid_ratios)
     local = module.propose(features)
     kinds = ("pred_logits", "pred_boxes", "pred_masks")
 
@@ -321,7 +318,7 @@ def _segmenter_of(fixture: Fixture) -> Segmenter:
     )
     dim = fixture.argument("hidden_dim")
     fixture.expect(in_channels=dim)
-    layers = _PaddedDecoder(
+    layers = Decoder(
         dim,
         fixture.argument("nhead", 8),
         fixture.argument("dec_layers"),
@@ -379,7 +376,8 @@ def resnet(fixture: Fixture, compare: Comparison) -> None:
         channels,
         fixture.argument("stem_out"),
         stride_in_1x1=fixture.argument("stride_in_1x1", False),
-    ).eval()
+    )
+    module = fixture.built(module).eval()
     fixture.load(module, _PLAIN)
     maps = module(fixture["in/image"])
     for name in fixture.names("out/"):
