@@ -7,6 +7,8 @@ replays a captured graph instead.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -64,6 +66,7 @@ class Bench:
         peer: Arm | None,
         difference: float,
         limit: float,
+        warm: bool = True,
         **labels: Any,
     ) -> Row:
         """One row: both arms after a warm-up, in the order A B B A, each round giving one ratio.
@@ -75,10 +78,11 @@ class Bench:
             peer: the other; None where there is nothing to compare with.
             difference: how far the arms' results are apart, measured in this run.
             limit: how far they may be.
+            warm: call each arm once before the first reading; False where that has been done and is dear.
             labels: more columns: `mode`, `dtype`, `pass`, ...
         """
         arms = [ours] if peer is None else [ours, peer]
-        repeats = [self._repeats(arm) for arm in arms]
+        repeats = [self._repeats(arm) if warm else 1 for arm in arms]
         times: list[list[float]] = [[] for _ in arms]
         for turn in range(self.rounds):
             for i in range(len(arms))[:: 1 if turn % 2 == 0 else -1]:
@@ -101,7 +105,9 @@ class Bench:
         }
 
     def _repeats(self, arm: Arm) -> int:
-        arm()
+        first = self.read(arm)
+        if first > 10 * SHORTEST:  # whatever a first call costs beside its work, this arm is not short
+            return 1
         return max(1, round(SHORTEST / max(self.read(arm), 1e-6)))
 
     def graphed(self, arm: Arm) -> Arm | None:
@@ -156,6 +162,9 @@ def peak_memory(arm: Arm, device: torch.device) -> int:
 
 
 def _resident_growth(arm: Arm) -> int:
+    gc.collect()
+    # what the process has freed but kept would be taken anew and never be seen to grow
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     arm()

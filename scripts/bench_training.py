@@ -54,6 +54,7 @@ def _clip_at(bench: Bench, size: tuple[int, int]) -> Row:
             lambda: step(both.peer),
             abs(mine - theirs) / abs(theirs),
             LIMIT,
+            warm=False,
             **{"pass": "train"},
             ours_bytes=bytes_ours,
             peer_bytes=bytes_peer,

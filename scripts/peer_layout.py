@@ -379,7 +379,7 @@ class PeerCriterion(Criterion):
             return losses
         masks, extent = one.masks[b, slots][:, None], features.extent[b].expand(len(rows), 2)
         with torch.no_grad():
-            chosen = self.sampler.choose(sample_points(masks, candidates, extent)[:, 0])
+            chosen = self._choose(sample_points(masks, candidates, extent)[:, 0])
             points = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
             # the truth at the candidates, not at the points: the same numbers
             true = sample_points(truth.masks[rows, t, None].float(), points)[:, 0]
@@ -390,6 +390,15 @@ class PeerCriterion(Criterion):
             losses["box"] = l1_box_loss(boxes, true_boxes).sum()
             losses["giou"] = giou_loss(boxes, true_boxes).sum()
         return losses
+
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """The sampler's choice, the most uncertain first."""
+        drawn = int(self.sampler.num_points * self.sampler.oversample_ratio)
+        count = int(self.sampler.num_points * self.sampler.importance_ratio)
+        uncertain = (-logits[:, :drawn].abs()).topk(count, dim=1).indices
+        rest = torch.arange(drawn, logits.shape[1], device=logits.device).expand(len(logits), -1)
+        return torch.cat((uncertain, rest), dim=1)
 
 
 def upsample_twice(
