@@ -391,7 +391,6 @@ class PeerCriterion(Criterion):
             losses["giou"] = giou_loss(boxes, true_boxes).sum()
         return losses
 
-
     def _choose(self, logits: Tensor) -> Tensor:
         """The sampler's choice, the most uncertain first."""
         drawn = int(self.sampler.num_points * self.sampler.oversample_ratio)
