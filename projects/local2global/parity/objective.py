@@ -150,7 +150,7 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
             _compare_pairs(compare, f"out/matching.{j}", pairs)
         losses, points = _losses(sampler, predictions, targets, pairs, draws)
         if f"out/point_coords.{j}" in fixture:
-            compare.output(f"out/point_coords.{j}", points)
+            compare.output(f"out/point_coords.{j}", _ordered_as(fixture[f"out/point_coords.{j}"], points))
         for term in fixture.argument("losses"):
             for loss in _TERMS[term]:
                 compare.output(f"out/{loss}{suffix}", losses[loss] * share)
@@ -194,6 +194,18 @@ def _losses(
     }, points
 
 
+def _ordered_as(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Our (..., P, 2) points as a set, in the order of theirs: detrex sorts by uncertainty, which no loss sees."""
+    if theirs.shape != ours.shape:
+        return ours
+    # Draws are multiples of 2^-24: rows apart by x, then by y.
+    place, source = (
+        (points[..., 0].double() * 2**26 + points[..., 1]).argsort(-1) for points in (theirs, ours)
+    )
+    picked = ours.gather(-2, source[..., None].expand_as(ours))
+    return torch.zeros_like(ours).scatter(-2, place[..., None].expand_as(ours), picked)
+
+
 def _uncertain(sampler: PointSampler, logits: Tensor, draws: Iterator[Tensor]) -> Tensor:
     """The points of (M, 1, h, w) logits: from candidates, and uniform ones drawn after them if there are any."""
     uniform = sampler.num_points - int(sampler.num_points * sampler.importance_ratio)
@@ -214,7 +226,8 @@ def point_sampling(fixture: Fixture, compare: Comparison) -> None:
     uniform = draws[1].shape[1] if len(draws) > 1 else 0
     # half a point more, lest the part that is kept be cut to one point less
     sampler = PointSampler(count, (drawn + 0.5) / count, (count - uniform + 0.5) / count if uniform else 1.0)
-    compare.output("out/uncertain_points", _uncertain(sampler, logits, iter(draws)))
+    points = _uncertain(sampler, logits, iter(draws))
+    compare.output("out/uncertain_points", _ordered_as(fixture["out/uncertain_points"], points))
 
 
 def loss_functions(fixture: Fixture, compare: Comparison) -> None:
