@@ -5,10 +5,12 @@ weights of the other.  Needs detectron2 and detrex, with its `projects`, on the 
 """
 
 import re
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from local2global.errors import UserError
 from local2global.lazy import LazyCall as L
@@ -43,7 +45,9 @@ class DetrexEncoder(MaskDINOEncoder):
     `forward_features` is its own and masks no padding; `forward` runs the same modules with padding masked.
     """
 
-    def __init__(self, channels, dim, num_heads, num_layers, dim_feedforward, num_levels):
+    def __init__(
+        self, channels, dim, num_heads, num_layers, dim_feedforward, num_levels, checkpointing=False
+    ):
         super().__init__(
             {name: ShapeSpec(channels=c, stride=4 * 2**i) for i, (name, c) in enumerate(channels.items())},
             transformer_dropout=0.0,
@@ -59,6 +63,9 @@ class DetrexEncoder(MaskDINOEncoder):
             total_num_feature_levels=num_levels,
             feature_order="low2high",
         )
+        if checkpointing:
+            for layer in self.transformer.encoder.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         _rename_on_disk(
             self,
             (r"^transformer\.(encoder\.)?", ""),
