@@ -9,6 +9,7 @@ KEYS = (
     "optimizer",
     "optimizer.params.model",
     "lr_multiplier",
+    "dataloader",
     "dataloader.train",
     "dataloader.test",
     "dataloader.evaluator",

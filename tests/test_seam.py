@@ -188,7 +188,7 @@ for number, path in enumerate(sys.argv[2:]):
     try:
         cfg = LazyConfig.load(path)
         OwnLazyConfig.save(cfg, folder / f"{number}.loaded.yaml")
-        if "common" not in path:
+        if "common" not in path and "custom" not in path:
             LazyConfig.save(cfg, str(folder / f"{number}.saved.yaml"))
     except Exception:  # of this config alone: the others are compared all the same
         (folder / f"{number}.error").write_text(traceback.format_exc())
@@ -218,8 +218,8 @@ def without_loader(text):
 @pytest.mark.parametrize("name", ["loaded", "saved"])
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=CONFIGS)
 def test_every_config_is_the_same_yaml_under_both_loaders(saved, number, name):
-    if name == "saved" and "common" in CONFIGS[number]:
-        pytest.skip("not a whole config: detectron2 saves only what it can resolve")
+    if name == "saved" and ("common" in CONFIGS[number] or "custom" in CONFIGS[number]):
+        pytest.skip("detectron2 saves what it can resolve: no part of a config, no classes of a file not here")
     for whose, folder in saved.items():
         error = folder / f"{number}.error"
         assert not error.exists(), f"{whose} cannot load it: {error.read_text()}"
@@ -240,6 +240,7 @@ def pair(request):
     detrex_launch.let_detrex_import_uncompiled(folder)
     theirs = ROOT / "configs" / "detrex" / f"{request.param}.py"
     (recipe,) = re.findall(r"^from \.\.([\w.]+) import", theirs.read_text(), re.MULTILINE)
+    torch.manual_seed(0)
     models = []
     for path in (ROOT / "configs" / f"{recipe.replace('.', '/')}.py", theirs):
         cfg = load_config(path)
@@ -298,13 +299,29 @@ def test_the_same_weights_segment_the_same(pair):
         close(a.queries.embed, b.queries.embed)
 
 
-def test_the_same_weights_learn_the_same(pair):
-    """Losses of two clips, and the gradient of every weight by its name on disk."""
-    clips = [small_clip(len(pair[0].classes), i) for i in range(2)]
-    losses, gradients = [], []
+@pytest.fixture
+def in_double(pair, monkeypatch):
+    """Both models in float64, and what they turn to float32 to be exact."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield [model.double() for model in pair]
+    torch.set_default_dtype(torch.float32)
+    monkeypatch.undo()
     for model in pair:
+        model.float()
+
+
+def test_the_same_weights_learn_the_same(in_double):
+    """Losses of two clips, and the gradient of every weight by its name on disk.
+
+    In float64, where both agree to 6e-8 of a gradient's norm (the sines of positions stay float32).  In float32 they
+    differ by up to 9e-3 of it: of 4.7 million inputs of the backbone's ReLUs one was 6e-7 beside 0 for one model and
+    below it for the other, and on so small a map that alone is 1.5e-3 of the gradient of the convolutions before it.
+    """
+    losses, gradients = [], []
+    for model in in_double:
         model.train().zero_grad()
-        losses.append(model(clips))
+        losses.append(model([small_clip(len(model.classes), i) for i in range(2)]))
         sum(losses[-1].values()).backward()
         of = {id(p): p.grad for p in model.parameters()}
         named = model.state_dict(keep_vars=True)
@@ -313,8 +330,9 @@ def test_the_same_weights_learn_the_same(pair):
         )
     assert set(losses[0]) == set(losses[1])
     for name, value in losses[0].items():
-        close(value, losses[1][name])
+        assert float(losses[1][name]) == pytest.approx(float(value), rel=1e-6, abs=1e-6), name
     assert set(gradients[0]) == set(gradients[1])
     for name, value in gradients[0].items():
+        assert value.dtype == torch.float64
         error = float((value - gradients[1][name]).norm() / value.norm().clamp(min=1e-6))
-        assert error <= 1e-3, f"{name}: {error}"  # of sums in another order, through a hundred layers
+        assert error <= 1e-5, f"{name}: {error}"
