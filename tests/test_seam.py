@@ -219,7 +219,7 @@ def without_loader(text):
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=CONFIGS)
 def test_every_config_is_the_same_yaml_under_both_loaders(saved, number, name):
     if name == "saved" and ("common" in CONFIGS[number] or "custom" in CONFIGS[number]):
-        pytest.skip("detectron2 saves what it can resolve: no part of a config, no classes of a file not here")
+        pytest.skip("detectron2 saves only what it can resolve: no part, no classes of a file not here")
     for whose, folder in saved.items():
         error = folder / f"{number}.error"
         assert not error.exists(), f"{whose} cannot load it: {error.read_text()}"
