@@ -54,6 +54,36 @@ def test_version(monkeypatch, capsys):
     assert capsys.readouterr().out == f"l2g {local2global.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ("predict", "x.mp4", "--threshold", "7"),
+            "l2g: Invalid value for '--threshold': Input should be less than or equal to 1 (see l2g predict -h)\n",
+        ),
+        (("train",), "l2g: Missing argument 'config'. (see l2g train -h)\n"),
+        (("tarin",), "l2g: No such command 'tarin'. Did you mean 'train'? (see l2g -h)\n"),
+    ],
+)
+def test_a_misused_command_is_one_line_and_status_2(monkeypatch, capsys, arguments, line):
+    assert run(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().err == line
+
+
+def test_nothing_asked_is_answered_with_the_help(monkeypatch, capsys):
+    assert run(monkeypatch) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_an_interrupt_shows_no_traceback(monkeypatch, capsys):
+    def interrupted(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("local2global.app.video.open_source", interrupted)
+    assert run(monkeypatch, "predict", "x.mp4", "--weights", "x.pth") == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_a_users_error_is_one_line_and_status_1(monkeypatch, capsys):
     assert run(monkeypatch, "predict", "nowhere.mp4", "--weights", "x.pth") == 1
     assert capsys.readouterr().err == "l2g: nowhere.mp4: no such file or folder\n"

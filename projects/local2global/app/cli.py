@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .video import Source
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
+
+# click's error of usage: typer brings a copy of click or imports it, depending on its version.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     name="l2g",
@@ -60,7 +63,13 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(args=arguments, prog_name="l2g")
+        sys.exit(app(args=arguments, prog_name="l2g", standalone_mode=False))
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "l2g"
+        line = f"l2g: {error.format_message()} (see {command} -h)"
+        # Where nothing was asked, the message is the whole help.
+        typer.echo(error.format_message() if "\n" in line else line, err=True)
+        sys.exit(2)
     except UserError as error:
         if debug:
             raise
