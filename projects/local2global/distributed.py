@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .errors import UserError
 
@@ -57,15 +58,19 @@ def barrier() -> None:
         dist.barrier()
 
 
-def reduce(values: Sequence[float], device: torch.device, operation: str = "sum") -> list[float]:
-    """Every process's numbers, one by one: their "sum", "mean" or "max"."""
-    if world_size() == 1:
+def reduce(values: Sequence[float] | Tensor, device: torch.device, operation: str = "sum") -> list[float]:
+    """Every process's numbers, one by one: their "sum", "mean" or "max"; a tensor waits for the device once."""
+    if world_size() == 1 and not isinstance(values, Tensor):
         return list(values)
-    tensor = torch.tensor(
-        list(values), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-    )
-    dist.all_reduce(tensor, dist.ReduceOp.MAX if operation == "max" else dist.ReduceOp.SUM)
-    return [float(value) for value in (tensor / world_size() if operation == "mean" else tensor)]
+    precision = torch.float32 if device.type == "mps" else torch.float64
+    tensor = values if isinstance(values, Tensor) else torch.tensor(list(values), dtype=precision)
+    tensor = tensor.to(device, precision)
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if operation == "max" else dist.ReduceOp.SUM)
+        if operation == "mean":
+            tensor = tensor / world_size()
+    numbers: list[float] = tensor.tolist()
+    return numbers
 
 
 def gather(value: Any) -> list[Any]:

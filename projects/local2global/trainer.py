@@ -33,6 +33,7 @@ from .run import (
     restore_random_state,
     seed_all,
 )
+from .structures import constant
 
 
 class Trainer:
@@ -148,7 +149,7 @@ class Trainer:
             group["lr"] = float(base * factor)
         self.optimizer.zero_grad(set_to_none=True)
         count = self.settings.accumulate
-        sums: dict[str, Tensor] = {}
+        parts: list[tuple[dict[str, Tensor], Any]] = []
         waited = 0.0
         for part in range(count):
             asked = time.perf_counter()
@@ -156,16 +157,18 @@ class Trainer:
             waited += time.perf_counter() - asked
             together = part + 1 == count or not isinstance(model, DistributedDataParallel)
             with nullcontext() if together else model.no_sync():  # type: ignore[operator]
-                for name, value in self._backward(model, batch, count).items():
-                    sums[name] = sums.get(name, 0.0) + value.detach() / count
+                parts.append((self._backward(model, batch, count), batch))
         norm = self._clip()
+        self._agree(parts, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
-        self._measure(sums, norm, time.perf_counter() - begin, waited)
+        means = {name: sum(losses[name] for losses, _ in parts) / count for name in parts[0][0]}
+        self._measure({**means, "total_loss": _total(means)}, norm, time.perf_counter() - begin, waited)
 
     def _backward(self, model: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
+        """Gradients of one batch; its losses."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             try:
                 losses = model(batch)
@@ -174,31 +177,39 @@ class Trainer:
                 raise UserError(f"iteration {self.iteration}: {error}, {where}.") from error
         if isinstance(losses, Tensor):
             losses = {"loss": losses}
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        self._agree_finite(losses, total, batch)
-        self.scaler.scale(total / count).backward()  # type: ignore[no-untyped-call]
-        return {**losses, "total_loss": total}
-
-    def _agree_finite(self, losses: Mapping[str, Tensor], total: Tensor, batch: Any) -> None:
-        complaint = "" if math.isfinite(total.item()) else complaint_about(self.iteration, losses, batch)
-        flags = reduce([bool(complaint), self.interruption.asked], self.device, "max")
-        self.interruption.agreed |= bool(flags[1])
-        if flags[0]:
-            raise UserError(next(filter(None, gather(complaint))))
+        self.scaler.scale(_total(losses) / count).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in losses.items()}
 
     def _clip(self) -> Tensor | None:
+        """Clip the gradients; their norm."""
         clip = self.settings.clip_grad
         if not clip.enabled:
             return None
         self.scaler.unscale_(self.optimizer)
         weights = [weight for weight in self.model.parameters() if weight.grad is not None]
-        norm = nn.utils.clip_grad_norm_(weights, **clip.params)
-        # a scaler skips such a step by itself; without one the weights would be lost
-        if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
-            raise UserError(
-                f"iteration {self.iteration}: the gradient's norm is {float(norm)}. Lower optimizer.lr."
-            )
-        return norm
+        return nn.utils.clip_grad_norm_(weights, **clip.params)
+
+    def _agree(self, parts: Sequence[tuple[Mapping[str, Tensor], Any]], norm: Tensor | None) -> None:
+        """All processes take the step or none: not where a number is not finite.  The one wait for the device here."""
+        numbers = [_total(losses) for losses, _ in parts]
+        # a scaler skips a step of broken gradients by itself; without one the weights would be lost
+        if norm is not None and not self.scaler.is_enabled():
+            numbers.append(norm)
+        broken = ~torch.stack(numbers).isfinite().all()
+        flags = reduce(torch.stack((broken, constant(self.interruption.asked, broken))), self.device, "max")
+        self.interruption.agreed |= bool(flags[1])
+        if not flags[0]:
+            return
+        complaint = next(
+            (
+                complaint_about(self.iteration, losses, batch)
+                for losses, batch in parts
+                if not math.isfinite(_total(losses).item())
+            ),
+            "",
+        )
+        bad_norm = f"iteration {self.iteration}: the gradient's norm is {norm}. Lower optimizer.lr."
+        raise UserError(next(filter(None, gather(complaint)), bad_norm))
 
     def _measure(self, sums: dict[str, Tensor], norm: Tensor | None, seconds: float, waited: float) -> None:
         kept = self.measured
@@ -241,3 +252,8 @@ class Trainer:
         else:
             seed_all(self.settings.seed + rank() + self.start)
         return itertools.chain(first, batches)
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    """The sum of all losses, in float32."""
+    return torch.stack([value.float() for value in losses.values()]).sum()
