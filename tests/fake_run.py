@@ -51,8 +51,8 @@ class Loader:
     seed: int
     start: int = field(default=0)
 
-    def seek(self, iteration):
-        self.start = iteration
+    def seek(self, iteration, accumulate=1):
+        self.start = iteration * accumulate
 
     def __iter__(self):
         share = self.batch // world_size()

@@ -144,6 +144,27 @@ def test_resumed_after_kill_9_is_bit_for_bit_the_uninterrupted_run(tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_curriculum_of_accumulated_batches_turns_and_resumes_at_the_same_iteration(tmp_path):
+    """Batches of two, from iteration 5 on of six; two of them are a step.  Stopped in iteration 3, before the turn."""
+    loaders = [{"_target_": "fake_run.Loader", "batch": batch, "seed": 3} for batch in (2, 6)]
+    curriculum = {"_target_": "local2global.data.loader.Curriculum", "loaders": loaders, "starts": [0, 5]}
+
+    def trained(folder, *overrides, resume=False):
+        cfg = fake_run.config(folder, *NOISY, *overrides)
+        cfg.dataloader.train = curriculum
+        train(cfg, resume=resume, progress=Console(quiet=True))
+        return fake_run.curve(folder)
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", "model.events.7=SIGINT")
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert trained(tmp_path / "parts", resume=True) == whole
+    loaders[1]["batch"] = 2
+    same = [one == other for one, other in zip(whole, trained(tmp_path / "never"), strict=True)]
+    assert same == [True] * 5 + [False] * 5
+
+
 def test_resume_keeps_the_seed_that_was_picked(tmp_path):
     run(tmp_path, "train.seed=-1", "train.max_iter=4")
     seed = json.loads((tmp_path / "versions.json").read_text())["seed"]

@@ -240,7 +240,7 @@ class Trainer:
         The first batch is fetched before that state is set, since starting a loader's workers draws from it.
         """
         if hasattr(self.loader, "seek"):
-            self.loader.seek(self.start * self.settings.accumulate)
+            self.loader.seek(self.start, self.settings.accumulate)
         elif self.start:
             self.console.print(
                 "dataloader.train has no seek(): batches start anew, this resume is not exact."

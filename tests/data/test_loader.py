@@ -14,7 +14,7 @@ from torch import Tensor
 
 from local2global.data.augment import ClipAugmentation, DriftingCrop, Identity, RandomShortestEdge, ZoomCrop
 from local2global.data.datasets import VideoDataset
-from local2global.data.loader import LazyFrames, Mixture, build_test_loader, build_train_loader
+from local2global.data.loader import Curriculum, LazyFrames, Mixture, build_test_loader, build_train_loader
 from local2global.errors import UserError
 from local2global.structures import Clip
 
@@ -109,6 +109,21 @@ def test_another_seed_makes_other_clips():
 def test_a_loader_can_be_looped_over_again():
     loader = build_train_loader(videos(3), 2, Identity(), 2, num_workers=0)
     assert_same([next(iter(loader))], [next(iter(loader))])
+
+
+@pytest.mark.parametrize(("iteration", "accumulate"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2), (1, 3)])
+def test_a_curriculum_turns_to_its_next_loader_at_an_iteration_however_many_batches_that_takes(
+    iteration, accumulate
+):
+    """Clips of one frame for iterations 0 and 1, of two frames afterwards; a batch's number counts on."""
+    loaders = [build_train_loader(videos(3), length, Identity(), 1, num_workers=0) for length in (1, 2)]
+    curriculum = Curriculum(loaders, [0, 2])
+    curriculum.seek(iteration, accumulate)
+    clips = [clip for (clip,) in islice(curriculum, 3 * accumulate)]
+    due = [i for i in range(iteration, iteration + 3) for _ in range(accumulate)]
+    assert [len(clip) for clip in clips] == [1 if i < 2 else 2 for i in due]
+    start = iteration * accumulate
+    assert [clip.key[1] for clip in clips] == list(range(start, start + 3 * accumulate))
 
 
 def test_seeking_does_not_touch_a_running_loop():

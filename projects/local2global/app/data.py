@@ -196,7 +196,7 @@ def view(
     if place.is_dir() or place.suffix == ".json":
         if overrides:
             raise UserError(f"{overrides[0]}: a dataset on disk has no keys to change; name a config.")
-        loader, classes = dataset_loader(place, images, clips, length, plain, seed)
+        loader, classes = dataset_loader(place, images, clips, length, plain, seed, iteration)
     else:
-        loader, classes = config_loader(find_config_file(target), overrides or [])
-    draw(loader, classes, clips, iteration, output, cell or None)
+        loader, classes = config_loader(find_config_file(target), overrides or [], iteration)
+    draw(loader, classes, clips, output, cell or None)

@@ -23,8 +23,8 @@ from .sheets import draw_clip, write_clips
 class Loader(Protocol):
     """An endless iterable of batches."""
 
-    def seek(self, iteration: int) -> None:
-        """Go to an iteration."""
+    def seek(self, iteration: int, accumulate: int = 1) -> None:
+        """Go to an iteration, each of `accumulate` batches."""
 
     def __iter__(self) -> Iterator[list[Clip]]:
         """Batches."""
@@ -34,12 +34,10 @@ def view(
     loader: Loader,
     classes: Sequence[dict[str, Any]],
     count: int,
-    iteration: int,
     path: Path,
     cell: int | None,
 ) -> None:
-    """Draws the first clips of an iteration, and says what they are."""
-    loader.seek(iteration)
+    """Draws the first clips of a loader, and says what they are."""
     batches = iter(loader)
     clips = list(islice(chain.from_iterable(batches), count))
     drawn = [draw_clip(clip, classes) for clip in clips]
@@ -49,14 +47,18 @@ def view(
     typer.echo(f"  {path}")
 
 
-def config_loader(path: Path, overrides: Sequence[str]) -> tuple[Loader, list[dict[str, Any]]]:
-    """A config's training loader, which makes its clips in this process, and its classes."""
+def config_loader(
+    path: Path, overrides: Sequence[str], iteration: int
+) -> tuple[Loader, list[dict[str, Any]]]:
+    """A config's training loader from an iteration on, which makes its clips in this process, and its classes."""
     cfg = load_config(path, overrides)
     if "dataloader" not in cfg or cfg.dataloader.get("train") is None:
         raise UserError(f"{path}: this config has no dataloader.train to look at.")
     _without_workers(cfg.dataloader.train)
     classes = [{"id": c["id"], "name": c["name"]} for c in cfg.model.classes]
-    return cast(Loader, instantiate(cfg.dataloader.train)), classes
+    loader = cast(Loader, instantiate(cfg.dataloader.train))
+    loader.seek(iteration, cfg.get("train", {}).get("accumulate", 1))
+    return loader, classes
 
 
 def _without_workers(node: Any) -> None:
@@ -74,7 +76,7 @@ def _without_workers(node: Any) -> None:
 
 
 def dataset_loader(
-    path: Path, images: Path | None, clips: int, length: int, plain: bool, seed: int
+    path: Path, images: Path | None, clips: int, length: int, plain: bool, seed: int, iteration: int
 ) -> tuple[Loader, list[dict[str, Any]]]:
     """Clips of some videos of a dataset on disk, as the paper's augmentation makes them or, `plain`, as they are."""
     report = check_dataset(path, images, options=Options(decode=False, samples=clips))
@@ -87,6 +89,6 @@ def dataset_loader(
         raise UserError(f"{path}: none of the {len(report.samples)} videos looked at has a mask.")
     augment: Augmentation = Identity() if plain else ClipAugmentation()
     dataset = VideoDataset(videos, classes)
-    return build_train_loader(
-        dataset, length, augment, 1, num_workers=0, seed=seed, rank=0, world_size=1
-    ), classes
+    loader = build_train_loader(dataset, length, augment, 1, num_workers=0, seed=seed, rank=0, world_size=1)
+    loader.seek(iteration)
+    return loader, classes

@@ -222,9 +222,9 @@ class TrainLoader:
         self.start: int | None = None
         self.skipped: Counter[str] = Counter()
 
-    def seek(self, iteration: int) -> None:
-        """Make the next `iter` begin with the batch of `iteration`."""
-        self.start = iteration
+    def seek(self, iteration: int, accumulate: int = 1) -> None:
+        """Make the next `iter` begin with the first batch of `iteration`, if every iteration takes `accumulate`."""
+        self.start = iteration * accumulate
 
     def __iter__(self) -> Iterator[list[Clip]]:
         """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
@@ -402,7 +402,8 @@ class Curriculum:
 
     Args:
         loaders: endless loaders.
-        starts: the iteration from which each is read; the first is 0 and they rise.
+        starts: the iteration from which each is read; the first is 0 and they rise.  An iteration is a step of the
+            optimizer, however many batches a trainer accumulates for it.
 
     Raises:
         UserError: if there are not as many starts as loaders, or they don't rise from 0.
@@ -414,20 +415,22 @@ class Curriculum:
         if len(self.loaders) != len(self.starts) or not rising:
             raise UserError(f"curriculum: {len(self.loaders)} loaders need as many starts, rising from 0.")
         self.start: int | None = None
+        self.accumulate = 1
 
     @property
     def skipped(self) -> Counter[str]:
         """How often each unreadable file was met, by what is wrong with it."""
         return sum((loader.skipped for loader in self.loaders), Counter())
 
-    def seek(self, iteration: int) -> None:
-        """Make the next `iter` begin with the batch of `iteration`."""
-        self.start = iteration
+    def seek(self, iteration: int, accumulate: int = 1) -> None:
+        """Make the next `iter` begin with the first batch of `iteration`, if every iteration takes `accumulate`."""
+        self.start, self.accumulate = iteration * accumulate, accumulate
 
     def __iter__(self) -> Iterator[list[Clip]]:
         """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
         position = _trainers_iteration() if self.start is None else self.start
-        for loader, end in zip(self.loaders, [*self.starts[1:], None], strict=True):
+        ends = [start * self.accumulate for start in self.starts[1:]]
+        for loader, end in zip(self.loaders, [*ends, None], strict=True):
             if end is not None and position >= end:
                 continue
             loader.seek(position)
