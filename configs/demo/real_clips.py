@@ -1,11 +1,16 @@
 """Real pixels: a small model fitted from scratch to twenty short clips on a CPU, scored on the clips it saw.
 
     L2G_DATA=path/to/data l2g train configs/demo/real_clips.py
-    ... 'dataloader.test.dataset.clips=[bear,car-turn,dogs-jump]' 'dataloader.test.dataset.composites=[]'     three only
+
+    ... 'dataloader.test.dataset.clips=[bear,car-turn,dogs-jump]' 'dataloader.test.dataset.composites=[]'
+        'dataloader.train.starts=[0,300]' train.max_iter=1200                              three only: AP50 100
 
 `L2G_DATA` is a folder with `clips/` and `composites/`, each a YouTube-VIS `JPEGImages/` and `instances.json`.  A fit
-test, about 45 minutes on two cores: it shows that data, model, losses, propagation and scores agree on real frames,
-and nothing about other videos, so that frames are only mirrored.
+test, about 45 minutes on two cores (three clips: 10): it shows that data, model, losses, propagation and scores agree
+on real frames, and nothing about other videos, so that frames are only mirrored.
+
+Single frames teach a model what to find, not how to carry it: streamed, the slots of one that has seen no clips become
+alike within six frames, and of two dogs one is lost.  Three videos are found sooner than twenty, so clips start sooner.
 """
 
 import os
