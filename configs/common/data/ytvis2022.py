@@ -4,6 +4,7 @@ Some report the mean of the scores on its short videos (2021's) and its 71 long 
 server gives both.
 """
 
-from .ytvis2021 import CLASSES, DATASETS, dataloader
+from .videos import DATASETS
+from .ytvis2021 import CLASSES, dataloader
 
 dataloader.test.dataset.root = f"{DATASETS}/ytvis_2022"
