@@ -114,9 +114,10 @@ class PixelEncoder(nn.Module):
         num_heads: attention heads.
         num_layers: encoder layers.
         dim_feedforward: their hidden width.
-        num_levels: levels L; those beyond `features` are made by stride-2 convolutions of the coarsest map.
+        num_levels: levels L; those beyond `features` are made by stride-2 convolutions of the coarsest map, and lie
+            coarsest first, as in detrex, beside it.
         num_points: sampling points of a head in a level.
-        features: the maps to flatten, in this order, finest or coarsest first; the levels made here follow it.
+        features: the maps to flatten, in this order, finest or coarsest first.
         groups: groups of the GroupNorms.
         checkpointing: while training, keep only what enters each layer and compute the rest a second time on the way
             back: a third more time of the encoder for the better part of a clip's memory.
@@ -148,7 +149,8 @@ class PixelEncoder(nn.Module):
         fineness = [list(channels).index(name) for name in features]
         made = list(range(len(channels), len(channels) + num_levels - len(features)))
         self.made_first = fineness[0] > fineness[-1]
-        fineness = [*reversed(made), *fineness] if self.made_first else [*fineness, *made]
+        made.reverse()
+        fineness = [*made, *fineness] if self.made_first else [*fineness, *made]
         self.coarsest_first = sorted(range(num_levels), key=lambda level: -fineness[level])
         coarsest = max(channels[name] for name in features)
         projections: list[nn.Module] = []
@@ -196,7 +198,8 @@ class PixelEncoder(nn.Module):
         for proj in self.input_proj[len(self.features) :]:
             coarsest = proj(coarsest)
             made.append(coarsest)
-        return [*reversed(made), *given] if self.made_first else [*given, *made]
+        made.reverse()
+        return [*made, *given] if self.made_first else [*given, *made]
 
     def encode(self, lateral: Tensor, sources: Sequence[Tensor], geometry: Geometry) -> FrameFeatures:
         """Attention among the levels, and mask features from the finest of them and the (B, channels, h, w) lateral."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -216,8 +217,7 @@ def read_fixtures(folder: str | Path) -> dict[str, Fixture]:
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
         raise UserError(f"{folder}: no meta.json in it, so these are no fixtures.")
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    described = {name.removesuffix(".npz"): about for name, about in meta.items() if not name.startswith("_")}
+    described = _described(folder / "meta.json")
     files = {path.stem: path for path in sorted(folder.glob("*.npz"))}
     for alone, where in ((files.keys() - described, "meta.json"), (described.keys() - files, "the folder")):
         if alone:
@@ -226,14 +226,40 @@ def read_fixtures(folder: str | Path) -> dict[str, Fixture]:
     for name, path in files.items():
         about = described[name]
         step = re.search(r"/\s*(\d+)", about.get("state_quantisation", ""))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: torch.from_numpy(file[key]) for key in file.files}
         beside[name] = Fixture(
             name,
             about.get("constructor", {}),
             about.get("note", ""),
-            arrays,
+            _arrays(path),
             float(step[1]) if step else 1.0,
             beside,
         )
     return beside
+
+
+def _described(path: Path) -> dict[str, dict[str, Any]]:
+    """What meta.json says of each fixture."""
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}).") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: expected a dict of fixtures, got {type(meta).__name__}.")
+    described = {name.removesuffix(".npz"): about for name, about in meta.items() if not name.startswith("_")}
+    for name, about in described.items():
+        parts = (("constructor", dict), ("note", str), ("state_quantisation", str))
+        if not isinstance(about, dict) or any(
+            not isinstance(about.get(k, kind()), kind) for k, kind in parts
+        ):
+            raise UserError(f"{path}: {name}: expected a dict with a dict 'constructor' and a text 'note'.")
+    return described
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file; numbers only."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: torch.from_numpy(file[key]) for key in file.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged, or more than arrays of numbers ({reason}).") from error

@@ -7,6 +7,7 @@ what comes out to the comparison.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,8 +64,14 @@ def attention(fixture: Fixture, compare: Comparison) -> None:
     )
     out = batch_first(out) + identity
     compare.output("out/output", out)
-    (out * fixture["in/cotangent"]).sum().backward()
+    _backward(fixture, out)
     compare.gradients_of(leaves, module, names)
+
+
+def _backward(fixture: Fixture, out: Tensor) -> None:
+    """Gradients of an output's product with the fixture's cotangent, if it has one."""
+    if (cotangent := fixture.get("in/cotangent")) is not None:
+        (out * cotangent).sum().backward()
 
 
 def _attention_of(fixture: Fixture) -> DeformableAttention:
@@ -89,7 +96,7 @@ def sampling(fixture: Fixture, compare: Comparison) -> None:
     value, place, weights = leaves.values()
     out = sample_levels(value, _shapes(fixture), place[..., 0], place[..., 1], weights)
     compare.output("out/output", out)
-    (out * fixture["in/cotangent"]).sum().backward()
+    _backward(fixture, out)
     compare.gradients_of(leaves)
 
 
@@ -103,20 +110,26 @@ def pixel_encoder(fixture: Fixture, compare: Comparison) -> None:
     sources = module.project(maps)
     shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
     padding = [mask.bool() for mask in fixture.series("in/masks.")]
-    if padding:
+    order = _order_of_positions(module)
+    swapped = order != sorted(order)
+    if padding or swapped:
+        padding = padding or [torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool) for x in sources]
         geometry = _their_geometry(shapes, padding, maps[module.lateral], sources[0].shape[1])
-        features = module.encode(maps[module.lateral], sources, geometry)
     else:
         valid = torch.ones(len(sources[0]), 2)
         mask_shape = (maps[module.lateral].shape[-2], maps[module.lateral].shape[-1])
         geometry = Geometry.of(shapes, valid, mask_shape, sources[0].shape[1])
-        features = module(maps, valid)
     positions = geometry.pos.split([h * w for h, w in shapes], dim=1)
-    for i, shape in enumerate(shapes):
+    for i, level in enumerate(order):
         if f"mid/transformer_srcs.{i}" in fixture:
             compare.output(f"mid/transformer_srcs.{i}", sources[i])
         if f"mid/transformer_pos.{i}" in fixture:
-            compare.output(f"mid/transformer_pos.{i}", _as_map(positions[i], shape))
+            compare.output(f"mid/transformer_pos.{i}", _as_map(positions[level], shapes[level]))
+    if swapped:
+        placed = [positions[level] + module.level_embed[i] for i, level in enumerate(order)]
+        geometry = replace(geometry, pos=torch.cat(placed, dim=1))
+        module.level_embed.zero_()
+    features = module.encode(maps[module.lateral], sources, geometry)
     compare.output("out/mask_features", features.mask_features)
     tokens = features.memory.split([h * w for h, w in features.shapes], dim=1)
     for i, level in enumerate(module.coarsest_first):
@@ -125,6 +138,18 @@ def pixel_encoder(fixture: Fixture, compare: Comparison) -> None:
             compare.output(name, _as_map(tokens[i], features.shapes[i]))
         if level == 0:
             compare.output("out/transformer_encoder_features", _as_map(tokens[i], features.shapes[i]))
+
+
+def _order_of_positions(module: PixelEncoder) -> list[int]:
+    """The level whose positions detrex lays at each place among the tokens.
+
+    It turns round the levels that it makes, but not their positions: of two or more, tokens have another level's, or,
+    where the levels' sizes differ, a part of it.
+    """
+    levels = list(range(len(module.input_proj)))
+    given = len(module.features)
+    made = levels[: len(levels) - given] if module.made_first else levels[given:]
+    return [*made[::-1], *levels[len(made) :]] if module.made_first else [*levels[:given], *made[::-1]]
 
 
 def _by_stride(fixture: Fixture) -> dict[str, tuple[int, int]]:
@@ -140,10 +165,6 @@ def _encoder_of(fixture: Fixture) -> PixelEncoder:
     if steps != 2 or len(features) < 2:
         raise UnsupportedError(
             "our encoder reads at least two maps and makes one step from the finest to the masks"
-        )
-    if fixture.argument("total_num_feature_levels") > len(features) + 1:
-        raise UnsupportedError(
-            "detrex gives two levels of its own making each other's positions; ours does not"
         )
     dim, order = fixture.argument("conv_dim"), fixture.argument("feature_order")
     return PixelEncoder(
@@ -190,20 +211,19 @@ def grid_positions(fixture: Fixture, compare: Comparison) -> None:
     def normalised(counts: Tensor) -> Tensor:
         return _as_map(grid_sine_embedding(counts, height, width, 2 * half), (height, width))
 
-    def plain() -> Tensor:
-        y, x = (sine_waves(torch.arange(1, n + 1), half) for n in (height, width))
-        both = (y[:, None].expand(-1, width, -1), x[None].expand(height, -1, -1))
-        return torch.cat(both, dim=-1).permute(2, 0, 1).expand(batch, -1, -1, -1)
+    def plain(seen: Tensor) -> Tensor:
+        both = (sine_waves(seen.cumsum(axis), half) for axis in (1, 2))
+        return torch.cat(tuple(both), dim=-1).permute(0, 3, 1, 2)
 
-    usual = fixture.argument("normalize", False)
+    usual, everywhere = fixture.argument("normalize", False), torch.ones(batch, height, width)
     if "out/no_mask" in fixture:
-        compare.output("out/no_mask", normalised(whole) if usual else plain())
+        compare.output("out/no_mask", normalised(whole) if usual else plain(everywhere))
     if "out/with_mask" in fixture:
         seen = ~fixture["in/mask"].bool()
         counts = torch.stack((seen[:, 0].sum(1), seen[:, :, 0].sum(1)), dim=-1).float()
-        compare.output("out/with_mask", normalised(counts))
+        compare.output("out/with_mask", normalised(counts) if usual else plain(seen))
     if "out/unnormalized" in fixture:
-        compare.output("out/unnormalized", plain())
+        compare.output("out/unnormalized", plain(everywhere))
 
 
 def box_positions(fixture: Fixture, compare: Comparison) -> None:
@@ -217,9 +237,8 @@ def proposals(fixture: Fixture, compare: Comparison) -> None:
     """Two-stage proposals."""
     shapes, memory = _shapes(fixture), fixture["in/memory"]
     padding = fixture["in/memory_padding_mask"].bool()
-    levels = padding.split([h * w for h, w in shapes], dim=1)
-    ratios = _valid_ratios([m.unflatten(1, shape) for m, shape in zip(levels, shapes, strict=True)])
-    ours, anchors = proposal_anchors(_features(memory, shapes, padding, ratios))
+    whole = torch.ones(len(memory), len(shapes), 2)
+    ours, anchors = proposal_anchors(_seen_by_proposals(_features(memory, shapes, padding, whole)))
     compare.output("out/output_memory", ours)
     compare.output("out/output_proposals", anchors)
 
@@ -270,7 +289,7 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
     for i, reference in enumerate(references):
         compare.output(f"out/references.{i}", reference)
     total = torch.stack([reference.sum() for reference in references]).sum()
-    for hidden, cotangent in zip(out.hidden, fixture.series("in/cotangent."), strict=True):
+    for hidden, cotangent in zip(out.hidden, fixture.series("in/cotangent."), strict=False):
         total = total + (hidden * cotangent).sum()
     total.backward()
     compare.gradients_of(leaves, module, names)
@@ -284,7 +303,7 @@ def predictor(fixture: Fixture, compare: Comparison) -> None:
     fixture.load(module, PREDICTOR)
     features = _levels(fixture)
     _embed_padded(module.decoder, features.valid_ratios)
-    local = module.propose(features)
+    local = module.propose(_seen_by_proposals(features))
     kinds = ("pred_logits", "pred_boxes", "pred_masks")
 
     def masks_of(layer: LayerPredictions) -> Tensor:
@@ -300,8 +319,9 @@ def predictor(fixture: Fixture, compare: Comparison) -> None:
     placed = Positions(torch.zeros_like(local.embed), start)
     out = module.train().decode(local.embed, placed, features, local.predictions)
     *earlier, last = out.layers
-    for i, layer in enumerate(earlier):
-        heads(f"out/aux_outputs.{i}.", layer, start if i == 0 else layer.boxes)
+    earlier = [replace(earlier[0], boxes=start), *earlier[1:]]
+    for i, layer in enumerate(earlier if fixture.argument("initial_pred", True) else earlier[1:]):
+        heads(f"out/aux_outputs.{i}.", layer, layer.boxes)
     heads("out/", last, out.boxes)
 
 
@@ -310,7 +330,6 @@ def _segmenter_of(fixture: Fixture) -> Segmenter:
         mask_classification=True,
         enforce_input_project=False,
         two_stage=True,
-        initial_pred=True,
         learn_tgt=False,
         query_dim=4,
         semantic_ce_loss=False,
@@ -332,16 +351,21 @@ def _segmenter_of(fixture: Fixture) -> Segmenter:
 
 
 def _levels(fixture: Fixture) -> FrameFeatures:
-    """The predictor's inputs; the levels come finest first and are read coarsest first."""
+    """The predictor's inputs; the levels come finest first and are read coarsest first, the masks as they come."""
     maps, masks = fixture.series("in/x.")[::-1], fixture["in/mask_features"]
     shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
     memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
     given = [mask.bool() for mask in fixture.series("in/masks.")]
     given = given or [torch.zeros(len(m), *m.shape[-2:], dtype=torch.bool) for m in maps]
-    if tuple(mask.shape[-2:] for mask in given) != shapes:
-        given = given[::-1]
     padding = torch.cat([mask.flatten(1) for mask in given], dim=1)
     return _features(memory, shapes, padding, _valid_ratios(given), masks)
+
+
+def _seen_by_proposals(features: FrameFeatures) -> FrameFeatures:
+    """The same, with the valid ratios that theirs reads off the flat padding: others if masks came finest first."""
+    levels = features.padding.split([h * w for h, w in features.shapes], dim=1)
+    views = [mask.unflatten(1, shape) for mask, shape in zip(levels, features.shapes, strict=True)]
+    return replace(features, valid_ratios=_valid_ratios(views))
 
 
 def _first_boxes(fixture: Fixture, masks: Tensor, predicted: Tensor | None) -> Tensor:

@@ -148,9 +148,12 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
         _, pairs = _match(matcher, predictions, targets, draws)
         if f"out/matching.{j}.0.src" in fixture:
             _compare_pairs(compare, f"out/matching.{j}", pairs)
-        losses, points = _losses(sampler, predictions, targets, pairs, draws)
-        if f"out/point_coords.{j}" in fixture:
-            compare.output(f"out/point_coords.{j}", _ordered_as(fixture[f"out/point_coords.{j}"], points))
+        losses = _losses(predictions, targets, pairs)
+        if "masks" in fixture.argument("losses"):  # nothing is drawn for others
+            of_masks, points = _mask_losses(sampler, predictions[2], targets, pairs, draws)
+            losses |= of_masks
+            if f"out/point_coords.{j}" in fixture:
+                compare.output(f"out/point_coords.{j}", _ordered_as(fixture[f"out/point_coords.{j}"], points))
         for term in fixture.argument("losses"):
             for loss in _TERMS[term]:
                 compare.output(f"out/{loss}{suffix}", losses[loss] * share)
@@ -162,35 +165,44 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
 _TERMS = {"labels": ("loss_ce",), "masks": ("loss_mask", "loss_dice"), "boxes": ("loss_bbox", "loss_giou")}
 
 
-def _losses(
+def _of_pairs(values: Tensor, pairs: Pairs) -> Tensor:
+    """What was predicted for the instances, image after image."""
+    return torch.cat([value[rows] for value, (rows, _) in zip(values, pairs, strict=True)])
+
+
+def _true(values: Sequence[Tensor], pairs: Pairs) -> Tensor:
+    """Its truth."""
+    return torch.cat([value[columns] for value, (_, columns) in zip(values, pairs, strict=True)])
+
+
+def _losses(predictions: Sequence[Tensor], targets: Sequence[Target], pairs: Pairs) -> dict[str, Tensor]:
+    """Every term of classes and boxes, summed over pairs."""
+    logits, boxes, _ = predictions
+    wanted = torch.zeros_like(logits)
+    for i, ((rows, columns), (labels, _, _)) in enumerate(zip(pairs, targets, strict=True)):
+        wanted[i, rows, labels[columns]] = 1.0
+    mine, boxed = _of_pairs(boxes, pairs), _true([t[1] for t in targets], pairs)
+    return {
+        "loss_ce": sigmoid_focal_loss(logits, wanted).sum(),
+        "loss_bbox": l1_box_loss(mine, boxed).sum(),
+        "loss_giou": giou_loss(mine, boxed).sum(),
+    }
+
+
+def _mask_losses(
     sampler: PointSampler,
-    predictions: Sequence[Tensor],
+    masks: Tensor,
     targets: Sequence[Target],
     pairs: Pairs,
     draws: Iterator[Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every term, summed over pairs, and the points at which masks were compared."""
-    logits, boxes, masks = predictions
-    wanted = torch.zeros_like(logits)
-    for i, ((rows, columns), (labels, _, _)) in enumerate(zip(pairs, targets, strict=True)):
-        wanted[i, rows, labels[columns]] = 1.0
-
-    def of_pairs(values: Tensor) -> Tensor:
-        return torch.cat([value[rows] for value, (rows, _) in zip(values, pairs, strict=True)])
-
-    def true(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([value[columns] for value, (_, columns) in zip(values, pairs, strict=True)])
-
-    owned, truth = of_pairs(masks)[:, None], true(_padded(targets))[:, None]
+    """Every term of masks, summed over pairs, and the points at which they were compared."""
+    owned, truth = _of_pairs(masks, pairs)[:, None], _true(_padded(targets), pairs)[:, None]
     points = _uncertain(sampler, owned, draws)
     drawn, truth = sample_points(owned, points)[:, 0], sample_points(truth, points)[:, 0]
-    mine, boxed = of_pairs(boxes), true([t[1] for t in targets])
     return {
-        "loss_ce": sigmoid_focal_loss(logits, wanted).sum(),
         "loss_mask": sigmoid_ce_loss(drawn, truth).sum(),
         "loss_dice": dice_loss(drawn, truth).sum(),
-        "loss_bbox": l1_box_loss(mine, boxed).sum(),
-        "loss_giou": giou_loss(mine, boxed).sum(),
     }, points
 
 
