@@ -16,6 +16,7 @@ from local2global.errors import UserError
 from local2global.lazy import LazyCall as L
 from local2global.modeling.decoder import Decoder
 from local2global.modeling.encoder import unpadded
+from local2global.names import DECODER, PIXEL_DECODER, rename
 from local2global.structures import FrameFeatures, padded_pixels
 
 try:
@@ -66,13 +67,7 @@ class DetrexEncoder(MaskDINOEncoder):
         if checkpointing:
             for layer in self.transformer.encoder.layers:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-        _rename_on_disk(
-            self,
-            (r"^transformer\.(encoder\.)?", ""),
-            (r"^(layers\.\d+)\.norm1\.", r"\1.norm."),
-            (r"^(layers\.\d+)\.norm2\.", r"\1.ffn.norm."),
-            (r"^(layers\.\d+)\.linear", r"\1.ffn.linear"),
-        )
+        _rename_on_disk(self, PIXEL_DECODER)
 
     def forward(self, maps, valid):
         """The (B, C, height, width) maps of B frames, unpadded by (B, 2) shares of their size, to `FrameFeatures`."""
@@ -83,11 +78,12 @@ class DetrexEncoder(MaskDINOEncoder):
         sources = self._project(maps)
         shapes = [tuple(x.shape[-2:]) for x in sources]
         counts = [unpadded(valid, *shape).ceil() for shape in shapes]
+        padding = [padded_pixels(c, *shape) for c, shape in zip(counts, shapes, strict=True)]
         positions = [
-            self._positions(x, count) + embed[:, None, None]
-            for x, count, embed in zip(sources, counts, self.transformer.level_embed, strict=True)
+            self.pe_layer(x, mask) + embed[:, None, None]
+            for x, mask, embed in zip(sources, padding, self.transformer.level_embed, strict=True)
         ]
-        padding = [padded_pixels(c, *shape).flatten(1) for c, shape in zip(counts, shapes, strict=True)]
+        padding = [mask.flatten(1) for mask in padding]
         whole = valid.new_ones(len(valid), len(shapes), 2)  # references count padding, as samples do
         tokens = self.transformer.encoder(
             _flatten(sources),
@@ -116,15 +112,6 @@ class DetrexEncoder(MaskDINOEncoder):
             sources.append(coarsest)
         return sources
 
-    def _positions(self, x, count):
-        """Sines of y from a map masked below the frame, of x from one masked beside it: none is 0 in a corner."""
-        height, width = x.shape[-2:]
-        whole = torch.full_like(count, max(height, width))
-        below = padded_pixels(torch.stack((whole[:, 0], count[:, 1]), -1), height, width)
-        beside = padded_pixels(torch.stack((count[:, 0], whole[:, 1]), -1), height, width)
-        half = self.pe_layer.num_pos_feats
-        return torch.cat((self.pe_layer(x, below)[:, :half], self.pe_layer(x, beside)[:, half:]), 1)
-
     def _to_stride_4(self, maps, finest):
         for name, lateral, output in zip(
             self.in_features[: self.num_fpn_levels][::-1], self.lateral_convs, self.output_convs, strict=True
@@ -144,16 +131,9 @@ class DetrexDecoderLayer(DeformableTransformerDecoderLayer):
         for name, parameter in self.named_parameters():
             if parameter.ndim > 1 and not re.search("sampling_offsets|attention_weights", name):
                 nn.init.xavier_uniform_(parameter)
-        _rename_on_disk(
-            self,
-            (r"^norm1\.", "norm."),
-            (r"^norm2\.", "self_attn.norm."),
-            (r"^norm3\.", "ffn.norm."),
-            (r"^linear", "ffn.linear"),
-            (r"^self_attn\.(in_proj|out_proj)", r"self_attn.attention.\1"),
-        )
+        _rename_on_disk(self, DECODER, inside="layers.0.")
 
-    def forward(self, x, pos, references, memory, shapes, padding):
+    def forward(self, x, pos, references, memory, shapes, padding, barred=None):
         """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
         spatial_shapes, starts = _layout(shapes, x.device)
         out = super().forward(
@@ -164,6 +144,7 @@ class DetrexDecoderLayer(DeformableTransformerDecoderLayer):
             memory_key_padding_mask=padding,
             memory_level_start_index=starts,
             memory_spatial_shapes=spatial_shapes,
+            self_attn_mask=barred,
         )
         return out.transpose(0, 1)
 
@@ -188,24 +169,21 @@ def _layout(shapes, device):
     return sizes, torch.cat((ends.new_zeros(1), ends[:-1]))
 
 
-def _rename_on_disk(module, *patterns):
-    """Save and load a module's tensors under our names."""
-    names = {}
-    for theirs in module.state_dict():
-        ours = theirs
-        for pattern, replacement in patterns:
-            ours = re.sub(pattern, replacement, ours)
-        if ours != theirs:
-            names[theirs] = ours
+def _rename_on_disk(module, rows, inside=""):
+    """Save and load a module's tensors under our names; the rows are of what holds it, where it is `inside`."""
+    names = {theirs: rename(inside + theirs, rows).removeprefix(inside) for theirs in module.state_dict()}
 
     def saved(_, state, prefix, __):
-        for theirs, ours in names.items():
-            state[prefix + ours] = state.pop(prefix + theirs)
+        renamed = {prefix + ours: state.pop(prefix + theirs) for theirs, ours in names.items()}
+        state.update(renamed)
 
     def loaded(state, prefix, *_):
-        for theirs, ours in names.items():
-            if prefix + ours in state:
-                state[prefix + theirs] = state.pop(prefix + ours)
+        renamed = {
+            prefix + theirs: state.pop(prefix + ours)
+            for theirs, ours in names.items()
+            if prefix + ours in state
+        }
+        state.update(renamed)
 
     module._register_state_dict_hook(saved)
     module._register_load_state_dict_pre_hook(loaded)
