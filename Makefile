@@ -27,7 +27,7 @@ format: $(VENV)/.installed-dev
 # In an environment of its own: what detrex imports, torchvision above all, may not share one with ours.
 SEAM_VENV ?= .venv-seam
 seam: $(SEAM_VENV)/.installed
-	DETREX="$(DETREX)" DETECTRON2="$(DETECTRON2)" $(SEAM_VENV)/bin/python -m pytest -q -rs -m detrex tests/test_seam.py
+	DETREX="$(DETREX)" DETECTRON2="$(DETECTRON2)" $(SEAM_VENV)/bin/python -m pytest -q -rs -m detrex tests/test_seam.py tests/modeling/test_seam_modules.py
 
 $(SEAM_VENV)/.installed: setup.py constraints.txt
 	test -x $(SEAM_VENV)/bin/python || $(PYTHON) -m venv $(SEAM_VENV)

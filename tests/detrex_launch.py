@@ -51,6 +51,14 @@ def let_detrex_import_uncompiled(folder: Path) -> None:
         sys.modules.setdefault("detrex._C", ModuleType("detrex._C"))
 
 
+def make_importable() -> Path:
+    """All of the above; detrex's folder."""
+    folder = put_on_path()
+    let_torchvision_import()
+    let_detrex_import_uncompiled(folder)
+    return folder
+
+
 def step_over_the_cuda_assertion(script: Path) -> None:
     """`Trainer.run_step` of the script sees a CUDA device; nobody else does."""
     asked = torch.cuda.is_available
@@ -64,9 +72,7 @@ def step_over_the_cuda_assertion(script: Path) -> None:
 
 def main() -> None:
     """The script (in detrex's folder, or an absolute path) or module (-m) in this process, as python would run it."""
-    folder = put_on_path()
-    let_torchvision_import()
-    let_detrex_import_uncompiled(folder)
+    folder = make_importable()
     step_over_the_cuda_assertion(folder / "tools" / "train_net.py")
     del sys.argv[0]
     if sys.argv[0] == "-m":

@@ -10,7 +10,7 @@ from local2global import coco
 from local2global.checkpoint import load_weights, read_state, remap_classes, to_detrex
 from local2global.errors import UserError
 from local2global.modeling.backbone import ResNet
-from local2global.names import DETREX, HF_RESNET, MASKDINO, PROJECTS, recognise, rename, to_ours, to_theirs
+from local2global.names import HF_RESNET, MASKDINO, PROJECTS, recognise, rename, to_ours, to_theirs
 
 SMALL = {"depths": (2, 1, 1, 1), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 
@@ -134,78 +134,3 @@ def test_new_classes_keep_their_new_rows(rows):
     assert notes[0] == ("segmenter.class_embed.weight", "5 of 6 rows copied by the COCO map, the rest new")
     same = [{"id": i, "name": name} for i, name in coco.THINGS.items()]
     assert remap_classes(theirs, ours, same)[1] == () or rows == 133
-
-
-@pytest.mark.detrex
-def test_the_real_maskdino_loads_ours_strictly(tiny):
-    """Ours, written by detrex's names, into detrex's own MaskDINO."""
-    pytest.importorskip("detrex")
-    from detectron2.layers import ShapeSpec
-    from projects.maskdino.maskdino import MaskDINO
-    from projects.maskdino.modeling.criterion import SetCriterion
-    from projects.maskdino.modeling.meta_arch.maskdino_head import MaskDINOHead
-    from projects.maskdino.modeling.pixel_decoder.maskdino_encoder import MaskDINOEncoder
-    from projects.maskdino.modeling.transformer_decoder.maskdino_decoder import MaskDINODecoder
-
-    backbone = ResNet(**SMALL)
-    channels = dict(zip(("res2", "res3", "res4", "res5"), SMALL["hidden_sizes"], strict=True))
-    model = tiny(backbone=backbone, channels=channels)
-    shape = {name: ShapeSpec(channels=c, stride=4 * 2**i) for i, (name, c) in enumerate(channels.items())}
-    pixel = MaskDINOEncoder(
-        shape,
-        transformer_dropout=0.0,
-        transformer_nheads=2,
-        transformer_dim_feedforward=48,
-        transformer_enc_layers=2,
-        conv_dim=32,
-        mask_dim=32,
-        norm="GN",
-        transformer_in_features=["res3", "res4", "res5"],
-        common_stride=4,
-        num_feature_levels=3,
-        total_num_feature_levels=3,
-        feature_order="low2high",
-    )
-    predictor = MaskDINODecoder(
-        32,
-        num_classes=3,
-        hidden_dim=32,
-        num_queries=6,
-        nheads=2,
-        nhead=2,
-        dim_feedforward=48,
-        dec_layers=2,
-        mask_dim=32,
-        enforce_input_project=False,
-        two_stage=True,
-        dn="seg",
-        noise_scale=0.4,
-        dn_num=8,
-        initialize_box_type="mask2box",
-        initial_pred=True,
-        learn_tgt=False,
-        total_num_feature_levels=3,
-    )
-    real = MaskDINO(
-        backbone=ResNet(**SMALL),
-        sem_seg_head=MaskDINOHead(shape, num_classes=3, pixel_decoder=pixel, transformer_predictor=predictor),
-        criterion=SetCriterion(3, None, {}, 0.1, [], 8, 3.0, 0.75),
-        num_queries=6,
-        object_mask_threshold=0.25,
-        overlap_threshold=0.8,
-        metadata=None,
-        size_divisibility=32,
-        sem_seg_postprocess_before_inference=True,
-        pixel_mean=[0.0] * 3,
-        pixel_std=[1.0] * 3,
-        semantic_on=False,
-        panoptic_on=False,
-        instance_on=True,
-        test_topk_per_image=10,
-        pano_temp=0.06,
-    )
-    real.load_state_dict(to_detrex(model.state_dict()).state, strict=True)
-    assert set(DETREX.rows)  # and back
-    back = read_state(real.state_dict()).tensors
-    ours = {k: v for k, v in model.state_dict().items() if k.startswith("segmenter.")}
-    assert all(torch.equal(back[name], value) for name, value in ours.items())

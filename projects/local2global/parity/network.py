@@ -237,8 +237,9 @@ def proposals(fixture: Fixture, compare: Comparison) -> None:
     """Two-stage proposals."""
     shapes, memory = _shapes(fixture), fixture["in/memory"]
     padding = fixture["in/memory_padding_mask"].bool()
-    whole = torch.ones(len(memory), len(shapes), 2)
-    ours, anchors = proposal_anchors(_seen_by_proposals(_features(memory, shapes, padding, whole)))
+    levels = padding.split([h * w for h, w in shapes], dim=1)
+    ratios = _valid_ratios([m.unflatten(1, shape) for m, shape in zip(levels, shapes, strict=True)])
+    ours, anchors = proposal_anchors(_features(memory, shapes, padding, ratios))
     compare.output("out/output_memory", ours)
     compare.output("out/output_proposals", anchors)
 
@@ -362,10 +363,18 @@ def _levels(fixture: Fixture) -> FrameFeatures:
 
 
 def _seen_by_proposals(features: FrameFeatures) -> FrameFeatures:
-    """The same, with the valid ratios that theirs reads off the flat padding: others if masks came finest first."""
+    """The same as theirs chooses from: padded tokens are zero but compete, where ours bars them.
+
+    The valid ratios are read off the flat padding, others than the levels' own if masks came finest first.
+    """
     levels = features.padding.split([h * w for h, w in features.shapes], dim=1)
     views = [mask.unflatten(1, shape) for mask, shape in zip(levels, features.shapes, strict=True)]
-    return replace(features, valid_ratios=_valid_ratios(views))
+    return replace(
+        features,
+        memory=features.memory.masked_fill(features.padding[..., None], 0.0),
+        padding=torch.zeros_like(features.padding),
+        valid_ratios=_valid_ratios(views),
+    )
 
 
 def _first_boxes(fixture: Fixture, masks: Tensor, predicted: Tensor | None) -> Tensor:
