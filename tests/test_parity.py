@@ -138,3 +138,37 @@ def test_files_and_descriptions_must_go_together(tmp_path):
     np.savez(tmp_path / "b.npz", x=np.zeros(1))
     with pytest.raises(UserError, match=r"b: not in meta\.json"):
         read_fixtures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("{", "not JSON"), ("[]", "expected a dict"), ('{"a.npz": {"constructor": 3}}', "a: expected a dict")],
+)
+def test_a_damaged_description_is_one_line(tmp_path, text, word):
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(UserError, match=word) as error:
+        read_fixtures(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "meta.json").write_text('{"a.npz": {}}')
+    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match=r"a\.npz: damaged") as error:
+        read_fixtures(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_losses_without_masks_draw_no_points_for_them(fixtures):
+    """f2 again with only classes and boxes: the draws of its mask losses are left unread, and nothing else."""
+    whole = fixtures["f2_criterion"]
+    # Each of the four sets draws two matchings, then candidates and uniform points of its masks.
+    kept = {
+        name: value
+        for name, value in whole.arrays.items()
+        if not any(part in name for part in ("loss_mask", "loss_dice", "point_coords", "grad/"))
+        and not (name.startswith("rng/") and int(name[4:7]) % 4 > 1)
+    }
+    constructor = {**whole.constructor, "losses": ["labels", "boxes"]}
+    result = check(replace(whole, arrays=kept, constructor=constructor, read=set()))
+    assert result.passed, result.problems

@@ -4,20 +4,15 @@ It is run by `make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2`.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import detrex_launch
 from local2global.checkpoint import read_state, to_detrex
 from local2global.modeling.backbone import ResNet
 from local2global.parity.families import check
 from local2global.parity.fixtures import Fixture
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import detrex_launch
 
 SMALL = {"depths": (2, 1, 1, 1), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 CHANNELS = dict(zip(("res2", "res3", "res4", "res5"), SMALL["hidden_sizes"], strict=True))

@@ -79,8 +79,9 @@ def check(fixture: Fixture) -> Result:
         problems = tuple(compare.problems())
     except (UnsupportedError, UserError) as error:
         problems = (f"cannot be run: {error}",)
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-        problems = (f"cannot be run: {type(error).__name__}: {str(error).splitlines()[0]}",)
+    except Exception as error:  # arguments and arrays may be wrong in any way there is
+        reason = next(iter(str(error).splitlines()), "")
+        problems = (f"cannot be run: {type(error).__name__}: {reason}",)
     return Result(
         fixture.name, family, len(compare.outputs) + len(compare.gradients), compare.worst, problems
     )

@@ -51,9 +51,15 @@ def _padded(targets: Sequence[Target]) -> list[Tensor]:
     return [F.pad(t[2], (0, width - t[2].shape[-1], 0, height - t[2].shape[-2])) for t in targets]
 
 
-def _draws(fixture: Fixture) -> Iterator[Tensor]:
+def _recorded(fixture: Fixture) -> list[Tensor]:
     """The recorded draws, in call order."""
-    return (fixture[name] for name in sorted(name for name in fixture.arrays if name.startswith("rng/")))
+    return [fixture[name] for name in sorted(name for name in fixture.arrays if name.startswith("rng/"))]
+
+
+def _draws(fixture: Fixture) -> Iterator[Tensor]:
+    """The same one by one, and a reason where they do not suffice."""
+    yield from _recorded(fixture)
+    raise UnsupportedError("fewer draws are recorded than asked for")
 
 
 def _match(
@@ -158,7 +164,8 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
             for loss in _TERMS[term]:
                 compare.output(f"out/{loss}{suffix}", losses[loss] * share)
                 total = total + losses[loss] * share
-    total.backward()
+    if fixture.names("grad/"):
+        total.backward()
     compare.gradients_of(leaves)
 
 
@@ -233,7 +240,7 @@ def point_sampling(fixture: Fixture, compare: Comparison) -> None:
         compare.output("out/point_sample", sample_points(logits, fixture["in/point_coords"]))
     if "out/uncertain_points" not in fixture:
         return
-    draws = list(_draws(fixture))
+    draws = _recorded(fixture)
     count, drawn = fixture["out/uncertain_points"].shape[1], draws[0].shape[1]
     uniform = draws[1].shape[1] if len(draws) > 1 else 0
     # half a point more, lest the part that is kept be cut to one point less
