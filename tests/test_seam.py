@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from local2global.lazy import instantiate, load_config
+from local2global.modeling import sampling
 from local2global.structures import FrameFeatures
 
 HERE = Path(__file__).resolve().parent
@@ -303,9 +304,11 @@ def in_double(pair, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float32", torch.float64)
     torch.set_default_dtype(torch.float64)
+    sampling._strides.cache_clear()  # it keeps its float32 tensors
     yield [model.double() for model in pair]
-    torch.set_default_dtype(torch.float32)
     monkeypatch.undo()
+    torch.set_default_dtype(torch.float32)
+    sampling._strides.cache_clear()
     for model in pair:
         model.float()
 
