@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from local2global.app.tables import read_rows
+from local2global.checkpoint import load_weights
 from local2global.lazy import instantiate, load_config, resolve
 from local2global.structures import Clip, ClipTargets
 from miniatures import write_images, write_panoptic, write_videos
@@ -286,6 +287,21 @@ def test_pre_training_trains_what_the_paper_says():
     )
     assert trained == {n for n, _ in model.named_parameters() if n.startswith(parts)}
     assert all(any(n.startswith(part) for n in trained) for part in parts)
+
+
+@pytest.mark.parametrize("video", ["ytvis2021", "ovis", "vipseg"])
+def test_video_training_starts_from_pre_training(video):
+    """Sec. 4.2: everything is handed over but the learned queries; a person's row of the class head is COCO's first."""
+    source = instantiate(shrunk(config("coco/l2g_r50_60k.py")).model).state_dict()
+    model = instantiate(shrunk(config(f"{video}/l2g_r50.py")).model)
+    report = load_weights(model, {"model": source}, strict=False)
+    assert (report.missing, report.mismatched, report.unexpected) == ((), (), ())
+    assert dict(report.dropped).keys() == {"tracker.first_frame.embed.weight"}
+    loaded, heads = model.state_dict(), {name for name, _ in report.reshaped}
+    assert heads == {name for name in loaded if "class_embed" in name or "label_enc" in name}
+    assert all(torch.equal(loaded[name], source[name]) for name in loaded.keys() - heads)
+    person = [entry["name"].lower() for entry in model.classes].index("person")
+    assert all(torch.equal(loaded[name][person], source[name][0]) for name in heads)
 
 
 def test_an_ablation_is_one_override():

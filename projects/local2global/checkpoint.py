@@ -197,7 +197,8 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint's parameters into a model; the model is untouched when this raises.
 
-    Class heads that another project trained on COCO are re-mapped to the model's own classes.
+    Class heads that were trained on COCO are re-mapped to the model's own classes: another project's, and, without
+    `strict`, ours of another size, from pre-training.
 
     Args:
         model: the model.
@@ -213,21 +214,25 @@ def load_weights(
     read, ours = read_state(state, source), model.state_dict()
     theirs = read.tensors
     reshaped: tuple[tuple[str, str], ...] = ()
-    if read.project is not None:
+    if read.project is not None or (not strict and _other_heads(theirs, ours)):
         theirs, reshaped = remap_classes(theirs, ours, getattr(model, "classes", ()))
+    left = tuple((name, why) for name, why in LEFT_BEHIND.items() if name in theirs and name not in ours)
     shared = [name for name in ours if name in theirs]
     fits = [name for name in shared if theirs[name].shape == ours[name].shape]
     report = LoadReport(
         loaded=tuple(fits),
         missing=tuple(name for name in ours if name not in theirs),
-        unexpected=(*(name for name in theirs if name not in ours), *read.unknown),
+        unexpected=(
+            *(name for name in theirs if name not in ours and name not in LEFT_BEHIND),
+            *read.unknown,
+        ),
         mismatched=tuple(
             (name, tuple(ours[name].shape), tuple(theirs[name].shape))
             for name in shared
             if theirs[name].shape != ours[name].shape
         ),
         reshaped=reshaped,
-        dropped=read.dropped,
+        dropped=(*read.dropped, *left),
         project=None if read.project is None else read.project.name,
     )
     if not fits or (strict and (report.missing or report.mismatched)):
@@ -238,8 +243,18 @@ def load_weights(
     return report
 
 
+#: Of one phase of training, without a use in the next, and why.
+LEFT_BEHIND = {
+    "tracker.first_frame.embed.weight": "learned queries of pre-training, which a video's local queries replace"
+}
+
 #: Rows of these are classes.
 CLASS_HEADS = ("segmenter.class_embed.weight", "segmenter.class_embed.bias", "segmenter.label_enc.weight")
+
+
+def _other_heads(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
+    shared = [name for name in CLASS_HEADS if name in theirs and name in ours]
+    return any(theirs[name].shape[0] != ours[name].shape[0] for name in shared)
 
 
 def remap_classes(
