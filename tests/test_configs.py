@@ -13,6 +13,7 @@ import torch
 from local2global.app.tables import read_rows
 from local2global.checkpoint import load_weights
 from local2global.lazy import instantiate, load_config, resolve
+from local2global.run import DEFAULTS
 from local2global.structures import Clip, ClipTargets
 from miniatures import write_images, write_panoptic, write_videos
 
@@ -302,6 +303,10 @@ def test_video_training_starts_from_pre_training(video):
     assert all(torch.equal(loaded[name], source[name]) for name in loaded.keys() - heads)
     person = [entry["name"].lower() for entry in model.classes].index("person")
     assert all(torch.equal(loaded[name][person], source[name][0]) for name in heads)
+
+
+def test_every_key_that_the_trainer_honours_can_be_overridden():
+    assert DEFAULTS.keys() == config(PAPER).train.keys()
 
 
 def test_an_ablation_is_one_override():

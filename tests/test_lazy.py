@@ -509,7 +509,7 @@ def test_detectron2s_loader_is_handed_out_with_checked_overrides(monkeypatch, tr
 def test_common_train_has_detrexs_keys():
     train = load_config(CONFIGS / "common" / "train.py").train
     assert set(train) == {
-        "output_dir", "init_checkpoint", "max_iter", "amp", "ddp", "clip_grad", "seed", "fast_dev_run",
+        "output_dir", "init_checkpoint", "init_partial", "max_iter", "amp", "ddp", "clip_grad", "seed", "fast_dev_run",
         "checkpointer", "eval_period", "log_period", "wandb", "model_ema", "accumulate", "device",
     }  # fmt: skip
     assert train.clip_grad == {"enabled": True, "params": {"max_norm": 0.01, "norm_type": 2}}

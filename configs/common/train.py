@@ -1,6 +1,6 @@
 """What the trainer reads: the keys of detrex's `configs/common/train.py`, with the values of video training.
 
-Ours besides: `amp.dtype` and `accumulate`.  Under detrex's trainer they are not read.
+Ours besides: `amp.dtype`, `init_partial` and `accumulate`.  Under detrex's trainer they are not read.
 """
 
 import torch
@@ -10,6 +10,8 @@ train = dict(
     output_dir="./output",
     # Weights to start from; "" starts from scratch.
     init_checkpoint="",
+    # Accept weights that fill a part of the model incompletely; what doesn't fit starts new.
+    init_partial=False,
     max_iter=120_000,
     # Mixed precision; bfloat16 needs no loss scaling.
     amp=dict(enabled=False, dtype="bfloat16"),
