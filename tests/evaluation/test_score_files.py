@@ -425,7 +425,7 @@ def test_tables_grow_with_the_masks_that_come(files, monkeypatch):
     _, found = files(truth_of({}), found_of(*tracks))
     document = read_document(found)
     assert document.spans == [(3 * n, 3 * n + 3) for n in range(7)]
-    assert document.facts[:, 0].tolist() == [area for x in range(7) for area in (4, 0, x + 1)]
+    assert document.masks.facts[:, 0].tolist() == [area for x in range(7) for area in (4, 0, x + 1)]
 
 
 def test_where_nothing_can_be_kept_the_loops_are_compiled_all_the_same(monkeypatch):

@@ -1,4 +1,4 @@
-"""The masks of a whole file as one table: where each stands in the text, its size, its pixels.
+"""The masks of a whole file as one table: their places, their sizes, their pixels.
 
 A file's masks are found by pattern and never become Python objects: what a JSON parser sees of a list of masks is the
 list's number.  Lists that are not written as usual go through the parser, and masks that come as objects are
@@ -8,9 +8,11 @@ written into a text of their own, so that one table and one code serve files and
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -19,15 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import measure, scan
+from .kernels import MOST_PIXELS, decode, scan
 
 Array = NDArray[Any]
 Place = Callable[[int], str]  # the words for the frame in which a fault stands
 
 _LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
-_ABSENT = (-1, -1, 0, 0)
+_ABSENT = (-1, 0, 0)
 _ROOM = 1 << 14  # rows, doubled as needed
 _HEAD = 256  # bytes by which lists that may be alike are found
+
+
+def _table(rows: int, columns: int) -> Array:
+    return np.empty((rows, columns), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -35,91 +41,108 @@ class Masks:
     """The masks of a file.
 
     Attributes:
-        text: (bytes,) uint8.
+        places: (places,) int32 of `kernels`.
         rows: (n, 4) int64 of `kernels`: one mask or missing mask each.
-        facts: (n, 4) int64 of `kernels.measure`.
+        facts: (n, 5) int64 of `kernels.decode`.
     """
 
-    text: Array
-    rows: Array
-    facts: Array
-
-
-def _no_rows() -> Array:
-    return np.zeros((0, 4), dtype=np.int64)
+    places: Array = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    rows: Array = field(default_factory=lambda: _table(0, 4))
+    facts: Array = field(default_factory=lambda: _table(0, 5))
 
 
 @dataclass(frozen=True)
 class Document:
-    """A JSON file whose lists of masks are still text.
+    """A JSON file and its masks.
 
     Attributes:
         content: what the parser makes of it, a list of masks being its number.
-        text: the file's bytes.
-        rows: (n, 4) int64 the masks' rows.
-        facts: (n, 4) int64 of `kernels.measure`.
+        masks: those of all lists that are numbers.
         spans: the first row of each list and the one behind its last; lists that are alike share theirs.
     """
 
     content: Any
-    text: bytes = b""
-    rows: Array = field(default_factory=_no_rows)
-    facts: Array = field(default_factory=_no_rows)
+    masks: Masks = field(default_factory=Masks)
     spans: Sequence[tuple[int, int]] = ()
 
 
-def _read(path: Path) -> bytes:
-    """A file's bytes; of a zip, as the servers take it, those of its `results.json`."""
+def _read(path: Path) -> Array:
+    """A file's bytes, (bytes,) uint8; of a zip, as the servers take it, those of its `results.json`."""
     try:
         with path.open("rb", buffering=0) as file:
             if file.read(4) == b"PK\x03\x04":
                 with ZipFile(path) as bundle:
-                    return bundle.read("results.json")
+                    return buffer(bundle.read("results.json"))
             # Not mapped: a file that is cut while it is read would take the process with it.
+            text = np.empty(file.seek(0, os.SEEK_END), dtype=np.uint8)
             file.seek(0)
-            text = file.read()
+            text = text[: _fill_from(file, text)]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder; name the JSON file in it") from error
     except (KeyError, BadZipFile) as error:
         raise UserError(f"{path}: a zip without a results.json at its top") from error
-    if not text:
+    if not len(text):
         raise UserError(f"{path}: the file is empty")
+    text.flags.writeable = False
     return text
 
 
-class _Scanner:
-    """Gathers the rows of a text's lists of masks, in tables that grow."""
+def _fill_from(file: RawIOBase, room: Array) -> int:
+    """Reads until the room is full or the file at its end; the number of bytes."""
+    done = 0
+    while done < len(room):
+        count = file.readinto(memoryview(room)[done:])
+        if not count:
+            break
+        done += count
+    return done
 
-    def __init__(self, text: bytes) -> None:
+
+class _Scanner:
+    """Gathers the masks of a text's lists.
+
+    Args:
+        text: (bytes,) uint8.
+    """
+
+    def __init__(self, text: Array) -> None:
         self.text = text
-        self.bytes = buffer(text)
-        self.rows, self.facts = (np.empty((_ROOM, 4), dtype=np.int64) for _ in range(2))
-        self.count = 0
+        # A place takes a byte of text or more, and memory that is never touched is never taken.
+        self._places = np.empty(len(text), dtype=np.int32)
+        self._rows, self._facts = _table(_ROOM, 4), _table(_ROOM, 5)
+        self._used = self._count = 0
         self.spans: list[tuple[int, int]] = []
         self._known: dict[bytes, tuple[int, int, int]] = {}  # by its head the place of a list and its number
+
+    @property
+    def masks(self) -> Masks:
+        """Those found so far."""
+        return Masks(self._places[: self._used], self._rows[: self._count], self._facts[: self._count])
 
     def read(self, at: int) -> int:
         """Adds the list whose first item begins at `at`; the position behind it, -1 if unusual."""
         # Predictions of one slot under several classes have the same masks: they are read and kept once.
-        head = self.text[at : at + _HEAD]
+        head = self.text[at : at + _HEAD].tobytes()
         if head in self._known:
             begin, end, number = self._known[head]
-            if self.text.startswith(self.text[begin:end], at):
+            if np.array_equal(self.text[begin:end], self.text[at : at + end - begin]):
                 self.spans.append(self.spans[number])
                 return at + end - begin
         while True:
-            stop, behind = scan(self.bytes, at, self.rows, self.facts, self.count)
+            used, stop, behind = scan(
+                self.text, at, self._places, self._used, self._rows, self._facts, self._count
+            )
             if behind != -2:
                 break
-            self.rows, self.facts = (
-                np.concatenate([table, np.empty_like(table)]) for table in (self.rows, self.facts)
+            self._rows, self._facts = (
+                np.concatenate([table, np.empty_like(table)]) for table in (self._rows, self._facts)
             )
         if behind >= 0:
-            self._known[head] = at, int(behind), len(self.spans)
-            self.spans.append((self.count, stop))
-            self.count = stop
+            self._known[head] = at, behind, len(self.spans)
+            self.spans.append((self._count, stop))
+            self._used, self._count = used, stop
         return int(behind)
 
 
@@ -132,9 +155,10 @@ def read_document(path: str | Path) -> Document:
     path = Path(path)
     text = _read(path)
     lists = _Scanner(text)
-    parts: list[bytes] = []
+    view = memoryview(text)
+    parts: list[memoryview | bytes] = []
     done = 0
-    found = _LIST.search(text)
+    found = _LIST.search(view)
     while found is not None:
         at = found.end()
         if text[at] != 91:
@@ -143,18 +167,17 @@ def read_document(path: str | Path) -> Document:
             break
         behind = lists.read(at + 1)
         if behind >= 0:
-            parts += [text[done:at], str(len(lists.spans) - 1).encode()]
+            parts += [view[done:at], str(len(lists.spans) - 1).encode()]
             done = behind
-        found = _LIST.search(text, max(behind, at))
-    parts.append(text[done:])
+        found = _LIST.search(view, max(behind, at))
+    parts.append(view[done:])
     try:
-        rows, facts = (table[: lists.count] for table in (lists.rows, lists.facts))
-        return Document(json.loads(b"".join(parts)), text, rows, facts, lists.spans)
+        return Document(json.loads(b"".join(parts)), lists.masks, lists.spans)
     except ValueError:
         pass
     try:
         # A place that looks like masks and is none, or a file that is no JSON: the parser knows, and says where.
-        return Document(json.loads(text))
+        return Document(json.loads(view.tobytes()))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
 
@@ -168,10 +191,9 @@ class MaskReader:
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self._added: list[tuple[int, int, int, int]] = []
-        self._repaired: dict[int, tuple[int, int, int, int]] = {}
+        self._added: list[tuple[int, int, int]] = []  # where its counts begin, height, width
         self._written: list[bytes] = []
-        self._end = len(document.text)
+        self._end = 0
         self._known: dict[int, tuple[int, int]] = {}
 
     def add(self, segmentations: Any, place: Place, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -192,7 +214,7 @@ class MaskReader:
         # Predictions of one slot under several classes share a list: its masks are written once.
         span = self._known.get(id(segmentations))
         if span is None:
-            begin = len(self.document.rows) + len(self._added)
+            begin = len(self.document.masks.rows) + len(self._added)
             for t, mask in enumerate(segmentations):
                 try:
                     self._added.append(self._append(mask, size) if mask else _ABSENT)
@@ -203,10 +225,12 @@ class MaskReader:
             span = self._known[id(segmentations)] = (begin, begin + len(segmentations))
         return span
 
-    def _append(self, mask: Any, size: tuple[int, int] | None) -> tuple[int, int, int, int]:
+    def _append(self, mask: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
         if isinstance(mask, list) and size is not None:
             mask = _fill(mask, size)
         height, width = (_whole(edge) for edge in mask["size"])
+        if not (0 <= height < MOST_PIXELS and 0 <= width < MOST_PIXELS):
+            raise ValueError(f"a size of {height} x {width}")
         counts = mask["counts"]
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
@@ -220,7 +244,7 @@ class MaskReader:
         start = self._end + 1
         self._end += len(written)
         self._written.append(written)
-        return start, self._end - 1, height, width
+        return start, height, width
 
     def finish(self, spans: Iterable[tuple[int, int]], place: Callable[[int, int], str]) -> Masks:
         """The table, every mask of the given tracks checked.
@@ -232,42 +256,37 @@ class MaskReader:
         Raises:
             UserError: a mask is malformed.
         """
-        masks = self._table()
-        bad = set(np.flatnonzero(masks.facts[:, 0] < 0).tolist())
+        known = self.document.masks
+        if not self._added:
+            return known
+        added = np.array(self._added, dtype=np.int64)
+        text = buffer(b"".join(self._written))
+        places = np.empty(len(text), dtype=np.int32)
+        rows, facts = np.concatenate([_table(len(added), 2), added[:, 1:]], axis=1), _table(len(added), 5)
+        places = places[: decode(text, added[:, 0], places, rows, facts)]
+        bad = set((np.flatnonzero(facts[:, 0] < 0) + len(known.rows)).tolist())
         for index, (first, stop) in enumerate(spans if bad else ()):
             for row in sorted(bad.intersection(range(first, stop))):
-                self._repair(masks.rows[row].tolist(), row, place(index, row - first))
-                bad.discard(row)
-        return self._table() if self._repaired else masks
+                raise self._complaint(row - len(known.rows), place(index, row - first))
+        rows[:, :2] += np.where(rows[:, :1] < 0, 0, len(known.places))
+        return Masks(
+            np.concatenate([known.places, places]),
+            np.concatenate([known.rows, rows]),
+            np.concatenate([known.facts, facts]),
+        )
 
-    def _table(self) -> Masks:
-        text, rows, facts = buffer(self.document.text), self.document.rows, self.document.facts
-        if self._added or self._repaired:
-            text = buffer(b"".join([self.document.text, *self._written]))
-            rows = np.concatenate([rows, np.array(self._added, dtype=np.int64).reshape(-1, 4)])
-            fresh = np.array([*self._repaired, *range(len(facts), len(rows))], dtype=np.int64)
-            for index, row in self._repaired.items():
-                rows[index] = row
-            facts = np.concatenate([facts, np.zeros((len(rows) - len(facts), 4), dtype=np.int64)])
-            facts[fresh] = measure(text, rows[fresh])
-        return Masks(text, rows, facts)
-
-    def _repair(self, row: Sequence[int], index: int, where: str) -> None:
-        """Reads once more, as a JSON parser would, a mask that is malformed at first sight: escapes are rare."""
-        start, stop, height, width = row
+    def _complaint(self, index: int, where: str) -> UserError:
+        """What is wrong with the mask that was added in this turn."""
+        start, height, width = self._added[index]
+        text = b"".join(self._written)
+        counts, _ = json.JSONDecoder().raw_decode(text[start - 1 :].decode("ascii"))
         try:
-            if start > len(self.document.text):
-                text = b"".join(self._written)
-                piece = text[start - 1 - len(self.document.text) : stop + 1 - len(self.document.text)]
-            else:
-                piece = self.document.text[start - 1 : stop + 1]
-            counts = json.loads(piece)
-            runs = rle_runs(counts)
-            if runs.sum() != height * width:
-                raise ValueError(f"its runs cover {runs.sum()} pixels, its size is {height} x {width}")
-            self._repaired[index] = self._append({"size": [height, width], "counts": counts}, None)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise complaint(where, error) from error
+            pixels = rle_runs(counts).sum()
+        except (ValueError, OverflowError) as error:
+            return complaint(where, error)
+        if pixels != height * width:
+            return complaint(where, f"its runs cover {pixels} pixels, its size is {height} x {width}")
+        return complaint(where, f"{height} x {width} are more pixels than are looked at")
 
 
 def buffer(text: bytes) -> Array:

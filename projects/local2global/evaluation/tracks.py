@@ -242,9 +242,7 @@ def _note_listed_runs(
     entries: Sequence[Mapping[str, Any]], masks: Masks, spans: Sequence[tuple[int, int]], oddities: Oddities
 ) -> None:
     """Predictions with runs as a list of numbers, which the official loaders refuse."""
-    starts = masks.rows[:, 0]
-    before = masks.text[starts - 1] == ord("[") if len(masks.text) else np.zeros(len(starts), dtype=bool)
-    listed = np.concatenate([[0], np.cumsum((starts > 0) & before)])
+    listed = np.concatenate([[0], np.cumsum(masks.facts[:, 4])])
     for index, (first, stop) in enumerate(spans):
         if listed[stop] > listed[first]:
             place = f"results entry {index} (video {entries[index]['video_id']})"

@@ -58,7 +58,7 @@ def track_iou(predictions: Sequence[Track], truths: Sequence[Track], least: floa
     sides = []
     for tracks in (predictions, truths):
         masks = tracks[0].masks
-        sides += [masks.text, masks.rows, masks.facts, np.array([track.span for track in tracks])]
+        sides += [masks.places, masks.rows, masks.facts, np.array([track.span for track in tracks])]
     iou: Array = overlaps(*sides, least)
     return iou
 
