@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -413,6 +412,12 @@ def _timed(arm: str, paths: tuple[Path, Path], ovis: bool) -> tuple[float, dict[
     return time.process_time() - begin, found
 
 
+def peak_resident() -> int:
+    """Bytes that this process has had in memory at most; getrusage would count what its parent had when it forked."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def _peak(arm: str, kind: str, paths: tuple[Path, Path]) -> float:
     """The peak resident memory in MB of a process of its own that scores the files once."""
     command = [sys.executable, __file__, "--arm", arm, kind, *map(str, paths)]
@@ -483,7 +488,7 @@ def main() -> None:
     if options.arm:
         arm, kind, truth, results = options.arm
         ARMS[arm](Path(truth), Path(results), ovis=LOADS[kind].occlusion)
-        sys.stdout.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        sys.stdout.write(str(peak_resident() / 1e6))
         return
     rows = run(options.quick, options.folder)
     for row in rows:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -428,6 +429,48 @@ def test_tables_grow_with_the_masks_that_come(files, monkeypatch):
     assert document.masks.facts[:, 0].tolist() == [area for x in range(7) for area in (4, 0, x + 1)]
 
 
+@pytest.mark.parametrize("length", [1, 60, 61, 62, 1000])
+def test_a_file_means_the_same_in_whatever_pieces_it_is_read(files, monkeypatch, length):
+    """Pieces end anywhere: in a list, in a key, between look-alikes."""
+    truth, results = random_case(np.random.default_rng(3))
+    paths = files(look_alikes_of_truth(truth), look_alikes(results))
+    expected = report(score_files(*paths))
+    monkeypatch.setattr(masks, "_PIECE", length)
+    assert report(score_files(*paths)) == expected
+
+
+def look_alikes_of_truth(truth):
+    """A truth whose tracks speak of masks in other places."""
+    tracks = json.loads(look_alikes(truth["annotations"]))
+    return json.dumps({"info": {"segmentations": []}, **truth, "annotations": tracks})
+
+
+@pytest.mark.parametrize("form", ["string", "list"])
+def test_runs_longer_than_16_bits_are_whole(files, form):
+    """Bars on frames of 2,000 x 4,000 pixels with gaps and masks of up to 7,000,000 pixels."""
+    size = (2000, 4000)
+    one = [rle((x, 0, w, 2000), size, form) for x, w in ((3900, 50), (100, 3600))]
+    two = [rle((x, 0, w, 2000), size) for x, w in ((3925, 75), (1900, 2000))]
+    truth = truth_of({"segmentations": one}, frames=2)
+    truth["videos"][0] |= {"height": 2000, "width": 4000}
+    paths = files(truth, found_of({"segmentations": two}))
+    assert score_files(*paths).predictions[1, 1][0].pixels.tolist() == [75 * 2000, 2000 * 2000]
+    (entry,) = report(score_files(*paths))["ytvis"]["track_iou"]
+    assert entry["iou"] == [[(25 + 1800) / (100 + 3800)]]
+
+
+def test_a_run_beyond_all_frames_is_malformed(files):
+    """A number of 40 bits takes eight bytes: it must neither fit nor run over the table."""
+    for counts in ([1 << 39, 5], [400 - (1 << 33), 1 << 33], [5, (1 << 11) * 400]):
+        wrong = {"size": [20, 20], "counts": counts}
+        with pytest.raises(UserError, match="frame 0: malformed run-length mask"):
+            score_files(*files(truth_of({}), found_of({"segmentations": [wrong, GOOD]})))
+    for size in ([1 << 16, 1 << 15], [1 << 40, 1], [10**30, 1], [-20, -20]):
+        wrong = {"size": size, "counts": [abs(size[0] * size[1])]}
+        with pytest.raises(UserError, match="frame 1: malformed run-length mask"):
+            score_files(*files(truth_of({}), found_of({"segmentations": [GOOD, wrong]})))
+
+
 def test_where_nothing_can_be_kept_the_loops_are_compiled_all_the_same(monkeypatch):
     def njit(function=None, cache=False):
         if cache:
@@ -509,6 +552,15 @@ def test_eval_bundles_for_the_server_what_it_cannot_score(files, tmp_path, capsy
     bundle_results(cfg, tmp_path / "asked.zip")
     assert zipfile.is_zipfile(tmp_path / "asked.zip")
     assert "1 tracks of 1 videos" in capsys.readouterr().out
+
+
+def test_eval_bundles_nothing_of_a_panoptic_evaluator(monkeypatch, tmp_path):
+    """Its truth has no list of tracks: that is no mistake unless a zip is asked for."""
+    monkeypatch.setattr("local2global.lazy.instantiate", lambda _: SimpleNamespace(truth=object()))
+    cfg = OmegaConf.create({"dataloader": {"evaluator": None}})
+    bundle_results(cfg, None)
+    with pytest.raises(UserError, match=r"--submit: .* scores no tracks"):
+        bundle_results(cfg, tmp_path / "out.zip")
 
 
 def test_ap_by_length_splits_the_videos_in_thirds(files):

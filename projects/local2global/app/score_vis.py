@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -95,12 +96,20 @@ def bundle_results(cfg: DictConfig, target: Path | None) -> None:
     from ..lazy import instantiate
 
     evaluator = instantiate(cfg.dataloader.evaluator)
-    truth = getattr(evaluator, "truth", {})
-    blind = "videos" in truth and not truth.get("annotations")
+    truth = getattr(evaluator, "truth", None)
+    if (
+        not isinstance(truth, Mapping) or "videos" not in truth
+    ):  # of a panoptic truth, for one, there are no tracks
+        if target is not None:
+            raise UserError(
+                "--submit: dataloader.evaluator scores no tracks, which are what the servers take"
+            )
+        return
+    blind = not truth.get("annotations")
     if target is None and not blind:
         return
     folder = getattr(evaluator, "output_dir", None)
-    if folder is None or "videos" not in truth:
+    if folder is None:
         raise UserError("--submit: dataloader.evaluator writes no results.json; give it an output_dir")
     from ..evaluation.submission import write_bundle
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import overlaps
+from .overlaps import overlaps
 from .precision import AREAS
 from .tracks import Track
 from .ytvis import Scores, score_tracks
@@ -27,7 +27,7 @@ def _frame_ious(predictions: Sequence[Track], truths: Sequence[Track], t: int) -
     for tracks in (predictions, truths):
         masks = tracks[0].masks
         spans = np.array([(track.span[0] + t, track.span[0] + t + 1) for track in tracks])
-        sides += [masks.places, masks.rows, masks.facts, spans]
+        sides += [masks.runs, masks.rows, masks.facts, spans]
     iou: Array = overlaps(*sides, 0.0)
     return iou
 

@@ -1,8 +1,9 @@
-"""The masks of a whole file as one table: their places, their sizes, their pixels.
+"""The masks of a whole file as one table: their runs, their sizes, their pixels.
 
 A file's masks are found by pattern and never become Python objects: what a JSON parser sees of a list of masks is the
-list's number.  Lists that are not written as usual go through the parser, and masks that come as objects are
-written into a text of their own, so that one table and one code serve files and memory.
+list's number.  The text itself is read piece by piece and let go.  Lists that are not written as usual go through the
+parser, and masks that come as objects are written into a text of their own, so that one table and one code serve
+files and memory.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -26,8 +28,10 @@ from .kernels import MOST_PIXELS, decode, scan
 Array = NDArray[Any]
 Place = Callable[[int], str]  # the words for the frame in which a fault stands
 
+_KEY = b'"segmentations"'
 _LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
 _ABSENT = (-1, 0, 0)
+_PIECE = 1 << 24  # bytes, doubled for lists that are longer
 _ROOM = 1 << 14  # rows, doubled as needed
 _HEAD = 256  # bytes by which lists that may be alike are found
 
@@ -36,17 +40,21 @@ def _table(rows: int, columns: int) -> Array:
     return np.empty((rows, columns), dtype=np.int64)
 
 
+def _no_runs() -> Array:
+    return np.empty(0, dtype=np.uint16)
+
+
 @dataclass(frozen=True)
 class Masks:
     """The masks of a file.
 
     Attributes:
-        places: (places,) int32 of `kernels`.
+        runs: (runs,) uint16 of `kernels`.
         rows: (n, 4) int64 of `kernels`: one mask or missing mask each.
         facts: (n, 5) int64 of `kernels.decode`.
     """
 
-    places: Array = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    runs: Array = field(default_factory=_no_runs)
     rows: Array = field(default_factory=lambda: _table(0, 4))
     facts: Array = field(default_factory=lambda: _table(0, 5))
 
@@ -66,84 +74,124 @@ class Document:
     spans: Sequence[tuple[int, int]] = ()
 
 
-def _read(path: Path) -> Array:
-    """A file's bytes, (bytes,) uint8; of a zip, as the servers take it, those of its `results.json`."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A file, or of a zip, as the servers take it, its `results.json`; and the number of its bytes."""
     try:
         with path.open("rb", buffering=0) as file:
             if file.read(4) == b"PK\x03\x04":
-                with ZipFile(path) as bundle:
-                    return buffer(bundle.read("results.json"))
-            # Not mapped: a file that is cut while it is read would take the process with it.
-            text = np.empty(file.seek(0, os.SEEK_END), dtype=np.uint8)
-            file.seek(0)
-            text = text[: _fill_from(file, text)]
+                with ZipFile(path) as bundle, bundle.open("results.json") as member:
+                    yield cast("BinaryIO", member), bundle.getinfo("results.json").file_size
+            else:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                yield cast("BinaryIO", file), size
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder; name the JSON file in it") from error
-    except (KeyError, BadZipFile) as error:
-        raise UserError(f"{path}: a zip without a results.json at its top") from error
-    if not len(text):
-        raise UserError(f"{path}: the file is empty")
-    text.flags.writeable = False
-    return text
+    except (KeyError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: a zip without a sound results.json at its top") from error
 
 
-def _fill_from(file: RawIOBase, room: Array) -> int:
-    """Reads until the room is full or the file at its end; the number of bytes."""
-    done = 0
-    while done < len(room):
-        count = file.readinto(memoryview(room)[done:])
-        if not count:
-            break
-        done += count
-    return done
+def _pieces(file: BinaryIO, length: int) -> Iterator[tuple[bytearray, int]]:
+    """A file in pieces that each end before a list of masks, or where the file ends.
+
+    Args:
+        file: where it is read from.
+        length: the bytes of a piece; more where a list is longer.
+
+    Yields:
+        a buffer, and how many bytes of it are the piece; both are good until the next one.
+    """
+    # Not mapped: a file that is cut while it is read would take the process with it.
+    room, kept = bytearray(length), 0
+    while True:
+        filled = kept
+        while filled < len(room):
+            count = file.readinto(memoryview(room)[filled:])  # type: ignore[attr-defined]
+            if not count:
+                yield room, filled
+                return
+            filled += count
+        # What stands before a key says whether it is one.
+        cut = room.rfind(_KEY) - 1
+        if cut > 0:
+            yield room, cut
+            kept = filled - cut
+            room[:kept] = room[cut:]
+        else:
+            room, kept = room + bytes(len(room)), filled
 
 
 class _Scanner:
-    """Gathers the masks of a text's lists.
+    """Gathers the masks of the lists in a text.
 
     Args:
-        text: (bytes,) uint8.
+        length: the bytes of the text.
     """
 
-    def __init__(self, text: Array) -> None:
-        self.text = text
-        # A place takes a byte of text or more, and memory that is never touched is never taken.
-        self._places = np.empty(len(text), dtype=np.int32)
+    def __init__(self, length: int) -> None:
+        # A run takes a byte of text or more, and memory that is never touched is never taken.
+        self._runs = np.empty(length + _PIECE, dtype=np.uint16)
         self._rows, self._facts = _table(_ROOM, 4), _table(_ROOM, 5)
         self._used = self._count = 0
         self.spans: list[tuple[int, int]] = []
-        self._known: dict[bytes, tuple[int, int, int]] = {}  # by its head the place of a list and its number
 
     @property
     def masks(self) -> Masks:
         """Those found so far."""
-        return Masks(self._places[: self._used], self._rows[: self._count], self._facts[: self._count])
+        return Masks(self._runs[: self._used], self._rows[: self._count], self._facts[: self._count])
 
-    def read(self, at: int) -> int:
-        """Adds the list whose first item begins at `at`; the position behind it, -1 if unusual."""
-        # Predictions of one slot under several classes have the same masks: they are read and kept once.
-        head = self.text[at : at + _HEAD].tobytes()
-        if head in self._known:
-            begin, end, number = self._known[head]
-            if np.array_equal(self.text[begin:end], self.text[at : at + end - begin]):
+    def read(self, piece: bytearray, stop: int) -> list[bytes | bytearray] | None:
+        """Takes the next piece of the text, the first `stop` bytes of a buffer.
+
+        Returns:
+            what a parser is to see of it; None if it has a number where a list should be.
+        """
+        text = buffer(piece)[:stop]
+        known: dict[bytes, tuple[int, int, int]] = {}  # by its head the place of a list and its number
+        parts: list[bytes | bytearray] = []
+        done = 0
+        found = _LIST.search(piece, 0, stop)
+        while found is not None:
+            at = found.end()
+            if piece[at] != 91:
+                return None
+            # Predictions of one slot under several classes have the same masks: they are read and kept once.
+            head = bytes(piece[at : at + _HEAD])
+            begin, end, number = known.get(head, (0, 0, 0))
+            if end and piece.startswith(piece[begin:end], at, stop):
+                behind = at + end - begin
                 self.spans.append(self.spans[number])
-                return at + end - begin
+            else:
+                behind = self._list(text, at + 1)
+                known[head] = at, max(behind, 0), len(self.spans) - 1
+            if behind >= 0:
+                parts += [piece[done:at], str(len(self.spans) - 1).encode()]
+                done = behind
+            found = _LIST.search(piece, max(behind, at), stop)
+        parts.append(piece[done:stop])
+        return parts
+
+    def _list(self, text: Array, at: int) -> int:
+        """Adds the list whose first item begins at `at`; the position behind it, -1 if unusual."""
         while True:
-            used, stop, behind = scan(
-                self.text, at, self._places, self._used, self._rows, self._facts, self._count
-            )
-            if behind != -2:
+            used, count, behind = scan(text, at, self._runs, self._used, self._rows, self._facts, self._count)
+            if behind == -2:
+                self._rows, self._facts = _doubled(self._rows), _doubled(self._facts)
+            elif behind == -3:
+                self._runs = _doubled(self._runs)
+            else:
                 break
-            self._rows, self._facts = (
-                np.concatenate([table, np.empty_like(table)]) for table in (self._rows, self._facts)
-            )
         if behind >= 0:
-            self._known[head] = at, behind, len(self.spans)
-            self.spans.append((self._count, stop))
-            self._used, self._count = used, stop
+            self.spans.append((self._count, count))
+            self._used, self._count = used, count
         return int(behind)
+
+
+def _doubled(table: Array) -> Array:
+    return np.concatenate([table, np.empty_like(table)])
 
 
 def read_document(path: str | Path) -> Document:
@@ -153,31 +201,25 @@ def read_document(path: str | Path) -> Document:
         UserError: there is no such file, or it is not JSON.
     """
     path = Path(path)
-    text = _read(path)
-    lists = _Scanner(text)
-    view = memoryview(text)
-    parts: list[memoryview | bytes] = []
-    done = 0
-    found = _LIST.search(view)
-    while found is not None:
-        at = found.end()
-        if text[at] != 91:
-            # A number here must stand for a list and nothing else: this file is the parser's.
-            lists, parts, done = _Scanner(text), [], 0
-            break
-        behind = lists.read(at + 1)
-        if behind >= 0:
-            parts += [view[done:at], str(len(lists.spans) - 1).encode()]
-            done = behind
-        found = _LIST.search(view, max(behind, at))
-    parts.append(view[done:])
+    with _opened(path) as (file, length):
+        if not length:
+            raise UserError(f"{path}: the file is empty")
+        lists = _Scanner(length)
+        parts: list[bytes | bytearray] = []
+        for piece, stop in _pieces(file, min(_PIECE, length + 1)):
+            found = lists.read(piece, stop)
+            if found is None:
+                break
+            parts += found
+        else:
+            with suppress(ValueError):
+                return Document(json.loads(b"".join(parts)), lists.masks, lists.spans)
+    # A number where a list of masks should be, a place that looks like masks and is none, or a file that is no JSON:
+    # the parser knows, and says where.
+    with _opened(path) as (file, _):
+        text = file.read()
     try:
-        return Document(json.loads(b"".join(parts)), lists.masks, lists.spans)
-    except ValueError:
-        pass
-    try:
-        # A place that looks like masks and is none, or a file that is no JSON: the parser knows, and says where.
-        return Document(json.loads(view.tobytes()))
+        return Document(json.loads(text))
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from error
 
@@ -261,16 +303,17 @@ class MaskReader:
             return known
         added = np.array(self._added, dtype=np.int64)
         text = buffer(b"".join(self._written))
-        places = np.empty(len(text), dtype=np.int32)
+        runs = np.empty(len(text) + _ROOM, dtype=np.uint16)
         rows, facts = np.concatenate([_table(len(added), 2), added[:, 1:]], axis=1), _table(len(added), 5)
-        places = places[: decode(text, added[:, 0], places, rows, facts)]
+        while (used := decode(text, added[:, 0].copy(), runs, rows, facts)) < 0:
+            runs = _doubled(runs)
         bad = set((np.flatnonzero(facts[:, 0] < 0) + len(known.rows)).tolist())
         for index, (first, stop) in enumerate(spans if bad else ()):
             for row in sorted(bad.intersection(range(first, stop))):
                 raise self._complaint(row - len(known.rows), place(index, row - first))
-        rows[:, :2] += np.where(rows[:, :1] < 0, 0, len(known.places))
+        rows[:, :2] += np.where(rows[:, :1] < 0, 0, len(known.runs))
         return Masks(
-            np.concatenate([known.places, places]),
+            np.concatenate([known.runs, runs[:used]]),
             np.concatenate([known.rows, rows]),
             np.concatenate([known.facts, facts]),
         )
@@ -289,7 +332,7 @@ class MaskReader:
         return complaint(where, f"{height} x {width} are more pixels than are looked at")
 
 
-def buffer(text: bytes) -> Array:
+def buffer(text: bytes | bytearray) -> Array:
     """The bytes as (bytes,) uint8, of one kind always: what is compiled depends on it."""
     found = np.frombuffer(text, dtype=np.uint8)
     found.flags.writeable = False

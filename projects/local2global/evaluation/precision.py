@@ -54,7 +54,7 @@ class Matches:
         scores: (P,) falling.
         matched: (A, T, P) bool, whether the prediction found a truth track.
         ignored: (A, T, P) bool, whether it is left out of the counts.
-        counting: (A,) the number of truth tracks that count.
+        counting: (A,) int64 the number of truth tracks that count.
     """
 
     scores: Array
@@ -63,55 +63,61 @@ class Matches:
     counting: Array
 
 
-def _outside(tracks: Sequence[Track], ranges: Sequence[Range], predicted: bool) -> Array:
-    """(A, n) bool; occlusion does not filter predictions, which have none."""
-    if not tracks:
-        return np.zeros((len(ranges), 0), dtype=bool)
-    low, high = np.array([(r.low, r.high) for r in ranges]).T[..., None]
-    by_area = np.array([[r.by == "area"] for r in ranges])
-    area = np.array([track.area for track in tracks])
-    if predicted:
-        outside: Array = by_area & ((area < low) | (area > high))
-        return outside
-    value = np.where(by_area, area, np.array([track.occlusion for track in tracks]))
-    outside = (value < low) | (value > high)
-    return outside
-
-
 @compiled
-def assign(iou: Array, thresholds: Array, ignored: Array, crowd: Array, real: Array) -> tuple[Array, Array]:
+def assign(
+    iou: Array, thresholds: Array, bounds: Array, by_area: Array, p_area: Array, truth: Array
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Gives each prediction, best first, the free true track that it overlaps most, the last one among equals.
 
     Args:
         iou: (P, G) float64, predictions by falling score.
         thresholds: (T,) least IoU of a match.
-        ignored: (A, G) bool, tracks that are taken only where no other will do, and do not count.
-        crowd: (G,) bool, tracks that may be taken again.
-        real: (G,) bool, tracks that count as found when they are taken.
+        bounds: (A, 2) float64 both ends of each range.
+        by_area: (A,) bool, whether it is one of areas and not of occlusions.
+        p_area: (P,) float64 areas of the predictions.
+        truth: (G, 4) float64: area, occlusion, whether it is a crowd, whether it counts as found when it is taken.
 
     Returns:
-        (A, T, P) bool, whether the prediction found a track, and whether the one that it took is ignored.
+        (A, T, P) bool, whether the prediction found a track, and whether it is left out of the counts; (A,) int64, the
+        true tracks that count.
     """
-    A, T, P, G = len(ignored), len(thresholds), len(iou), len(crowd)
+    A, T, (P, G) = len(bounds), len(thresholds), iou.shape
     matched = np.zeros((A, T, P), dtype=np.bool_)
-    spare = np.zeros((A, T, P), dtype=np.bool_)
+    ignored = np.zeros((A, T, P), dtype=np.bool_)
+    counting = np.zeros(A, dtype=np.int64)
+    spare = np.zeros(G, dtype=np.bool_)  # tracks that are taken only where no other will do, and do not count
     for a in range(A):
+        low, high = bounds[a]
+        for g in range(G):
+            value = truth[g, 0] if by_area[a] else truth[g, 1]
+            spare[g] = truth[g, 2] or value < low or value > high
+            counting[a] += not spare[g]
         for t in range(T):
             taken = np.zeros(G, dtype=np.bool_)
             for p in range(P):
-                choice, best = -1, thresholds[t]
-                for turn in range(2):
-                    for g in range(G):
-                        free = crowd[g] or not taken[g]
-                        if free and ignored[a, g] == (turn == 1) and iou[p, g] >= best:
-                            best, choice = iou[p, g], g
-                    if choice >= 0:
-                        break
+                choice = _choose(iou[p], thresholds[t], truth, spare, taken)
                 if choice >= 0:
                     taken[choice] = True
-                    matched[a, t, p] = real[choice]
-                    spare[a, t, p] = ignored[a, choice]
-    return matched, spare
+                    matched[a, t, p] = truth[choice, 3]
+                    ignored[a, t, p] = spare[choice]
+                # Occlusion does not filter predictions, which have none.
+                if not matched[a, t, p] and by_area[a] and (p_area[p] < low or p_area[p] > high):
+                    ignored[a, t, p] = True
+    return matched, ignored, counting
+
+
+@compiled
+def _choose(iou: Array, threshold: float, truth: Array, spare: Array, taken: Array) -> int:
+    """The true track that a prediction takes, -1 if there is none."""
+    choice, best = -1, threshold
+    for turn in (False, True):
+        for g in range(len(spare)):
+            free = truth[g, 2] or not taken[g]
+            if free and spare[g] == turn and iou[g] >= best:
+                best, choice = iou[g], g
+        if choice >= 0:
+            break
+    return choice
 
 
 def match(
@@ -130,19 +136,16 @@ def match(
         ranges: A groups; a truth track outside is ignored, and so is an unmatched prediction outside.
         thresholds: (T,) least IoU of a match.
     """
-    crowd = np.array([track.crowd for track in truths], dtype=bool)
-    ignored_truth = _outside(truths, ranges, predicted=False) | crowd  # (A, G)
-    if truths and predictions:
-        # A track whose id is 0 is taken, but whoever takes it has found nothing: the official scorer stores
-        # the id as the mark of a match.
-        real = np.array([track.id != 0 for track in truths], dtype=bool)
-        matched, ignored = assign(iou, np.minimum(thresholds, 1 - 1e-10), ignored_truth, crowd, real)
-    else:
-        matched = np.zeros((len(ranges), len(thresholds), len(predictions)), dtype=bool)
-        ignored = matched.copy()
-    ignored |= ~matched & _outside(predictions, ranges, predicted=True)[:, None]
-    scores = np.array([track.score for track in predictions], dtype=np.float64)
-    return Matches(scores, matched, ignored, (~ignored_truth).sum(-1))
+    bounds = np.array([(r.low, r.high) for r in ranges], dtype=np.float64)
+    by_area = np.array([r.by == "area" for r in ranges])
+    seen = [(track.area, track.score) for track in predictions]
+    areas, scores = np.array(seen, dtype=np.float64).reshape(-1, 2).T.copy()
+    # A track whose id is 0 is taken, but whoever takes it has found nothing: the official scorer stores the id as the
+    # mark of a match.
+    true = [(track.area, track.occlusion, track.crowd, track.id != 0) for track in truths]
+    facts = np.array(true, dtype=np.float64).reshape(-1, 4)
+    found = assign(iou, np.minimum(thresholds, 1 - 1e-10), bounds, by_area, areas, facts)
+    return Matches(scores, *found)
 
 
 def _curves(matched: Array, ignored: Array, counting: Array) -> tuple[Array, Array]:

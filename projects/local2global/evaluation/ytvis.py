@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import overlaps
 from .masks import Document, read_document
 from .oddities import Oddities
+from .overlaps import overlaps
 from .precision import (
     AREAS,
     OCCLUSIONS,
@@ -58,7 +58,7 @@ def track_iou(predictions: Sequence[Track], truths: Sequence[Track], least: floa
     sides = []
     for tracks in (predictions, truths):
         masks = tracks[0].masks
-        sides += [masks.places, masks.rows, masks.facts, np.array([track.span for track in tracks])]
+        sides += [masks.runs, masks.rows, masks.facts, np.array([track.span for track in tracks])]
     iou: Array = overlaps(*sides, least)
     return iou
 
