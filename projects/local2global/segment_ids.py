@@ -59,12 +59,15 @@ def read_ids(path: Path) -> Ids:
     """(H, W) segment ids of a panoptic PNG.
 
     Raises:
-        UserError: if the file is missing, damaged, or has no colours.
+        UserError: if the file is missing, damaged, or has no colours of 8 bits.
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                problem = f"a panoptic PNG holds ids as RGB, this image is of mode {image.mode}"
+            # Pillow halves 16-bit colours in silence, and calls them RGB.
+            deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+            if image.mode not in ("RGB", "RGBA") or deep:
+                kind = "of 16-bit colours" if deep else f"of mode {image.mode}"
+                problem = f"a panoptic PNG holds ids as RGB of 8 bits, this image is {kind}"
                 raise UserError(f"{path}: {problem}. Convert it, e.g. with `l2g data convert vipseg`.")
             picture = image.convert("RGB")
             # Four bytes a pixel is how the decoder holds it: a copy, and no arithmetic.

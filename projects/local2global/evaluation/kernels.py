@@ -36,6 +36,13 @@ def compiled(function: Callable[..., Any]) -> Any:  # whose type numba would nar
         return njit(function)
 
 
+def buffer(text: bytes | bytearray) -> Array:
+    """The bytes as (bytes,) uint8, of one kind always: what is compiled depends on it."""
+    found = np.frombuffer(text, dtype=np.uint8)
+    found.flags.writeable = False
+    return found
+
+
 @compiled
 def _number(text: Array, at: int) -> tuple[int, int]:
     """A number of a COCO string and the position behind it, -1 if there is none.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import MOST_PIXELS, decode, scan
+from .kernels import MOST_PIXELS, buffer, decode, scan
 
 Array = NDArray[Any]
 Place = Callable[[int], str]  # the words for the frame in which a fault stands
@@ -330,13 +330,6 @@ class MaskReader:
         if pixels != height * width:
             return complaint(where, f"its runs cover {pixels} pixels, its size is {height} x {width}")
         return complaint(where, f"{height} x {width} are more pixels than are looked at")
-
-
-def buffer(text: bytes | bytearray) -> Array:
-    """The bytes as (bytes,) uint8, of one kind always: what is compiled depends on it."""
-    found = np.frombuffer(text, dtype=np.uint8)
-    found.flags.writeable = False
-    return found
 
 
 def complaint(where: str, reason: object) -> UserError:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..segment_ids import read_ids
 from .panoptic import Oddities, Segment, TableBuilder, parse_segments
+from .png import read_map
 from .vps import VideoCounts, count_video, summarize, thing_flags
 
 Map = NDArray[Any]
@@ -39,7 +39,7 @@ class FolderMaps:
 
     def read(self, video: str, frames: Sequence[str]) -> Iterator[Map]:
         """Decodes one frame after the other."""
-        return (read_ids(self.root / video / f"{frame}.png") for frame in frames)
+        return (read_map(self.root / video / f"{frame}.png") for frame in frames)
 
 
 @dataclass(frozen=True)
