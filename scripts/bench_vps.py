@@ -13,6 +13,8 @@ import argparse
 import json
 import math
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_scorer import peak_resident
 from PIL import Image
 
 from local2global.evaluation.panoptic_files import (
@@ -323,22 +326,45 @@ def decode(root: Path, video: dict[str, Any]) -> dict[str, Any]:
     return {**video, **sides}
 
 
-def run(quick: bool) -> list[dict[str, Any]]:
-    """Rows {section, name, ours_s, peer_s, ratio, iqr, agree}: from memory and from PNGs.
+def write_load(root: Path, load: dict[str, Any]) -> None:
+    """The maps of the load's one video and, as `lists.json`, its lists and files."""
+    for side in ("truth", "prediction"):
+        (root / side / "v").mkdir(parents=True)
+        for t, ids in enumerate(load["v"][side]):
+            write_ids(ids, root / side / "v" / f"{t:08d}.png")
+    lists = {key: value for key, value in load["v"].items() if key.endswith("_lists")}
+    (root / "lists.json").write_text(json.dumps({"lists": lists, "files": contents(load)}), encoding="utf-8")
 
-    Each round is another video of 24 frames (8 if quick) of 720x1280 pixels, each at least ABBA.
+
+def score_once(arm: str, root: Path) -> None:
+    """What a process does whose memory is read: one video from its PNGs, by one of the arms."""
+    load = json.loads((root / "lists.json").read_text(encoding="utf-8"))
+    if arm == "ours":
+        our_score(load["files"], (FolderMaps(root / "truth"), FolderMaps(root / "prediction")))
+    else:
+        plain_score({"v": decode(root, load["lists"])}, categories())
+
+
+def peak(arm: str, root: Path) -> float:
+    """The peak resident memory in MB of a process of its own that scores a video once."""
+    command = [sys.executable, __file__, "--arm", arm, str(root)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Rows {section, name, ours_s, peer_s, ratio, iqr, agree}: from memory, and from PNGs with ours_mb and peer_mb.
+
+    Each round is another video of 24 frames (8 if quick) of 720x1280 pixels, each at least ABBA.  Memory is the peak of
+    a process of its own for each arm.
     """
-    length, count = (8, 2) if quick else (LENGTH, 2)
+    length, count = (8, 2) if quick else (LENGTH, 4)
     videos = [{"v": make_video(seed, SIZE, length)} for seed in range(count)]
     classes = categories()
     rounds = {"memory": [], "png": []}
     with tempfile.TemporaryDirectory() as folder:
         for number, load in enumerate(videos):
             root = Path(folder, str(number))
-            for side in ("truth", "prediction"):
-                (root / side / "v").mkdir(parents=True)
-                for t, ids in enumerate(load["v"][side]):
-                    write_ids(ids, root / side / "v" / f"{t:08d}.png")
+            write_load(root, load)
             files = contents(load)
             memory = MemoryMaps(load, "truth"), MemoryMaps(load, "prediction")
             folders = FolderMaps(root / "truth"), FolderMaps(root / "prediction")
@@ -352,8 +378,11 @@ def run(quick: bool) -> list[dict[str, Any]]:
                 )
             )
         names = {"memory": "VPQ + STQ from memory", "png": "VPQ + STQ from PNGs"}
-        our_score(contents(videos[0]), (MemoryMaps(videos[0], "truth"), MemoryMaps(videos[0], "prediction")))
-        return [race(f"{names[key]}, {length} frames of 720p", rounds[key]) for key in names]
+        our_score(files, memory)  # the first calls compile
+        our_score(files, folders)
+        rows = [race(f"{names[key]}, {length} frames of 720p", rounds[key]) for key in names]
+        rows[1] |= {f"{arm}_mb": peak(arm, root) for arm in ("ours", "peer")}
+        return rows
 
 
 def main() -> None:
@@ -363,13 +392,19 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="8 frames a video instead of 24")
     parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument("--arm", nargs=2, metavar=("ARM", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.arm:
+        score_once(options.arm[0], Path(options.arm[1]))
+        sys.stdout.write(str(peak_resident() / 1e6))
+        return
     rows = run(options.quick)
     for row in rows:
         low, high = row["iqr"]
         print(  # noqa: T201
             f"{row['name']}: ours {row['ours_s']:.3f} s, plain {row['peer_s']:.2f} s, "
             f"{row['ratio']:.0f}x ({low:.0f} to {high:.0f}), equal"
+            + (f", peak {row['ours_mb']:.0f} and {row['peer_mb']:.0f} MB" if "ours_mb" in row else "")
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -515,7 +515,9 @@ def bench():
     path = Path(__file__).resolve().parents[2] / "scripts" / "bench_vps.py"
     spec = importlib.util.spec_from_file_location("bench_vps", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # where a script finds its neighbours
+        spec.loader.exec_module(module)
     return module
 
 

@@ -4,11 +4,12 @@ Compiled code is kept beside this file, or in the user's cache where that folder
 can, it is compiled anew in every process.  All loops that call one another stand in this file, as numba compiles
 anew what is kept only when the caller's own file changes.
 
-A mask is decoded once, to its *runs* down the columns, background and mask in turn: lengths in 16 bits, where a longer
-run is parted by runs of no pixels.  A *row* stands for one mask: (begin, end, height, width), where its runs begin and
-end in a table of runs, the background behind the mask left out; a begin of -1 is a frame without a mask.  A *text* is
-JSON, bytes in which a backslash is written twice; before a mask's counts stands `"` for a COCO string or `[` for a list
-of numbers.
+A mask is decoded once and kept in signed bytes: its first pixel, and then in turn the backgrounds (the first of which
+is 0) and the runs of the mask down the columns, each as the difference to the last of its kind.  A number that a byte
+does not hold, and always the first pixel, is a mark and two or four bytes, the lowest first.  A *row* stands for one
+mask: (begin, end, height, width), where its bytes begin and end in a table; a begin of -1 is a frame without a mask.
+A *text* is JSON, in which a backslash is written twice; before a mask's counts stands `"` for a COCO string or `[` for
+a list of numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Array = NDArray[Any]
 
 BACKSLASH, COMMA, OPEN, CLOSE, QUOTE, SPACE, COLON, BEGIN, END = (ord(c) for c in '\\,[]" :{}')
 MOST_PIXELS = 1 << 31
-LONGEST = (1 << 16) - 1
+PAIR, FOUR = -128, -127  # marks of numbers of two and of four bytes
+ROOM = 3  # bytes that the runs in a byte of text take at most: five where a number has two digits or more
 NULL, SIZE, COUNTS = (np.frombuffer(word, dtype=np.uint8) for word in (b"null", b'"size"', b'"counts"'))
 
 
@@ -88,34 +90,45 @@ def _short(first: int, second: int) -> tuple[int, int]:
 
 
 @compiled
-def _keep(run: int, runs: Array, count: int, room: int) -> int:
-    """Writes a run of any length, in parts; how many runs are written then, -1 where there is no room."""
-    if run > MOST_PIXELS:
-        run = 0  # the mask is malformed, as its total will say
-    if run > LONGEST and count + 2 * (run // LONGEST) > room:
-        return -1
-    while run > LONGEST:
-        runs[count] = LONGEST
-        runs[count + 1] = 0
-        run -= LONGEST
-        count += 2
-    runs[count] = run
-    return count + 1
+def _keep(run: int, runs: Array, used: int) -> int:
+    """Writes a number that a byte does not hold; how many bytes are written then."""
+    size = 2 if run >= -(1 << 15) and run < 1 << 15 else 4
+    runs[used] = PAIR if size == 2 else FOUR
+    for n in range(size):
+        runs[used + 1 + n] = (run >> (8 * n)) & 255
+    return used + 1 + size
 
 
 @compiled
-def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int]:
+def _begin(first: int, runs: Array) -> int:
+    """Writes the first background, and a gap of nothing so that runs can be read in pairs."""
+    used: int = _keep(first, runs, 0)
+    runs[used] = 0
+    return used + 1
+
+
+@compiled
+def long_run(runs: Array, at: int) -> tuple[int, int]:
+    """The number whose mark stands at `at`, and the place of its last byte."""
+    size = 2 if runs[at] == PAIR else 4
+    value = np.int64(runs[at + size])  # its sign is the number's
+    for n in range(size - 1, 0, -1):
+        value = (value << 8) | (np.int64(runs[at + n]) & 255)
+    return value, at + size
+
+
+@compiled
+def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int, int]:
     """`_runs` of a COCO string."""
     end = len(text) - 1  # a sound mask has a quotation mark behind it
-    room = len(runs) - (len(text) - at)
     first, at = _number(text, at)
     if at < 0:
-        return 0, 0, -1, 0, end
-    count = _keep(first, runs, 0, room)
-    position, wrong, area, last = first, first, 0, first
+        return 0, 0, -1, 0, 0, end
+    used = _begin(first, runs)
+    position, wrong, area, last, kept = first, first, 0, first, 0
     # From the fourth on a run is written as its difference to the one before the last; the third starts anew.
     on = off = 0
-    while at < end and count >= 0:
+    while at < end:
         run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
         if digits == 0:
             run, behind = _number(text, at)
@@ -127,14 +140,15 @@ def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, 
         area += on
         position += on
         last = position
-        if on <= LONGEST:
-            runs[count] = on
-            count += 1
+        if run > FOUR and run <= 127:
+            runs[used] = run
+            used += 1
         else:
-            count = _keep(on, runs, count, room)
+            used = _keep(run, runs, used)
+        kept = used
         at += digits
         # The run after it, in the same turn, so that nothing asks which one it is.
-        if at >= end or count < 0:
+        if at >= end:
             break
         run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
         if digits == 0:
@@ -145,23 +159,23 @@ def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, 
         off += run
         wrong |= off
         position += off
-        if off <= LONGEST:
-            runs[count] = off
-            count += 1
+        if run > FOUR and run <= 127:
+            runs[used] = run
+            used += 1
         else:
-            count = _keep(off, runs, count, room)
+            used = _keep(run, runs, used)
         at += digits
     sound = wrong >= 0 and at <= end and text[at] == QUOTE
-    return count, area, position if sound else -1, last, at
+    return kept, area, position if sound else -1, first, last, at
 
 
 @compiled
-def _listed_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int]:
+def _listed_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int, int]:
     """`_runs` of a list of numbers."""
-    position = area = count = last = 0
-    room = len(runs) - (len(text) - at)
-    masked = sound = False
-    while count >= 0:
+    position = area = first = last = used = kept = count = 0
+    before = other = 0  # the run before the last, and the last
+    sound = False
+    while True:
         at = _blank(text, at)
         run, begin = 0, at
         while at < len(text):
@@ -173,34 +187,43 @@ def _listed_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int,
         if at == begin or at - begin > 12:
             break
         position += run
-        count = _keep(run, runs, count, room)
-        if masked:
+        written = run - before
+        if count == 0:
+            first, other = run, 0  # so that the third starts anew
+            used = _begin(run, runs)
+        else:
+            if written > FOUR and written <= 127:
+                runs[used] = written
+                used += 1
+            else:
+                used = _keep(written, runs, used)
+            before, other = other, run
+        if count & 1:
             area += run
-            last = position
-        masked = not masked
+            last, kept = position, used
+        count += 1
         at = _blank(text, at)
         if at >= len(text) or text[at] != COMMA:
             sound = at < len(text) and text[at] == CLOSE
             break
         at += 1
-    return count, area, position if sound else -1, last, at
+    return kept, area, position if sound else -1, first, last, at
 
 
 @compiled
-def _runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int]:
+def _runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int, int]:
     """Decodes one mask.
 
     Args:
         text: the buffer.
         at: where the counts begin.
-        runs: filled; with room for one run a byte of text from `at` on.
+        runs: filled; with ROOM for each byte of text.
 
     Returns:
-        the number of runs that are written, -1 if there are so many long ones that there is no room; the pixels of
-        the mask; those of the frame, -1 for a malformed mask; the pixel behind the mask's last; where the counts
-        end, or where they are malformed.
+        the number of bytes that stand for the mask; the pixels of the mask; those of the frame, -1 for a malformed
+        mask; the mask's first pixel and the one behind its last; where the counts end, or where they are malformed.
     """
-    found: tuple[int, int, int, int, int]
+    found: tuple[int, int, int, int, int, int]
     found = _listed_runs(text, at, runs) if text[at - 1] == OPEN else _coded_runs(text, at, runs)
     return found
 
@@ -213,23 +236,15 @@ def _decode(text: Array, at: int, runs: Array, used: int, row: Array, fact: Arra
         text: the buffer.
         at: where the counts begin.
         runs: filled from `used` on.
-        used: the number of runs that are filled.
+        used: the number of bytes that are filled.
         row: (4,) its begin and end are filled.
         fact: (5,) filled as by `decode`.
 
     Returns:
-        the number of runs that are filled now, -1 where there is no room, and where the counts end or are malformed.
+        the number of bytes that are filled now, and where the counts end or are malformed.
     """
-    count, fact[0], fact[3], fact[2], end = _runs(text, at, runs[used:])
-    if count < 0:
-        return -1, end
-    count -= count & 1
+    count, fact[0], fact[3], fact[1], fact[2], end = _runs(text, at, runs[used:])
     row[0], row[1] = used, used + count
-    fact[1] = 0
-    for n in range(used, used + count, 2):
-        fact[1] += runs[n]
-        if runs[n + 1]:
-            break
     fact[4] = text[at - 1] == OPEN
     return used + count, end
 
@@ -247,13 +262,13 @@ def decode(text: Array, starts: Array, runs: Array, rows: Array, facts: Array) -
     Args:
         text: the buffer.
         starts: (n,) where the counts of each mask begin; -1 for a frame without a mask.
-        runs: filled with the runs of all masks; uint16, room for one a byte of text and for all long ones.
+        runs: filled with the runs of all masks; int8, with ROOM for each byte of text.
         rows: (n, 4) with height and width; begin and end are filled.
         facts: (n, 5) filled: a mask's pixels, -1 if it is malformed; its first pixel and the one behind its last;
             the number of pixels that its runs cover, -1 if they are no runs; whether they are a list of numbers.
 
     Returns:
-        the number of runs that are filled, -1 where there is no room.
+        the number of bytes that are filled.
     """
     used = 0
     for r in range(len(starts)):
@@ -262,8 +277,6 @@ def decode(text: Array, starts: Array, runs: Array, rows: Array, facts: Array) -
             rows[r] = -1, -1, 0, 0
             continue
         used, _ = _decode(text, starts[r], runs, used, rows[r], facts[r])
-        if used < 0:
-            break
         if not _sound(rows[r], facts[r]):
             facts[r, 0] = -1
     return used
@@ -315,8 +328,8 @@ def _counts(text: Array, at: int, runs: Array, used: int, row: Array, fact: Arra
     """Reads `"counts": "..."` or `"counts": [...]`, as `_decode` does.
 
     Returns:
-        the number of runs that are filled now, -1 where there is no room, and the position behind it and blanks, -1
-        if it does not stand here.
+        the number of bytes that are filled now, and the position behind it and blanks, -1 if it does not
+        stand here.
     """
     at = _mark(text, _past(text, at, COUNTS), COLON)
     if at < 0 or at >= len(text) or (text[at] != QUOTE and text[at] != OPEN):
@@ -330,8 +343,8 @@ def _item(text: Array, at: int, runs: Array, used: int, row: Array, fact: Array)
     """Reads the object of one mask, its size and its counts in either order, as `_decode` does.
 
     Returns:
-        the number of runs that are filled now, -1 where there is no room, and the position behind it and blanks, -1
-        if it is malformed or not written as usual.
+        the number of bytes that are filled now, and the position behind it and blanks, -1 if it is
+        malformed or not written as usual.
     """
     at = _mark(text, at, BEGIN)
     behind = _size(text, at, row)
@@ -354,27 +367,23 @@ def scan(
         text: the buffer.
         at: where the list's first item begins.
         runs: filled from `used` on, as by `decode`.
-        used: the number of runs that are filled.
+        used: the number of bytes that are filled.
         rows: filled from row `n` on.
         facts: likewise.
         n: the number of rows that are filled.
 
     Returns:
-        the numbers of runs and of rows that are filled now, and the position behind the list; -1 for one that is
-        not written as usual or holds a malformed mask, -2 where there is no room for its rows, -3 for its runs.
+        the numbers of bytes and of rows that are filled now, and the position behind the list; -1 for one that is
+        not written as usual or holds a malformed mask, -2 where there is no room for its rows.
     """
     at = _blank(text, at)
     while n < len(rows):
-        if len(runs) - used < len(text) - at:
-            return used, n, -3
         behind = _past(text, at, NULL)
         facts[n] = 0
         if behind >= 0:
             rows[n] = -1, -1, 0, 0
         else:
             used, behind = _item(text, at, runs, used, rows[n], facts[n])
-        if used < 0:
-            return used, n, -3
         if behind < 0 or behind >= len(text):
             return used, n, -1
         n += 1

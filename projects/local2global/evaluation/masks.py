@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .kernels import MOST_PIXELS, buffer, decode, scan
+from .kernels import MOST_PIXELS, ROOM, buffer, decode, scan
 
 Array = NDArray[Any]
 Place = Callable[[int], str]  # the words for the frame in which a fault stands
@@ -31,7 +31,7 @@ Place = Callable[[int], str]  # the words for the frame in which a fault stands
 _KEY = b'"segmentations"'
 _LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
 _ABSENT = (-1, 0, 0)
-_PIECE = 1 << 24  # bytes, doubled for lists that are longer
+_PIECE = 1 << 20  # bytes, doubled for lists that are longer
 _ROOM = 1 << 14  # rows, doubled as needed
 _HEAD = 256  # bytes by which lists that may be alike are found
 
@@ -41,7 +41,7 @@ def _table(rows: int, columns: int) -> Array:
 
 
 def _no_runs() -> Array:
-    return np.empty(0, dtype=np.uint16)
+    return np.empty(0, dtype=np.int8)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Masks:
     """The masks of a file.
 
     Attributes:
-        runs: (runs,) uint16 of `kernels`.
+        runs: (bytes,) int8 of `kernels`.
         rows: (n, 4) int64 of `kernels`: one mask or missing mask each.
         facts: (n, 5) int64 of `kernels.decode`.
     """
@@ -132,8 +132,8 @@ class _Scanner:
     """
 
     def __init__(self, length: int) -> None:
-        # A run takes a byte of text or more, and memory that is never touched is never taken.
-        self._runs = np.empty(length + _PIECE, dtype=np.uint16)
+        # Memory that is never touched is never taken.
+        self._runs = np.empty(ROOM * length, dtype=np.int8)
         self._rows, self._facts = _table(_ROOM, 4), _table(_ROOM, 5)
         self._used = self._count = 0
         self.spans: list[tuple[int, int]] = []
@@ -180,8 +180,6 @@ class _Scanner:
             used, count, behind = scan(text, at, self._runs, self._used, self._rows, self._facts, self._count)
             if behind == -2:
                 self._rows, self._facts = _doubled(self._rows), _doubled(self._facts)
-            elif behind == -3:
-                self._runs = _doubled(self._runs)
             else:
                 break
         if behind >= 0:
@@ -303,10 +301,9 @@ class MaskReader:
             return known
         added = np.array(self._added, dtype=np.int64)
         text = buffer(b"".join(self._written))
-        runs = np.empty(len(text) + _ROOM, dtype=np.uint16)
+        runs = np.empty(ROOM * len(text), dtype=np.int8)
         rows, facts = np.concatenate([_table(len(added), 2), added[:, 1:]], axis=1), _table(len(added), 5)
-        while (used := decode(text, added[:, 0].copy(), runs, rows, facts)) < 0:
-            runs = _doubled(runs)
+        used = decode(text, added[:, 0].copy(), runs, rows, facts)
         bad = set((np.flatnonzero(facts[:, 0] < 0) + len(known.rows)).tolist())
         for index, (first, stop) in enumerate(spans if bad else ()):
             for row in sorted(bad.intersection(range(first, stop))):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels import compiled
+from .kernels import FOUR, compiled, long_run
 
 Array = NDArray[Any]
 
@@ -77,23 +77,38 @@ def _reaches(shared: int, most: int, total: int, least: float) -> bool:
 @compiled
 def _shared(first: Array, i: int, i_end: int, second: Array, j: int, j_end: int) -> int:
     """The number of pixels in both of the masks whose runs are first[i:i_end] and second[j:j_end]."""
-    pixels = stop = start = other_stop = other = 0
+    if i == i_end or j == j_end:
+        return 0
+    pixels = on = off = other_on = other_off = 0
+    stop, i = long_run(first, i)
+    other, j = long_run(second, j)
+    i, j, other_stop = i + 1, j + 1, other
     while i < i_end:
-        start = stop + np.int64(first[i])
-        stop = start + np.int64(first[i + 1])
-        i += 2
+        step = np.int64(first[i])
+        if step <= FOUR:
+            step, i = long_run(first, i)
+        off, i = off + step, i + 1
+        start = stop + off
+        step = np.int64(first[i])
+        if step <= FOUR:
+            step, i = long_run(first, i)
+        on, i = on + step, i + 1
+        stop = start + on
         # Run by run of the one mask, as the next of the other nearly always meets it: branches that are foreseen.
-        while other_stop <= start and j < j_end:
-            other = other_stop + np.int64(second[j])
-            other_stop = other + np.int64(second[j + 1])
-            j += 2
-        while other < stop:
+        while True:
             pixels += max(0, min(stop, other_stop) - max(start, other))
             if other_stop >= stop or j >= j_end:
                 break  # it may meet the next run too
-            other = other_stop + np.int64(second[j])
-            other_stop = other + np.int64(second[j + 1])
-            j += 2
+            step = np.int64(second[j])
+            if step <= FOUR:
+                step, j = long_run(second, j)
+            other_off, j = other_off + step, j + 1
+            other = other_stop + other_off
+            step = np.int64(second[j])
+            if step <= FOUR:
+                step, j = long_run(second, j)
+            other_on, j = other_on + step, j + 1
+            other_stop = other + other_on
     return pixels
 
 

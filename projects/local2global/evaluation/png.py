@@ -113,9 +113,8 @@ def _from_the_left(
                 foreseen = up  # as nearly always within an area
             else:
                 by_left, by_up, by_corner = abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)
+                foreseen = up if by_up <= by_corner else corner
                 if by_left <= by_up and by_left <= by_corner:
                     foreseen = left
-                else:
-                    foreseen = up if by_up <= by_corner else corner
             left, corner = (np.int64(raw[i]) + foreseen) & 255, up
             line[i] = left
