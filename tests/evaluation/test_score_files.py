@@ -383,6 +383,35 @@ def test_what_makes_no_sense_is_fatal_and_named(files, kind):
         score_files(*files(truth_of({}), text))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.update(categories=None), "expected a list `categories`"),
+        (lambda t: t["categories"][0].pop("id"), "categories entry 0: no key `id`"),
+        (lambda t: t["videos"].append(None), "videos entry 1: expected an object"),
+        (lambda t: t["videos"][0].update(height="x"), "video 1: height, width and length must be numbers"),
+        (lambda t: t.update(annotations={}), "expected a list `annotations`"),
+        (lambda t: t["annotations"].append(None), "annotations entry 1: expected an object"),
+        (lambda t: t["annotations"][0].update(id=[1]), "annotations entry 0: `id` must be a number"),
+        (lambda t: t["annotations"][0].update(areas="x"), "annotation 1: `areas` must be a list"),
+        (lambda t: t["annotations"][0].update(areas=["a", "b"]), "annotation 1: `areas` must be a list"),
+        (lambda t: t["annotations"][0].update(areas=None), "annotation 1: `areas` must be a list"),
+        (lambda t: t["annotations"][0].update(occlusion=3), "annotation 1: `occlusion` must be a list"),
+    ],
+)
+def test_a_truth_that_makes_no_sense_is_named(files, change, words):
+    truth = truth_of({"occlusion": ["no_occlusion"] * 2})
+    change(truth)
+    with pytest.raises(UserError, match=words):
+        score_files(*files(truth, found_of({})), ovis=True)
+
+
+@pytest.mark.parametrize("key", ["video_id", "category_id"])
+def test_an_id_that_is_a_list_is_named(files, key):
+    with pytest.raises(UserError, match=r"results entry 0: .*\[1\]"):
+        score_files(*files(truth_of({}), found_of({key: [1]})))
+
+
 def test_files_that_are_not_there_are_named(tmp_path, files):
     truth, results = files({"videos": [], "categories": []}, [])
     with pytest.raises(UserError, match=r"nowhere\.json: no such file"):

@@ -19,6 +19,7 @@ from local2global.errors import UserError
 from local2global.evaluation.panoptic import Oddities, Segment, TableBuilder, joint_histogram
 from local2global.evaluation.panoptic_files import (
     count_videos,
+    open_maps,
     parse_predictions,
     parse_truth,
     score_files,
@@ -438,6 +439,14 @@ ERRORS = {
     r"expected a list `segments_info`": in_predictions(lambda c: first(c).pop("segments_info")),
     r"truth: expected an object with a list `categories`": in_truth(lambda c: c.pop("categories")),
     r"a category needs `id` and `isthing`": in_truth(lambda c: c["categories"][0].pop("isthing")),
+    r"a category needs `id` and `isthing`, numbers .*: 3": in_truth(lambda c: c["categories"].append(3)),
+    r"a category needs `id` and `isthing`, numbers .*'x'": in_truth(
+        lambda c: c["categories"][0].update(id="x")
+    ),
+    r"truth: video v: expected a list `images`": in_truth(lambda c: c["videos"][0].update(images=None)),
+    r"predictions: video v: expected a list `annotations`": in_predictions(
+        lambda c: c["annotations"][0].update(annotations=None)
+    ),
     r"truth: annotations of video w, which": in_truth(
         lambda c: c["annotations"].append({"video_id": "w", "annotations": []})
     ),
@@ -454,6 +463,17 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, message):
     with pytest.raises(UserError, match=message) as caught:
         score(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    """Its list of names is sound, its arrays are not."""
+    path = tmp_path / "maps.npz"
+    np.savez_compressed(path, **{"gt/v": np.random.default_rng(0).integers(0, 9, (2, 30, 30))})
+    data = bytearray(path.read_bytes())
+    data[200] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"maps\.npz: `gt/v` is damaged"):
+        list(open_maps(path, "gt").read("v", ["0", "1"]))
 
 
 def test_an_archive_without_a_video_or_with_another_length_is_refused(tmp_path):

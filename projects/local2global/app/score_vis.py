@@ -54,9 +54,11 @@ def _write_json(path: Path, numbers: dict[str, Any]) -> None:
     import json
     import os
 
-    from ..errors import make_folder
+    from ..errors import UserError, make_folder
 
     make_folder(path.parent, "--json")
+    if path.is_dir():
+        raise UserError(f"{path}: --json names a folder; it needs the name of a file")
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(json.dumps(numbers) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,10 @@ class ArchiveMaps:
         with np.load(self.path) as archive:
             if name not in archive.files:
                 raise UserError(f"{self.path}: no maps `{name}`")
-            maps = archive[name]
+            try:
+                maps = archive[name]
+            except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+                raise UserError(f"{self.path}: `{name}` is damaged ({error})") from error
         if maps.ndim != 3 or len(maps) != len(frames) or maps.dtype.kind not in "iu":
             shape = "x".join(map(str, maps.shape))
             raise UserError(
@@ -150,6 +154,10 @@ def _by_video(content: Any, side: str) -> dict[str, dict[str, Any]]:
     for index, video in enumerate(annotations):
         if not isinstance(video, Mapping) or "video_id" not in video or "annotations" not in video:
             raise UserError(f"{side}: annotations entry {index} needs video_id and annotations")
+        if not isinstance(video["annotations"], Sequence):
+            raise UserError(
+                f"{side}: video {video['video_id']}: expected a list `annotations`, one entry a frame"
+            )
         name = str(video["video_id"])
         if name in found:
             raise UserError(f"{side}: video {name} is there twice")
@@ -180,6 +188,8 @@ def parse_truth(content: Any) -> PanopticTruth:
     for entry, video in enumerate(content["videos"]):
         if not isinstance(video, Mapping) or "video_id" not in video or "images" not in video:
             raise UserError(f"truth: videos entry {entry} needs video_id and images")
+        if not isinstance(video["images"], Sequence):
+            raise UserError(f"truth: video {video['video_id']}: expected a list `images`, one entry a frame")
         name = str(video["video_id"])
         if name in frames:
             raise UserError(f"truth: video {name} is there twice")

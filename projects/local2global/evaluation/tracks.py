@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -71,6 +71,9 @@ def _videos(truth: Mapping[str, Any]) -> dict[Any, Video]:
         if "id" not in entry:
             raise UserError(f"truth, video {index}: no key `id`")
         edges = entry.get("height"), entry.get("width")
+        told = [edge for edge in (*edges, entry.get("length")) if edge is not None]
+        if not all(isinstance(edge, Real) for edge in told):
+            raise UserError(f"truth, video {entry['id']}: height, width and length must be numbers")
         length = entry.get("length", len(entry["file_names"]) if entry.get("file_names") else None)
         size = (int(edges[0]), int(edges[1])) if None not in edges else None
         videos[entry["id"]] = Video(size, length)
@@ -84,9 +87,12 @@ def occlusion_score(levels: Sequence[str | None]) -> float:
     return sum(half) / len(half) if half else 0.0
 
 
-def _mean_area(areas: Sequence[float | None]) -> float:
-    found = [area for area in areas if area]
-    return float(np.mean(found)) if found else 0.0
+def _mean_area(areas: Sequence[float | None], name: str) -> float:
+    try:
+        found = [area for area in areas if area]
+        return float(np.mean(found)) if found else 0.0
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: `areas` must be a list with a number or null a frame") from error
 
 
 def _mean_areas(masks: Masks, spans: Sequence[tuple[int, int]]) -> Array:
@@ -146,9 +152,9 @@ def _listed(
         by_id[entry["id"]] = entry
     kept = []
     for entry in truth["annotations"] or ():
-        if entry["video_id"] not in videos:
+        if not isinstance(entry["video_id"], Hashable) or entry["video_id"] not in videos:
             oddities.note("a video that is not listed; left out", f"annotation {entry['id']}")
-        elif entry["category_id"] not in categories:
+        elif not isinstance(entry["category_id"], Hashable) or entry["category_id"] not in categories:
             oddities.note("a category that is not listed; left out", f"annotation {entry['id']}")
         else:
             kept.append(by_id[entry["id"]])
@@ -211,7 +217,7 @@ def parse_truth(
                 entry["id"],
                 masks,
                 spans[index],
-                _mean_area(entry["areas"]) if "areas" in entry else float(drawn[index]),
+                _mean_area(entry["areas"], name) if "areas" in entry else float(drawn[index]),
                 crowd=bool(entry.get("iscrowd", 0)),
                 occlusion=_occlusion(entry, name),
             )
@@ -230,8 +236,10 @@ def _check_result(entry: Any, index: int, videos: Mapping[Any, Video]) -> float:
     missing = [key for key in ("video_id", "category_id", "score", "segmentations") if key not in entry]
     if missing:
         raise UserError(f"results entry {index}: no key `{missing[0]}`")
-    if entry["video_id"] not in videos:
+    if not isinstance(entry["video_id"], Hashable) or entry["video_id"] not in videos:
         raise UserError(f"results entry {index}: video {entry['video_id']} is not in the truth")
+    if not isinstance(entry["category_id"], Hashable):
+        raise UserError(f"results entry {index}: category_id {entry['category_id']!r} is not a number")
     value = entry["score"]
     if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise UserError(f"results entry {index}: score {value!r} is not a number")

@@ -327,9 +327,12 @@ def thing_flags(categories: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
     """(K,) which categories are things.
 
     Raises:
-        UserError: a category does not say `isthing`.
+        UserError: a category has no `id` that is a number, or does not say `isthing`.
     """
     for category in categories:
-        if "id" not in category or "isthing" not in category:
-            raise UserError(f"a category needs `id` and `isthing` (1 thing, 0 stuff): {dict(category)}")
+        sound = (
+            isinstance(category, Mapping) and isinstance(category.get("id"), int) and "isthing" in category
+        )
+        if not sound:
+            raise UserError(f"a category needs `id` and `isthing`, numbers (1 thing, 0 stuff): {category}")
     return np.array([bool(category["isthing"]) for category in categories], np.bool_)

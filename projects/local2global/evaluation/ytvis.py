@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +114,18 @@ def _check_truth(truth: Any) -> None:
     for key in ("videos", "categories", "annotations"):
         if key not in truth:
             raise UserError(f"truth: no key `{key}`; expected YouTube-VIS annotations")
+        entries = truth[key]
+        if entries is None and key == "annotations":  # a challenge's, which are hidden
+            continue
+        if not isinstance(entries, Sequence) or isinstance(entries, str):
+            raise UserError(f"truth: expected a list `{key}`, got {type(entries).__name__}")
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, Mapping):
+                raise UserError(f"truth, {key} entry {index}: expected an object, got {type(entry).__name__}")
+            if "id" in entry and not isinstance(entry["id"], (Integral, str)):
+                raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r}")
+            if "id" not in entry and key == "categories":
+                raise UserError(f"truth, {key} entry {index}: no key `id`")
 
 
 def score_documents(
@@ -189,7 +202,10 @@ def score(
 
 def _check_occlusion(truth: Any, oddities: Oddities) -> None:
     """OVIS scores need the occlusion levels of every track."""
-    entries = (truth.get("annotations") or ()) if isinstance(truth, Mapping) else ()
+    entries = truth["annotations"] or ()
+    for entry in entries:
+        if not isinstance(entry.get("occlusion") or (), Sequence):
+            raise UserError(f"annotation {entry.get('id')}: `occlusion` must be a list with a level a frame")
     without = [entry.get("id") for entry in entries if not any(entry.get("occlusion") or ())]
     if entries and len(without) == len(entries):
         raise UserError("truth: no track has a list `occlusion`; leave out --ovis")
@@ -213,6 +229,7 @@ def score_files(
     """
     oddities = oddities or Oddities()
     true, found = read_document(truth), read_document(results)
+    _check_truth(true.content)
     if ovis:
         _check_occlusion(true.content, oddities)
     if isinstance(found.content, list) and not found.content:
