@@ -3,7 +3,8 @@
     L2G_DATA=path/to/data l2g train configs/demo/mixed_clips.py
 
 `L2G_DATA` is a folder with `coco_mini/` (COCO's format) and `clips/` (YouTube-VIS's).  It shows that the mix feeds a
-model and that the losses fall; 300 iterations teach a model nothing worth scoring.
+model: in 300 iterations of two clips the box losses fall by a fifth, the class loss of 80 classes does not, and
+nothing worth scoring is learned.
 """
 
 import os
