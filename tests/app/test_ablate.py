@@ -71,6 +71,39 @@ def test_what_is_no_grid_is_refused(overrides, message):
         grid(overrides)
 
 
+def test_rows_that_are_no_grid_have_names_and_each_spans_the_grid():
+    rows = ["baseline=a.x=null b=static", "aligner='b=static'", "ours="]
+    settings = grid(["c=7"], rows)
+    assert [setting.name for setting in settings] == ["baseline", "aligner", "ours"]
+    assert [setting.overrides for setting in settings] == [
+        ("c=7", "a.x=null", "b=static"),
+        ("c=7", "b=static"),
+        ("c=7",),
+    ]
+    assert settings[0].values == {"row": "baseline"}
+    assert [setting.name for setting in grid(["c=7,8"], rows[1:])] == [
+        "aligner,c=7",
+        "aligner,c=8",
+        "ours,c=7",
+        "ours,c=8",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["baseline"], "expected NAME="),
+        (["x=a=1", "x=a=2"], "two called x"),
+        (["x=a=1,2"], "one value a key"),
+        (["x=a"], "'a' is not an override"),
+        (["x='a=1"], "No closing quotation"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_refused(rows, message):
+    with pytest.raises(UserError, match=message):
+        grid([], rows)
+
+
 def test_every_setting_gets_the_same_seeds_and_a_folder_of_its_own(config, tmp_path):
     runs = plan(config, ["optimizer.lr=0.1,0.2"], 2, tmp_path / "out")
     assert [(run.setting.name, run.seed) for run in runs] == [

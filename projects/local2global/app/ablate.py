@@ -15,6 +15,7 @@ import re
 import shlex
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +102,46 @@ class Row:
 # --- The grid ---
 
 
-def grid(overrides: Sequence[str]) -> list[Setting]:
+def grid(overrides: Sequence[str], rows: Sequence[str] = ()) -> list[Setting]:
     """The settings that overrides with several values, `key=a,b,c`, span; the last key changes fastest.
 
+    Args:
+        overrides: `key=value` and `key=a,b,c`.
+        rows: `name=key=value key=value ...` each, settings that are no grid, such as a table's cumulative rows; every
+            one spans the grid anew.
+
     Raises:
-        UserError: an override cannot be read, or a key is swept twice.
+        UserError: an override or a row cannot be read, or a key or a row comes twice.
     """
+    if not rows:
+        return _grid(overrides)
+    named = [_read_row(text) for text in rows]
+    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if twice:
+        raise UserError(f"--row: there are two called {twice[0]}")
+    settings = []
+    for row, own in named:
+        for point in _grid(overrides):
+            name = row if not point.values else f"{row},{point.name}"
+            settings.append(Setting(name, {"row": row, **point.values}, (*point.overrides, *own)))
+    return settings
+
+
+def _read_row(text: str) -> tuple[str, list[str]]:
+    """A row's name and its overrides, which change one value each."""
+    name, equals, rest = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"--row '{text}': expected NAME='KEY=VALUE KEY=VALUE ...'")
+    try:
+        own = shlex.split(rest)
+    except ValueError as error:
+        raise UserError(f"--row '{text}': {error}") from error
+    if _grid(own)[0].values:
+        raise UserError(f"--row '{text}': one value a key; what is swept stands outside the rows")
+    return name, own
+
+
+def _grid(overrides: Sequence[str]) -> list[Setting]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -147,7 +182,9 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     }
 
 
-def plan(config: Path, overrides: Sequence[str], seeds: int, output: Path | None) -> list[Run]:
+def plan(
+    config: Path, overrides: Sequence[str], seeds: int, output: Path | None, rows: Sequence[str] = ()
+) -> list[Run]:
     """Every run of an ablation, its config checked before the first one starts; setting by setting of each seed.
 
     Args:
@@ -155,13 +192,14 @@ def plan(config: Path, overrides: Sequence[str], seeds: int, output: Path | None
         overrides: `key=value` and `key=a,b,c`.
         seeds: runs of each setting; their seeds count up from the config's own.
         output: the ablation's folder; by default named after the config's and what is swept.
+        rows: settings that are no grid, see `grid`.
 
     Raises:
         UserError: an override is refused, or nothing would be scored.
     """
     from ..lazy import load_config
 
-    settings = grid(overrides)
+    settings = grid(overrides, rows)
     runs = []
     for number, setting in itertools.product(range(seeds), settings):
         cfg = load_config(config, setting.overrides)
@@ -255,7 +293,14 @@ def _train(config: Path, run: Run, gpus: int, console: Console) -> None:
         raise UserError("the run ended before its time; see above")
 
 
-def ablate(config: Path, overrides: Sequence[str], seeds: int, output: Path | None, gpus: int = 1) -> Path:
+def ablate(
+    config: Path,
+    overrides: Sequence[str],
+    seeds: int,
+    output: Path | None,
+    gpus: int = 1,
+    rows: Sequence[str] = (),
+) -> Path:
     """Train what is not trained yet and write the table after every run.
 
     Args:
@@ -264,6 +309,7 @@ def ablate(config: Path, overrides: Sequence[str], seeds: int, output: Path | No
         seeds: runs of each setting.
         output: the ablation's folder.
         gpus: processes of each run.
+        rows: settings that are no grid, see `grid`.
 
     Returns:
         The table, `ablation.md`; `ablation.csv` lies beside it.
@@ -274,7 +320,7 @@ def ablate(config: Path, overrides: Sequence[str], seeds: int, output: Path | No
     from rich.console import Console
 
     console = Console(stderr=True)
-    runs = plan(config, overrides, seeds, output)
+    runs = plan(config, overrides, seeds, output, rows)
     for run in runs:
         scores_of(run)  # a folder of another config is refused before hours are spent
     folder = runs[0].folder.parents[1]
@@ -297,14 +343,23 @@ def ablate(config: Path, overrides: Sequence[str], seeds: int, output: Path | No
             failed.append(what)
             continue
         results[run.setting.name][run.seed] = scores
-        write_tables(folder, runs, summarise(results), _command(config, overrides, seeds, output, gpus))
+        command = _command(config, overrides, seeds, output, gpus, rows)
+        write_tables(folder, runs, summarise(results), command)
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}. The rest is kept.")
     return folder / "ablation.md"
 
 
-def _command(config: Path, overrides: Sequence[str], seeds: int, output: Path | None, gpus: int) -> str:
-    words = ["l2g", "ablate", str(config), *overrides, "--seeds", str(seeds)]
+def _command(
+    config: Path,
+    overrides: Sequence[str],
+    seeds: int,
+    output: Path | None,
+    gpus: int,
+    rows: Sequence[str] = (),
+) -> str:
+    words = ["l2g", "ablate", str(config), *overrides]
+    words += [word for row in rows for word in ("--row", row)] + ["--seeds", str(seeds)]
     words += ["--output", str(output)] if output is not None else []
     return shlex.join([*words, *(["--gpus", str(gpus)] if gpus > 1 else [])])
 

@@ -191,11 +191,15 @@ def ablate(
         Path | None, typer.Option(help="Folder of the runs and the table; by default the config's own.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Processes of each run, one per GPU.")] = 1,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME='KEY=VALUE ...'", help="A setting that is no grid; once for each."),
+    ] = None,
 ) -> None:
     """Train a config over a grid of values and seeds; a table of means, spreads and paired differences."""
     from .ablate import ablate as run
 
-    table = run(find_config_file(config), overrides or [], seeds, output, gpus)
+    table = run(find_config_file(config), overrides or [], seeds, output, gpus, row or [])
     typer.echo(f"{table.read_text(encoding='utf-8')}\n{table}")
 
 
