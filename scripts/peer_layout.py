@@ -11,7 +11,7 @@ It is slower on purpose and equal in results, so it is the oracle of the package
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,6 +134,14 @@ class MLP(layers.MLP):
         return self.layers[-1](x)
 
 
+class ConvNorm(layers.ConvNorm):
+    """Convolution, then norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the package's."""
+        return self.norm(nn.Conv2d.forward(self, x))
+
+
 class FrozenBatchNorm(backbone.FrozenBatchNorm):
     """Batch normalisation in its own pass over the map, as detectron2's."""
 
@@ -168,6 +176,25 @@ class EncoderLayer(encoder.EncoderLayer):
         """As the package's."""
         x = self.norm(x + self.self_attn(x + pos, references, x, shapes, padding))
         return self.ffn(x)
+
+
+class PixelEncoder(encoder.PixelEncoder):
+    """Convolutions as torch makes them."""
+
+    def project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """As the package's."""
+        given = [proj(maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)]
+        coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
+        made: list[Tensor] = []
+        for proj in self.input_proj[len(self.features) :]:
+            coarsest = proj(coarsest)
+            made.append(coarsest)
+        return [*reversed(made), *given] if self.made_first else [*given, *made]
+
+    def refine(self, lateral: Tensor, top: Tensor) -> Tensor:
+        """As the package's."""
+        top = F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return self.mask_features(F.relu(self.layer_1(self.adapter_1(lateral) + top)))
 
 
 class DecoderLayer(decoder.DecoderLayer):
@@ -430,9 +457,11 @@ _PEERS: dict[type[nn.Module], type[nn.Module]] = {
     layers.Attention: Attention,
     layers.FeedForward: FeedForward,
     layers.MLP: MLP,
+    layers.ConvNorm: ConvNorm,
     backbone.FrozenBatchNorm: FrozenBatchNorm,
     backbone.ResNet: ResNet,
     encoder.EncoderLayer: EncoderLayer,
+    encoder.PixelEncoder: PixelEncoder,
     decoder.DecoderLayer: DecoderLayer,
     decoder.Decoder: Decoder,
     segmenter.Segmenter: Segmenter,

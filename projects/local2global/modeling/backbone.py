@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..names import HF_RESNET, rename
+from .layers import convolution
 
 
 class FrozenBatchNorm(nn.Module):
@@ -120,23 +120,23 @@ class ResNet(nn.Module):
 
 
 def _residual(block: Any, x: Tensor) -> Tensor:
-    """A block of transformers' ResNet, without the passes of its frozen norms."""
+    """A block of transformers' ResNet."""
+    *first, last = block.layer
     out = x
-    for layer in block.layer:
+    for layer in first:
         out = _convolved(layer, out)
+    # nobody needs x behind its block: the maps that are returned are those that a block with a shortcut reads
     identity = isinstance(block.shortcut, nn.Identity)
-    return block.activation(out + (x if identity else _convolved(block.shortcut, x)))
+    return _convolved(last, out, x if identity else _convolved(block.shortcut, x, relu=False))
 
 
-def _convolved(layer: Any, x: Tensor) -> Tensor:
-    """Convolution, norm and activation, if there is one; a frozen norm is a scale and a shift of the convolution."""
-    conv, norm = layer.convolution, layer.normalization
-    if isinstance(norm, FrozenBatchNorm):
-        scale, shift = norm.affine()
-        x = F.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), shift, conv.stride, conv.padding)
-    else:
-        x = norm(conv(x))
-    return layer.activation(x) if hasattr(layer, "activation") else x
+def _convolved(layer: Any, x: Tensor, add: Tensor | None = None, relu: bool = True) -> Tensor:
+    """Convolution and norm, then a sum, then a ReLU; a frozen norm is a scale and a shift of the convolution."""
+    if isinstance(layer.normalization, FrozenBatchNorm):
+        return convolution(layer.convolution, x, layer.normalization, add, relu)
+    out = layer.normalization(convolution(layer.convolution, x))
+    out = out if add is None else out + add
+    return out.relu() if relu else out
 
 
 def _rename_saved(module: ResNet, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, constant, padded_pixels
-from .layers import ConvNorm, DeformableAttention, FeedForward, sine_waves
+from .layers import ConvNorm, DeformableAttention, FeedForward, convolution, sine_waves
 from .sampling import Shapes
 
 
@@ -192,11 +193,13 @@ class PixelEncoder(nn.Module):
 
     def project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """The levels before attention, (B, C, height, width) each, in the encoder's own order."""
-        given = [proj(maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)]
+        given = [
+            _projected(proj, maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)
+        ]
         coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
         made: list[Tensor] = []
         for proj in self.input_proj[len(self.features) :]:
-            coarsest = proj(coarsest)
+            coarsest = _projected(proj, coarsest)
             made.append(coarsest)
         made.reverse()
         return [*made, *given] if self.made_first else [*given, *made]
@@ -218,16 +221,21 @@ class PixelEncoder(nn.Module):
         levels, padding = tokens.split(split, dim=1), geometry.padding.split(split, dim=1)
         finest = order[-1]
         top = levels[finest].transpose(1, 2).unflatten(-1, shapes[finest])
-        top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
-        fine = self.mask_features(self.layer_1(self.adapter_1(lateral) + top).relu())
         return FrameFeatures(
             memory=torch.cat([levels[i] for i in order], dim=1),
             shapes=tuple(shapes[i] for i in order),
             padding=torch.cat([padding[i] for i in order], dim=1),
-            mask_features=fine,
+            mask_features=self.refine(lateral, top),
             extent=geometry.extent,
             valid_ratios=geometry.valid_ratios[:, order],
         )
+
+    def refine(self, lateral: Tensor, top: Tensor) -> Tensor:
+        """The FPN's step: mask features from the (B, channels, h, w) lateral and the finest level's map."""
+        # a copy whose strides say channels last: torch doubts those of a slice of one frame, and is ten times slower
+        top = top.clone(memory_format=torch.channels_last)
+        top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return convolution(self.mask_features, self.layer_1(self.adapter_1(lateral) + top).relu_())
 
 
 def unpadded(valid: Tensor, height: int, width: int) -> Tensor:
@@ -239,6 +247,11 @@ def unpadded(valid: Tensor, height: int, width: int) -> Tensor:
         width: columns of the map.
     """
     return (valid * constant((width, height), valid) * 4096).round() / 4096
+
+
+def _projected(projection: nn.Module, x: Tensor) -> Tensor:
+    conv, norm = cast(tuple[nn.Conv2d, nn.GroupNorm], projection)
+    return norm(convolution(conv, x))
 
 
 def _zero_bias(conv: nn.Conv2d) -> None:
