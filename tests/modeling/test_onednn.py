@@ -113,10 +113,44 @@ def test_kept_weights_go_with_their_layer():
     layer = nn.Linear(8, 8)
     with torch.no_grad():
         layers.linear(layer, torch.randn(4, 8))
-    assert layer in onednn._KEPT
+    assert layer.weight in onednn._KEPT
     before = len(onednn._KEPT)
     del layer
     assert len(onednn._KEPT) == before - 1
+
+
+def test_a_compiler_takes_the_operator_whole(dtype):
+    """No graph break, the same numbers; the backend that compiles nothing is enough to see it."""
+    mlp, x = layers.MLP(8, 16, 4, 2), torch.randn(3, 8)
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = mlp(x)
+        found = torch.compile(mlp, backend=keep, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert sum("local2global.linear" in name for name in called) == 2
+
+
+def test_the_operator_keeps_torchs_rules():
+    for relu in (False, True):
+        given = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5), relu
+        torch.library.opcheck(onednn._linear_operator, given, test_utils="test_schema")
+        torch.library.opcheck(onednn._linear_operator, given, test_utils="test_faketensor")
+
+
+def test_weights_made_in_inference_mode_are_taken_but_not_kept():
+    with torch.inference_mode():
+        layer, x = nn.Linear(8, 8), torch.randn(4, 8)
+        before = layers.linear(layer, x)
+        layer.weight.mul_(2)
+        after = layers.linear(layer, x)
+    assert (before - after).abs().max() > 1e-3
+    assert layer.weight not in onednn._KEPT
 
 
 def test_what_needs_gradients_is_left_to_torch():

@@ -162,7 +162,9 @@ class Local2Global(nn.Module):
         """
         aligner = self.tracker.aligner
         layers = [*self.segmenter.encoder.layers, *self.segmenter.decoder.layers]
-        for part in (self.segmenter.backbone, *layers, *(aligner.layers if aligner else ())):
+        # on a CPU the backbone is oneDNN's from end to end: there is nothing to fuse
+        backbone = () if self.device.type == "cpu" else (self.segmenter.backbone,)
+        for part in (*backbone, *layers, *(aligner.layers if aligner else ())):
             part.compile(dynamic=False)
 
     def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:

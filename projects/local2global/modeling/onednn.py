@@ -2,7 +2,8 @@
 
 torch's own product of float32 matrices is half as fast on some CPUs, frozen norms would be folded into their
 convolutions on every call, and autocast would convert every weight on every call.  Here the weights of a layer are
-brought into the kernel's type and layout once, and again when they, the type or a map's size change.
+brought into the kernel's type and layout once, and again when they, the type or a map's size change.  `torch.compile`
+takes a linear layer as it is and fuses what lies between two.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A layer's weight and bias as the kernel takes them, and what they were made of."""
+    """A layer's weight and bias as the kernel takes them, and what else they were made of."""
 
     sources: tuple[Tensor, ...]
     state: tuple[Any, ...]
@@ -26,32 +27,57 @@ class _Kept:
     bias: Tensor | None
 
     def is_of(self, sources: Sequence[Tensor], state: tuple[Any, ...]) -> bool:
-        return self.state == state and all(a is b for a, b in zip(self.sources, sources, strict=True))
+        return (
+            self.state == state
+            and len(self.sources) == len(sources)
+            and all(a is b for a, b in zip(self.sources, sources, strict=True))
+        )
 
 
-_KEPT: WeakKeyDictionary[nn.Module, _Kept] = WeakKeyDictionary()
+def _types() -> frozenset[torch.dtype]:
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return frozenset()
+    half = {torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()
+    return frozenset({torch.float32, *half})
+
+
+_TYPES = _types()  # that oneDNN takes on this CPU
+_KEPT = WeakIdKeyDictionary()  # of every weight
 
 
 def takes(weight: Tensor, x: Tensor) -> bool:
-    """Whether a layer with this weight can be computed here: on a CPU, nothing kept for gradients, nothing compiled."""
+    """Whether a layer with this weight can be computed here: on a CPU, and nothing kept for gradients."""
     return (
         x.device.type == weight.device.type == "cpu"
-        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or weight.is_inference())
-        and _is_supported(_dtype(x), weight.dtype)
+        and not torch.is_grad_enabled()
+        and weight.dtype == torch.float32
+        and _dtype(x) in _TYPES
     )
 
 
 def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
     """The layer, and a ReLU if asked: (..., in) to (..., out)."""
-    dtype = _dtype(x)
+    given = x.to(_dtype(x)), layer.weight, layer.bias, relu
+    # a compiler takes the operator as it is; called directly it costs less
+    return _linear_operator(*given) if torch.compiler.is_compiling() else _linear(*given)
 
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     def make() -> tuple[Tensor, Tensor | None]:
-        weight = layer.weight.detach().to(dtype)
-        return torch.ops.mkldnn._reorder_linear_weight(weight), _cast(layer.bias, dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(x.dtype))
+        return packed, _cast(bias, x.dtype)
 
-    kept = _kept(layer, (layer.weight, layer.bias), (dtype,), make)
+    kept = _kept((weight, bias), (x.dtype,), make)
     after = "relu" if relu else "none"
-    return torch.ops.mkldnn._linear_pointwise(x.to(dtype), kept.weight, kept.bias, after, [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, kept.weight, kept.bias, after, [], "")
+
+
+_linear_operator = torch.library.custom_op("local2global::linear", _linear, mutates_args=())
+
+
+@_linear_operator.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:-1], len(weight)))
 
 
 def convolution(
@@ -84,7 +110,7 @@ def convolution(
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(dtype), *place, x.shape)
         return packed, _cast(bias, dtype)
 
-    kept = _kept(layer, (layer.weight, layer.bias, *frozen), (dtype, tuple(x.shape)), make)
+    kept = _kept((layer.weight, layer.bias, *frozen), (dtype, tuple(x.shape), place), make)
     after = "relu" if relu else "none"
     if add is None:
         return torch.ops.mkldnn._convolution_pointwise(x, kept.weight, kept.bias, *place, after, [], "")
@@ -95,17 +121,19 @@ def convolution(
 
 
 def _kept(
-    layer: nn.Module,
-    sources: Sequence[Tensor | None],
+    sources: tuple[Tensor | None, ...],
     how: tuple[Any, ...],
     make: Callable[[], tuple[Tensor, Tensor | None]],
 ) -> _Kept:
+    """The first of the sources, a layer's weight, is what the rest is kept for."""
     given = tuple(source for source in sources if source is not None)
+    if any(source.is_inference() for source in given):  # these tell nobody when they are written to
+        return _Kept((), (), *make())
     # a tensor's version counts what is written into it, its address changes where it is moved
     state = (*how, *((source.data_ptr(), source._version) for source in given))
-    kept = _KEPT.get(layer)
-    if kept is None or not kept.is_of(given, state):
-        kept = _KEPT[layer] = _Kept(given, state, *make())
+    kept = _KEPT.get(given[0])
+    if kept is None or not kept.is_of(given[1:], state):
+        kept = _KEPT[given[0]] = _Kept(given[1:], state, *make())
     return kept
 
 
@@ -115,11 +143,3 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if bias is None else bias.detach().to(dtype)
-
-
-def _is_supported(dtype: torch.dtype, of_weight: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available() or of_weight != torch.float32:
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
