@@ -6,6 +6,7 @@ are given.  Weights are stirred, so that no branch is idle and a wrong one would
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ def pair(device: torch.device, queries: int = 100, config: str = "configs/ytvis2
             if "backbone" not in name:
                 parameter.add_(torch.randn_like(parameter) * 0.02)
     return Pair(model, peer_of(model))
+
+
+@cache
+def compiled(model: Local2Global) -> Local2Global:
+    """A copy of a model whose layers are compiled when they are first called."""
+    copied = copy.deepcopy(model)
+    copied.compile_stream()
+    return copied
 
 
 def frame_of(size: tuple[int, int], seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
