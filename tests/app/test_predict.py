@@ -10,42 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from torch import nn
 
+from fake_stream import CLASSES, Fake
 from local2global.app.predict import L2G, find_weights, prefetch
 from local2global.app.video import VideoWriter, open_source
 from local2global.checkpoint import save_checkpoint
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved
-from local2global.structures import FramePredictions, Queries
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-CLASSES = [{"id": 5, "name": "person"}, {"id": 9, "name": "dog"}]
-
-
-class Fake(nn.Module):
-    """Three slots: a dog on the left half, a person on top in even frames, one that is never sure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.classes, self.test_size = CLASSES, (32, 64)
-        self.threshold, self.aggregate = 0.3, "top_quarter"
-        self.read: list[tuple[int, ...]] = []
-
-    def stream(self, frames):
-        for t, frame in enumerate(frames):
-            self.read.append(tuple(frame.shape))
-            height, width = -(-frame.shape[1] // 4), -(-frame.shape[2] // 4)
-            masks = torch.full((1, 3, height, width), -5.0)
-            masks[0, 0, :, : width // 2] = 5.0
-            if t % 2 == 0:
-                masks[0, 1, : height // 2] = 5.0
-            masks[0, 2] = 5.0
-            logits = torch.tensor([[[-3.0, 3.0], [1.0, -1.0], [-4.0, -4.0]]])
-            boxes = torch.full((1, 3, 4), 0.5)
-            extent = torch.tensor([[frame.shape[2] / 4, frame.shape[1] / 4]])
-            yield FramePredictions(logits, boxes, masks, extent, Queries(torch.zeros(1, 3, 2), boxes))
 
 
 @pytest.fixture

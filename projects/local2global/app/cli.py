@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data.datasets import VideoRecord
-    from .predict import L2G, Prediction
+    from .batch import Predict
+    from .predict import L2G, Prediction, Progress
     from .video import Source
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
@@ -224,6 +226,12 @@ def predict(
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:1, cpu; by default a GPU if there is one.")
     ] = None,
+    batch: Annotated[
+        bool,
+        typer.Option(
+            "--batch", help="Several videos at a time: decoding, the model and writing overlap. Same results."
+        ),
+    ] = False,
 ) -> None:
     """Segment and track the objects of videos: an annotated mp4 and a tracks.json for each."""
     if weights is None:
@@ -231,18 +239,24 @@ def predict(
             "no weights: add --weights with a .pth file or a run's folder, e.g. that of `l2g demo`"
         )
     from .predict import L2G
-    from .video import open_source
 
     overrides = [text for text in inputs if _is_override(text)]
-    sources = _name_apart([open_source(text) for text in inputs if text not in overrides])
-    if not sources:
-        raise UserError("no input: name a video, a folder or a glob of frames")
+    sources, lost = _open([text for text in inputs if text not in overrides], keep_going=batch)
     model = L2G.from_pretrained(weights, device, overrides)
     if model.caveat:
         typer.echo(model.caveat)
     names = [name.strip() for name in classes.split(",")] if classes else None
-    for source in sources:
-        _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
+    if not batch:
+        for source in sources:
+            _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
+        return
+
+    def one(source: Source, advance: Progress) -> Prediction:
+        return model.predict(source, output, threshold, names, max_objects, advance)
+
+    lost += _predict_together(one, sources)
+    if lost:
+        raise UserError(f"{lost} of {len(inputs) - len(overrides)} inputs failed")
 
 
 @app.command(
@@ -320,6 +334,24 @@ def _relaunch(arguments: list[str], processes: int) -> None:
     os.execv(command[0], command)
 
 
+def _open(inputs: list[str], keep_going: bool) -> tuple[list[Source], int]:
+    """The sources, and how many could not be opened if the others are wanted all the same."""
+    from .video import open_source
+
+    opened, lost = [], 0
+    for text in inputs:
+        try:
+            opened.append(open_source(text))
+        except UserError as error:
+            if not keep_going:
+                raise
+            lost += 1
+            typer.echo(f"l2g: {error}", err=True)
+    if not opened:
+        raise UserError("no input: name a video, a folder or a glob of frames")
+    return _name_apart(opened), lost
+
+
 def _name_apart(sources: list[Source]) -> list[Source]:
     """Sources of different folders may share a name; their results must not share a folder."""
     from dataclasses import replace
@@ -376,6 +408,33 @@ def _predict_with_bar(
             bar.update(task, completed=done, total=total, live=live, rate=rate)
 
         return model.predict(source, output, threshold, classes, max_objects, advance)
+
+
+def _predict_together(one: Predict, sources: list[Source]) -> int:
+    """Predicts the sources a few at a time and reports each as it ends; how many failed."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    from .batch import predict_batch
+
+    columns = (TextColumn("{task.completed:.0f} frames"), TextColumn("{task.fields[done]} videos done"))
+    console = Console(stderr=True)
+    start, frames, lost = time.perf_counter(), 0, 0
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, done=0)
+        results = predict_batch(one, sources, progress=lambda _: bar.advance(task))
+        for done, (source, result) in enumerate(results, start=1):
+            if isinstance(result, Exception):
+                lost += 1
+                typer.echo(f"l2g: {source.name}: {result}", err=True)
+            else:
+                frames += result.frames
+                _report(result)
+            bar.update(task, done=done)
+    seconds = time.perf_counter() - start
+    rate = frames / max(seconds, 1e-9)
+    typer.echo(f"{len(sources) - lost} videos, {frames} frames in {seconds:.1f} s ({rate:.1f} frames/s)")
+    return lost
 
 
 def _report(prediction: Prediction) -> None:

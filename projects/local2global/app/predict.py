@@ -83,6 +83,7 @@ class L2G:
         """Moves the model to its device."""
         self.device = choose_device(device)
         self._module = model.to(self.device).eval()
+        self._turn = threading.Lock()  # videos of other threads wait: the model takes one frame at a time
 
     @classmethod
     def from_pretrained(
@@ -227,16 +228,19 @@ class L2G:
         pairs = self._resized(source)
         if isinstance(source, Source):
             pairs = prefetch(pairs, _AHEAD)
-        waiting: deque[Tensor] = deque()
+        arrived: deque[Tensor] = deque()
 
         def feed() -> Iterator[Tensor]:
-            for frame, resized in pairs:
-                waiting.append(frame)
-                yield resized
+            while arrived:
+                yield arrived.popleft()
 
         with closing(pairs):
-            for predictions in self._model.stream(feed()):
-                yield waiting.popleft(), keep.apply(post.update(predictions))
+            found = self._model.stream(feed())
+            for frame, resized in pairs:
+                arrived.append(resized)
+                with self._turn:
+                    predictions = next(found)
+                yield frame, keep.apply(post.update(predictions))
 
     def _resized(self, frames: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         for frame in frames:
