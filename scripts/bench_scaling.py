@@ -27,54 +27,77 @@ def scaling(bench: Bench) -> list[Row]:
     kept = (1, 10) if bench.quick else (1, 3, 10, 30, 100)
     instances = (1, 10) if bench.quick else (1, 3, 10, 25, 50)
     return [
-        *(_length_row(bench, length) for length in LENGTHS),
+        *_length_rows(bench),
         *(row for n in kept for row in readout_rows(bench, n, "scaling", f" kept={n}")),
         *(loss_row(bench, m, f"loss instances={m}", "scaling") for m in instances),
         *_query_rows(bench),
     ]
 
 
-def _length_row(bench: Bench, length: int) -> Row:
-    """Seconds a frame: the median of the later half of a stream, short ones several times; and what it carries."""
-    model = pair(bench.device, 12, "configs/demo/l2g_tiny.py").ours
-    frames = [frame_of(VIDEO, seed, bench.device) for seed in range(8)]
-    state: list[Queries] = []
+class _Video:
+    """A video of a given length that begins anew when it ends, read frame by frame."""
 
-    def video() -> Iterator[torch.Tensor]:
-        for t in range(length):
-            yield frames[t % len(frames)]
+    def __init__(self, bench: Bench, length: int) -> None:
+        self.bench, self.length, self.at = bench, length, 0
+        self.model = pair(bench.device, 12, "configs/demo/l2g_tiny.py").ours
+        self.frames = [frame_of(VIDEO, seed, bench.device) for seed in range(8)]
+        self.late: list[float] = []
+        self.state: Queries | None = None
 
-    def stream() -> list[float]:
-        with VideoPostprocessor((360, 600), threshold=0.0, spill=True) as post, torch.inference_mode():
-            results = model.stream(video())
-            took = []
-            for _ in range(length):
-                took.append(bench.read(lambda: state.append(_taken(post, next(results)))))
-                del state[:-1]
-        return took[length // 2 :]
+    def read(self, noted: bool) -> None:
+        """One frame; its seconds are noted if asked, and if it lies in the later half of the video."""
+        if self.at == 0:
+            self.post = VideoPostprocessor((360, 600), threshold=0.0, spill=True)
+            self.results = self.model.stream(self.frames[t % 8] for t in range(self.length))
+        seconds = self.bench.read(self._step)
+        if noted and self.at >= self.length // 2:
+            self.late.append(seconds)
+        self.at = (self.at + 1) % self.length
+        if self.at == 0:
+            self.post.close()
 
-    before = _status("VmRSS")
-    readings = [seconds for _ in range(max(1, LENGTHS[1] // length)) for seconds in stream()]
-    carried = sum(tensor.numel() * tensor.element_size() for tensor in (state[-1].embed, state[-1].boxes))
-    return {
-        "section": "scaling",
-        "name": f"T={length}",
-        "mode": "eager",
-        "dtype": "fp32",
-        "pass": "forward",
-        "ours_s": statistics.median(readings),
-        "peer_s": None,
-        "ratio": None,
-        "iqr": None,
-        "agree": None,
-        "state_bytes": carried,
-        "resident_growth": _status("VmRSS") - before,
-    }
+    def _step(self) -> None:
+        predictions = next(self.results)
+        self.post.update(predictions)
+        self.state = predictions.queries
+
+    def row(self, shortest: float, growth: int | None) -> Row:
+        """What a frame takes late in a video of this length, and what crosses from one to the next."""
+        assert self.state is not None
+        middle = statistics.median(self.late)
+        return {
+            "section": "scaling",
+            "name": f"T={self.length}",
+            "mode": "eager",
+            "dtype": "fp32",
+            "pass": "forward",
+            "ours_s": middle,
+            "peer_s": None,
+            "ratio": None,
+            "iqr": None,
+            "agree": None,
+            "times_shortest": middle / shortest,
+            "state_bytes": sum(x.numel() * x.element_size() for x in (self.state.embed, self.state.boxes)),
+            "resident_growth": growth,
+        }
 
 
-def _taken(post: VideoPostprocessor, predictions: Any) -> Queries:
-    post.update(predictions)
-    return predictions.queries
+@torch.inference_mode()
+def _length_rows(bench: Bench) -> list[Row]:
+    """Seconds a frame by the video's length.  The videos take turns frame by frame, so that the machine is the same.
+
+    The growth is that of the process from the tenth part of the longest video to its end.
+    """
+    videos = [_Video(bench, length) for length in LENGTHS]
+    longest, before = LENGTHS[-1], 0
+    for turn in range(longest):
+        if turn == longest // 10:
+            before = _status("VmRSS")
+        for video in videos[:: 1 if turn % 2 else -1]:
+            video.read(noted=turn >= longest // 2)
+    growth = _status("VmRSS") - before
+    shortest = statistics.median(videos[0].late)
+    return [video.row(shortest, growth if video.length == longest else None) for video in videos]
 
 
 def _query_rows(bench: Bench) -> Iterator[Row]:

@@ -290,9 +290,8 @@ class VideoPostprocessor:
         """Sums the probabilities of the positive pixels; returns how many each slot has, (N,)."""
         positive = masks > 0
         area = positive.sum((1, 2))
-        # Only positive pixels are worth an exponential: most slots have few or none.
-        slots = torch.arange(len(masks), device=masks.device).repeat_interleave(area)
-        self._foreground.index_add_(0, slots, masks[positive].sigmoid().double())
+        # All pixels: picking the positive ones costs more than their neighbours' exponentials, and waits for a GPU.
+        self._foreground += torch.where(positive, masks.sigmoid(), 0.0).sum((1, 2), dtype=torch.float64)
         self._pixels += area
         return area
 
