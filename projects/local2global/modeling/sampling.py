@@ -8,6 +8,7 @@ entries that read a row is one more sum over bags.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -105,25 +106,42 @@ def _of_table(table: Tensor, rows: Tensor, shares: Tensor, gradient: Tensor) -> 
     """The gradient of the table.
 
     The library scatters row by row; sorting the entries by the row they read turns the scatter into one more sum
-    over bags, twice as fast.
+    over bags, several times as fast.
     """
     entries = rows.shape[1]
     rows, order = rows.flatten().sort()
     order = order.int()  # half the bytes: embedding_bag takes either
-    # not bincount, which waits for the device twice
-    every = torch.arange(len(table), device=rows.device, dtype=rows.dtype)
-    starts = torch.searchsorted(rows, every, out_int32=True)
+    # where each row's entries start: neither bincount, which waits for the device, nor a search
+    starts = torch._convert_indices_from_coo_to_csr(rows, len(table), out_int32=True)
     shares = shares.flatten().index_select(0, order)
-    return F.embedding_bag(order // entries, gradient, starts, per_sample_weights=shares, mode="sum")
+    # a shift where it will do: a CPU has no vector instruction for whole division
+    bags = order >> entries.bit_length() - 1 if entries & entries - 1 == 0 else order // entries
+    return F.embedding_bag(
+        bags, gradient, starts, per_sample_weights=shares, mode="sum", include_last_offset=True
+    )
 
 
 def _of_shares(table: Tensor, rows: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of the shares, (bags, entries)."""
-    bags = torch.arange(len(rows), device=rows.device, dtype=rows.dtype)
-    entries = rows.shape[1]
+    """The gradient of the shares, (bags, entries): each is a row of the table times its bag's gradient."""
+    bags, entries = rows.shape
+    # a sparse matrix has room for no more entries in a row than it has columns
+    if rows.device.type == "cpu" and entries <= len(table) and not torch.compiler.is_compiling():
+        # products at the places of a sparse matrix: the same numbers in a third to a fifth of the time
+        ends = torch.arange(0, rows.numel() + 1, entries, dtype=rows.dtype)
+        places = _sparse(ends, rows.flatten(), table.new_zeros(rows.numel()), (bags, len(table)))
+        torch.sparse.sampled_addmm(places, gradient, table.mT, beta=0.0, out=places)
+        return places.values().view(rows.shape)
+    own = torch.arange(bags, device=rows.device, dtype=rows.dtype)
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        gradient, table, rows.flatten(), bags * entries, bags.repeat_interleave(entries), 0
+        gradient, table, rows.flatten(), own * entries, own.repeat_interleave(entries), 0
     ).view(rows.shape)
+
+
+def _sparse(ends: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    """A matrix of compressed rows, without torch's word that these are in beta, said once a process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
 
 
 @dataclass(frozen=True)
