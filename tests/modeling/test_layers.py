@@ -14,7 +14,6 @@ from local2global.modeling.layers import (
     DeformableAttention,
     FeedForward,
     inverse_sigmoid,
-    linear,
     mask_logits,
     sample_levels,
 )
@@ -196,18 +195,6 @@ def test_many_queries_are_what_one_by_one_they_are(monkeypatch):
             sample_levels(values, SHAPES, x, y, weights), expected, atol=1e-5, rtol=1e-5
         )
         torch.testing.assert_close(network(tokens), whole)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_without_gradients_a_linear_layer_gives_the_same(relu):
-    """Tokens as they come, and every other one: memory with gaps."""
-    layer, x = torch.nn.Linear(16, 24), torch.randn(2, 14, 16)
-    for tokens in (x, x[:, ::2], x[0]):
-        expected = F.linear(tokens, layer.weight, layer.bias)
-        expected = expected.relu() if relu else expected
-        with torch.inference_mode():
-            torch.testing.assert_close(linear(layer, tokens, relu), expected)
-        torch.testing.assert_close(linear(layer, tokens, relu), expected)
 
 
 def test_a_place_that_is_not_a_number_reads_no_strange_memory():

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import constant, padded_pixels
-from . import onednn
+from . import onednn, products
 from .sampling import Shapes, rows_at_a_time, sample_levels
 
 
@@ -52,6 +52,8 @@ def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
     """A linear layer, and a ReLU if asked: (..., in) to (..., out)."""
     if onednn.takes(layer.weight, x):
         return onednn.linear(layer, x, relu)
+    if torch.is_grad_enabled():
+        return products.linear(layer, x, relu)
     out = layer(x)
     return out.relu_() if relu else out
 
@@ -72,11 +74,12 @@ def convolution(
     """
     if onednn.takes(layer.weight, x):
         return onednn.convolution(layer, x, norm, add, relu)
-    weight, bias = layer.weight, layer.bias
-    if norm is not None:
+    if norm is None:
+        out = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    else:
         scale, shift = norm.affine()
-        weight, bias = weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + scale * bias
-    out = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        shift = shift if layer.bias is None else shift + scale * layer.bias
+        out = products.scaled_convolution(layer, x, scale, shift)
     out = out if add is None else out + add
     return out.relu() if relu else out
 
@@ -124,11 +127,13 @@ class FeedForward(nn.Module):
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)
-        for linear in (self.linear1, self.linear2):
-            nn.init.xavier_uniform_(linear.weight)
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., S, C) to the same."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self.norm(x + products.two_layers(self.linear1, self.linear2, x))
         parts = [
             self.norm(some + linear(self.linear2, linear(self.linear1, some, relu=True)))
             for some in x.split(rows_at_a_time(x.shape[-2], x.device), dim=-2)
