@@ -11,6 +11,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+# Without a GPU, Triton's kernels are interpreted.  Said before anything imports Triton, which reads it then.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_configure() -> None:
     torch.set_num_threads(1)
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
 # Inside modeling a file may import its own floor and those below.
 FLOORS = {
     "sampling": 0,
+    "sampling_triton": 0,
     "products": 0,
     "layers": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),

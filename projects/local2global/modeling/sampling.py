@@ -3,13 +3,18 @@
 A bag is one (query, head), its entries are the four pixels round each sampling point, its weights attention times
 bilinear.  One function of autograd holds the whole: only its inputs are kept for the way back, where the sum over the
 entries that read a row is one more sum over bags.
+
+On a GPU, `sampling_triton.py` does the same in one kernel each way, if Triton is there and the kernel's first results
+are those of the bags; with `L2G_TRITON=0` in the environment, never.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +25,11 @@ from torch import Tensor
 
 #: (height, width) of every feature level.
 Shapes = Sequence[tuple[int, int]]
+
+#: (values, x, y, weights, levels) to the sum.
+Kernel = Callable[..., Tensor]
+
+_log = logging.getLogger(__name__)
 
 #: So many rows' intermediate results fit into a CPU's cache.
 ROWS_AT_A_TIME = 512
@@ -47,9 +57,97 @@ def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights:
     Returns:
         (B, Q, heads * D), of the values' type.
     """
+    kernel = _kernel(values, x)
+    if kernel is not None:
+        return kernel(values, x, y, weights, _levels(tuple(shapes), values.device))
     if torch.is_grad_enabled():
         return _Sampling.apply(values, x, y, weights, tuple(shapes))
     return _sample(values, x, y, weights, tuple(shapes))
+
+
+def _kernel(values: Tensor, x: Tensor) -> Kernel | None:
+    """The kernel for such values, if there is one to be trusted on their device."""
+    if not values.is_cuda or torch.are_deterministic_algorithms_enabled():
+        return None
+    heads, depth, levels, points = *values.shape[2:], *x.shape[3:]
+    key = (values.device, values.dtype, heads, depth, levels, points)
+    # what is being recorded cannot stop to compare numbers; a first call outside has
+    recorded = torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing()
+    if key not in _KERNELS and not recorded:
+        _KERNELS[key] = _trusted(*key)
+    return _KERNELS.get(key)
+
+
+_KERNELS: dict[tuple[Any, ...], Kernel | None] = {}
+
+
+def _trusted(
+    device: torch.device, dtype: torch.dtype, heads: int, depth: int, levels: int, points: int
+) -> Kernel | None:
+    """The kernel, if it runs on a device and ends at the numbers of the bags on a CPU; else None, and one warning.
+
+    A kernel that a driver or a compiler takes amiss must not end a training that can do without it.
+    """
+    if os.environ.get("L2G_TRITON") == "0":
+        return None
+    try:
+        from .sampling_triton import sample
+    except ImportError:  # no Triton for this system, or a torch before its `triton_op`
+        return None
+    try:
+        worst = _difference(sample, device, dtype, heads, depth, levels, points)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    else:
+        if worst <= (1e-3 if dtype.itemsize >= 4 else 3e-2):
+            return sample
+        reason = f"its results are {worst:.1e} of their size off"
+    _log.warning("The sampling kernel is not used for %s on %s: %s", dtype, device, reason)
+    return None
+
+
+def _difference(
+    kernel: Kernel,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    depth: int,
+    levels: int,
+    points: int,
+) -> float:
+    """How far the kernel's sum and gradients are from the bags', as a part of the largest entry of each."""
+    shapes = tuple((2 + 3 * level, 5 + 2 * level) for level in range(levels))
+    draw = torch.Generator().manual_seed(0)
+    places = (2, 19, heads, levels, points)  # some beyond the frame's edges
+    x, y = (torch.rand(places, generator=draw) * 1.4 - 0.2 for _ in "xy")
+    values = torch.randn(2, sum(h * w for h, w in shapes), heads, depth, generator=draw).to(dtype)
+    given = [values, x, y, torch.rand(places, generator=draw)]
+    due = torch.randn(2, 19, heads * depth, generator=draw).to(dtype)
+
+    def results(function: Callable[..., Tensor], inputs: list[Tensor], due: Tensor) -> list[Tensor]:
+        inputs = [one.clone().requires_grad_() for one in inputs]
+        out = function(*inputs)
+        found = (out, *torch.autograd.grad(out, inputs, due.to(out.dtype)))
+        return [one.detach().float().cpu() for one in found]
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        bags = results(lambda *a: _Sampling.apply(*a, shapes), [one.float() for one in given], due.float())
+        kernels = results(
+            lambda *a: kernel(*a, _levels(shapes, device)), [one.to(device) for one in given], due.to(device)
+        )
+    return max(
+        float(((one - other).abs().max() / one.abs().max()).nan_to_num(torch.inf))
+        for one, other in zip(bags, kernels, strict=True)
+    )
+
+
+@lru_cache(maxsize=64)
+def _levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """(L, 3) int32: height, width and first token of every level."""
+    with torch.inference_mode(False):
+        starts = itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0)
+        numbers = [(*shape, start) for shape, start in zip(shapes, starts, strict=True)]
+        return torch.tensor(numbers, dtype=torch.int32).to(device, non_blocking=True)
 
 
 def _sample(values: Tensor, x: Tensor, y: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:

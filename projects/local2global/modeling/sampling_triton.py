@@ -1,0 +1,189 @@
+"""The sum of `sampling.py` as one kernel each way, for devices that Triton compiles for.
+
+A program takes a block of queries of one head and clip and walks their sampling points: nothing but the inputs is read
+and nothing but the results is written, where bags of a table also write and read rows and shares, four for every point.
+Values may be half as wide; positions, shares and sums are float32.  On the way back the values' gradient is added
+up in float32 by atomic additions, in no fixed order (asked for deterministic algorithms, `sampling.py` keeps its bags).
+
+Its numbers have been checked in Triton's interpreter, and it compiles for sm_80, sm_90 and sm_100; it has not yet run
+on a GPU.  `sampling.py` therefore compares it with its own bags at its first use on a device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+#: Programs that are too few to keep a device busy take fewer queries each.
+BUSY = 1024
+
+
+@triton.jit
+def _corners(x, y, width, height, start):  # type: ignore[no-untyped-def]
+    """Where a block's points lie among four pixels: distances past the first, tokens, and which are in the map."""
+    x, y = x * width - 0.5, y * height - 0.5
+    left, top = tl.floor(x), tl.floor(y)
+    # a pixel outside the map is never read, whatever number its index would become
+    west, east = (left >= 0) & (left < width), (left >= -1) & (left < width - 1)
+    north, south = (top >= 0) & (top < height), (top >= -1) & (top < height - 1)
+    column = tl.where(west | east, left, 0.0).to(tl.int32)
+    row = tl.where(north | south, top, 0.0).to(tl.int32)
+    # far outside (even at infinity) a point weighs nothing; not a number stays not a number
+    beside = tl.where((west | east) | (x != x), x - left, 0.0)
+    below = tl.where((north | south) | (y != y), y - top, 0.0)
+    return beside, below, start + row * width + column, west, east, north, south
+
+
+@triton.jit
+def _forward(  # type: ignore[no-untyped-def]
+    values, x, y, weights, levels, out,
+    tokens, queries, heads,
+    DEPTH: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    clip, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    depth = tl.arange(0, BLOCK_D)
+    real, deep = query < queries, (depth < DEPTH)[None, :]
+    bag = (clip.to(tl.int64) * queries + query) * heads + head
+    table = values + (clip.to(tl.int64) * tokens * heads + head) * DEPTH + depth[None, :]
+    stride = heads * DEPTH
+    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=KIND)
+    for level in range(LEVELS):
+        height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        for point in range(POINTS):
+            at = bag * (LEVELS * POINTS) + level * POINTS + point
+            a, b, token, west, east, north, south = _corners(
+                tl.load(x + at, mask=real, other=0).to(KIND),
+                tl.load(y + at, mask=real, other=0).to(KIND),
+                width, height, start,
+            )  # fmt: skip
+            share = tl.load(weights + at, mask=real, other=0).to(KIND)
+            place = table + token.to(tl.int64)[:, None] * stride
+            nw = tl.load(place, mask=(real & north & west)[:, None] & deep, other=0).to(KIND)
+            ne = tl.load(place + stride, mask=(real & north & east)[:, None] & deep, other=0).to(KIND)
+            place += width * stride
+            sw = tl.load(place, mask=(real & south & west)[:, None] & deep, other=0).to(KIND)
+            se = tl.load(place + stride, mask=(real & south & east)[:, None] & deep, other=0).to(KIND)
+            upper = nw * (1 - a)[:, None] + ne * a[:, None]
+            lower = sw * (1 - a)[:, None] + se * a[:, None]
+            total += (upper * (1 - b)[:, None] + lower * b[:, None]) * share[:, None]
+    tl.store(out + bag[:, None] * DEPTH + depth[None, :], total, mask=real[:, None] & deep)
+
+
+@triton.jit
+def _backward(  # type: ignore[no-untyped-def]
+    values, x, y, weights, levels, gradient, of_values, of_x, of_y, of_weights,
+    tokens, queries, heads,
+    DEPTH: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    clip, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    depth = tl.arange(0, BLOCK_D)
+    real, deep = query < queries, (depth < DEPTH)[None, :]
+    bag = (clip.to(tl.int64) * queries + query) * heads + head
+    beginning = (clip.to(tl.int64) * tokens * heads + head) * DEPTH + depth[None, :]
+    stride = heads * DEPTH
+    due = tl.load(gradient + bag[:, None] * DEPTH + depth[None, :], mask=real[:, None] & deep, other=0).to(
+        KIND
+    )
+    for level in range(LEVELS):
+        height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        for point in range(POINTS):
+            at = bag * (LEVELS * POINTS) + level * POINTS + point
+            a, b, token, west, east, north, south = _corners(
+                tl.load(x + at, mask=real, other=0).to(KIND),
+                tl.load(y + at, mask=real, other=0).to(KIND),
+                width, height, start,
+            )  # fmt: skip
+            share = tl.load(weights + at, mask=real, other=0).to(KIND)
+            place = beginning + token.to(tl.int64)[:, None] * stride
+            below = place + width * stride
+            is_nw, is_ne = (real & north & west)[:, None] & deep, (real & north & east)[:, None] & deep
+            is_sw, is_se = (real & south & west)[:, None] & deep, (real & south & east)[:, None] & deep
+            # what each corner would add to the loss, were it the only one read
+            nw = tl.sum(tl.load(values + place, mask=is_nw, other=0).to(KIND) * due, axis=1)
+            ne = tl.sum(tl.load(values + place + stride, mask=is_ne, other=0).to(KIND) * due, axis=1)
+            sw = tl.sum(tl.load(values + below, mask=is_sw, other=0).to(KIND) * due, axis=1)
+            se = tl.sum(tl.load(values + below + stride, mask=is_se, other=0).to(KIND) * due, axis=1)
+            upper, lower = nw * (1 - a) + ne * a, sw * (1 - a) + se * a
+            tl.store(of_weights + at, upper * (1 - b) + lower * b, mask=real)
+            across = (ne - nw) * (1 - b) + (se - sw) * b
+            tl.store(of_x + at, across * width * share, mask=real)
+            tl.store(of_y + at, (lower - upper) * height * share, mask=real)
+            part = due * share[:, None]
+            above, under = part * (1 - b)[:, None], part * b[:, None]
+            tl.atomic_add(of_values + place, above * (1 - a)[:, None], is_nw, "relaxed")
+            tl.atomic_add(of_values + place + stride, above * a[:, None], is_ne, "relaxed")
+            tl.atomic_add(of_values + below, under * (1 - a)[:, None], is_sw, "relaxed")
+            tl.atomic_add(of_values + below + stride, under * a[:, None], is_se, "relaxed")
+
+
+def _launch(kernel: Any, values: Tensor, x: Tensor, given: tuple[Tensor, ...]) -> None:
+    """Runs a kernel whose first arguments are the tensors `given`."""
+    batch, tokens, heads, depth = values.shape
+    queries, levels, points = x.shape[1], *x.shape[3:]
+    if not batch * queries * heads:
+        return
+    block = 16 if batch * heads * triton.cdiv(queries, 16) >= BUSY else 4
+    # a compiled kernel is run so that torch.compile sees it; an interpreted one as it is
+    run = wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
+    run[triton.cdiv(queries, block), batch * heads](
+        *given, tokens, queries, heads, DEPTH=depth, LEVELS=levels, POINTS=points, BLOCK_Q=block,
+        BLOCK_D=triton.next_power_of_2(depth), num_warps=1 if block == 4 else 2,
+        KIND=tl.float64 if values.dtype == torch.float64 else tl.float32,
+    )  # fmt: skip
+
+
+@triton_op("local2global::sample", mutates_args={})
+def sample(values: Tensor, x: Tensor, y: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
+    """The sum.
+
+    Args:
+        values: (B, S, heads, D).
+        x: (B, Q, heads, L, points) in [0, 1] of each level's width.
+        y: the same of its height.
+        weights: (B, Q, heads, L, points).
+        levels: (L, 3) int32: height, width and first token of every level.
+
+    Returns:
+        (B, Q, heads * D), of the values' type.
+    """
+    values, x, y, weights = (tensor.contiguous() for tensor in (values, x, y, weights))
+    out = values.new_empty(*x.shape[:2], values.shape[2] * values.shape[3])
+    _launch(_forward, values, x, (values, x, y, weights, levels, out))
+    return out
+
+
+@triton_op("local2global::sample_backward", mutates_args={})
+def sample_backward(
+    values: Tensor, x: Tensor, y: Tensor, weights: Tensor, levels: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the values, of x, of y and of the weights."""
+    values, x, y, weights = (tensor.contiguous() for tensor in (values, x, y, weights))
+    wide = torch.promote_types(values.dtype, torch.float32)
+    of_values = torch.zeros_like(values, dtype=wide)
+    of_places = torch.empty_like(x), torch.empty_like(y), torch.empty_like(weights)
+    given = (values, x, y, weights, levels, gradient.contiguous(), of_values, *of_places)
+    _launch(_backward, values, x, given)
+    return of_values.to(values.dtype, copy=True), *of_places
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    del output
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *sample_backward(*ctx.saved_tensors, gradient), None
+
+
+sample.register_autograd(_differentiate, setup_context=_keep)
