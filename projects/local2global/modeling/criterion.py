@@ -20,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from ..randomness import keyed_generator
 from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Tracks
@@ -198,33 +199,39 @@ class Criterion(nn.Module):
         extent: Tensor,
     ) -> Tensor:
         """(A, N, M) costs of the A frames that are asked of each set, those of the first set first."""
-        device = maps.device
-        every = np.concatenate(asked)
-        points = torch.empty(len(every), self.matcher.num_points, 2, device=device)
-        true_masks = points.new_zeros(len(every), truth.labels.shape[1], self.matcher.num_points)
-        for row, f in enumerate(every):
-            t, clip = int(f) // len(clips), clips[int(f) % len(clips)]
-            assert clip.targets is not None
-            generator = keyed_generator(*clip.key, "cost points", t, device=device)
-            points[row] = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=device)[0]
-            masks = clip.targets.masks[None, :, t].float()
-            true_masks[row, : masks.shape[1]] = sample_points(masks, points[row : row + 1])[0]
-        frames = _send(every, device)
-        extent = extent.index_select(0, frames)
-        picked = [_send(one, device) for one in asked]
+        costs = []
+        for one, frames in zip(sets, asked, strict=True):
+            # One frame at a time: what lies between masks and costs is many times as large as either, and would be
+            # added to all that a clip keeps for the way back just when that is at its most.
+            costs += [self._costs_of_frame(clips, truth, one, int(f), maps, extent) for f in frames]
+        if not costs:
+            return maps.new_zeros(0, sets[0].logits.shape[1], truth.labels.shape[1])
+        return torch.stack(costs)
 
-        def pick(name: str) -> Tensor:
-            return torch.cat([getattr(s, name).index_select(0, f) for s, f in zip(sets, picked, strict=True)])
-
-        masks = mask_logits(pick("mask_embed"), maps.index_select(0, frames), extent)
-        labels = truth.labels.index_select(0, frames)
+    def _costs_of_frame(
+        self,
+        clips: Sequence[Clip],
+        truth: _Truth,
+        one: LayerPredictions,
+        f: int,
+        maps: Tensor,
+        extent: Tensor,
+    ) -> Tensor:
+        """(N, M) costs of frame f of one set."""
+        t, clip = f // len(clips), clips[f % len(clips)]
+        assert clip.targets is not None
+        generator = keyed_generator(*clip.key, "cost points", t, device=maps.device)
+        points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=maps.device)
+        true_masks = sample_points(clip.targets.masks[None, :, t].float(), points)[0]
+        masks = mask_logits(one.mask_embed[f : f + 1], maps[f : f + 1], extent[f : f + 1])
+        labels = truth.labels[f]
         return self.matcher.cost(
-            pick("logits"),
-            pick("boxes"),
-            sample_points(masks, points, extent),
+            one.logits[f],
+            _boxes(one)[f],
+            sample_points(masks, points, extent[f : f + 1])[0],
             labels,
-            truth.boxes.index_select(0, frames),
-            true_masks,
+            truth.boxes[f],
+            _pad_rows(true_masks, len(labels)),
             None if self.things is None else labels < self.things,
         )
 
@@ -319,44 +326,63 @@ class Criterion(nn.Module):
         if not number * count:  # no instance at all; the sum keeps the heads in the graph, as DDP needs
             nothing = embed.sum(dim=-1) + maps.sum() * 0
             return nothing, nothing
-        candidates, truth = self._true_points(clips, kept, count, maps.device)
-        logits = mask_logits(embed.permute(1, 2, 0, 3).flatten(1, 2), maps, extent)  # (F', M * S, h, w)
-        logits = logits.unflatten(1, (count, depth)).flatten(0, 1)  # (F' * M, S, h, w)
-        extent = extent.repeat_interleave(count, dim=0)
-        with torch.no_grad():
-            chosen = self.sampler.choose(sample_points(logits, candidates, extent))  # (F' * M, S, P)
-        points = (
-            candidates[:, None].expand(-1, depth, -1, -1).gather(2, chosen[..., None].expand(-1, -1, -1, 2))
-        )
-        at_points = sample_points(
-            logits.flatten(0, 1)[:, None], points.flatten(0, 1), extent.repeat_interleave(depth, dim=0)
-        ).view(chosen.shape)
-        true_at = truth[:, None].expand(-1, depth, -1).gather(2, chosen)
+        pairs = embed.permute(1, 2, 0, 3).flatten(1, 2)  # (F', M * S, C)
+        losses = []
+        for f, embeds, features, size in zip(
+            kept, pairs.unbind(), maps.unbind(), extent.unbind(), strict=True
+        ):
+            candidates, truth = self._true_points(clips, int(f), count, maps.device)
+            logits = mask_logits(embeds[None], features[None], size[None])[0].unflatten(0, (count, depth))
+            chosen = self._chosen(logits.detach(), candidates, size)
+            losses.append(
+                # kept are logits and numbers of points; places, samples and truths are made again from them
+                checkpoint(
+                    _compared,
+                    logits,
+                    candidates,
+                    truth,
+                    chosen,
+                    size,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            )
+        mask, dice = (torch.stack(every, dim=1).permute(2, 1, 0) for every in zip(*losses, strict=True))
+        return mask, dice
 
-        def per_pair(loss: Tensor) -> Tensor:
-            return loss.view(number, count, depth).permute(2, 0, 1)
-
-        return per_pair(sigmoid_ce_loss(at_points, true_at)), per_pair(dice_loss(at_points, true_at))
+    @torch.no_grad()
+    def _chosen(self, logits: Tensor, candidates: Tensor, extent: Tensor) -> Tensor:
+        """Which of (M, R, 2) candidates each of (M, S, h, w) masks is compared at: (M, S, P) int32."""
+        at = sample_points(logits, candidates, extent.expand(len(logits), -1))
+        return self.sampler.choose(at).int()
 
     @torch.no_grad()
     def _true_points(
-        self, clips: Sequence[Clip], kept: NDArray[np.int64], count: int, device: torch.device
+        self, clips: Sequence[Clip], f: int, count: int, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Candidate points of every pair, (F' * M, R, 2), shared by all sets, and the truth there, (F' * M, R)."""
-        points, truths = [], []
-        for f in kept:
-            t, clip = f // len(clips), clips[f % len(clips)]
-            assert clip.targets is not None
-            generator = keyed_generator(*clip.key, "loss points", int(t), device=device)
-            drawn = self.sampler.candidates(len(clip.targets), generator)
-            true = (
-                sample_points(clip.targets.masks[:, t, None].float(), drawn)[:, 0]
-                if len(drawn)
-                else drawn[..., 0]
-            )
-            points.append(_pad_rows(drawn, count))
-            truths.append(_pad_rows(true, count))
-        return torch.cat(points), torch.cat(truths)
+        """Candidate points of a frame's instances, (M, R, 2), shared by all sets, and the truth there, (M, R)."""
+        t, clip = f // len(clips), clips[f % len(clips)]
+        assert clip.targets is not None
+        generator = keyed_generator(*clip.key, "loss points", t, device=device)
+        drawn = self.sampler.candidates(len(clip.targets), generator)
+        if not len(drawn):
+            return _pad_rows(drawn, count), _pad_rows(drawn[..., 0], count)
+        true = sample_points(clip.targets.masks[:, t, None].float(), drawn)[:, 0]
+        return _pad_rows(drawn, count), _pad_rows(true, count)
+
+
+def _compared(
+    logits: Tensor, candidates: Tensor, truth: Tensor, chosen: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mask and dice losses, (M, S) each, of (M, S, h, w) masks at the chosen of (M, R) candidates."""
+    count, depth = logits.shape[:2]
+    index = chosen.long()
+    points = candidates[:, None].expand(-1, depth, -1, -1).gather(2, index[..., None].expand(-1, -1, -1, 2))
+    at = sample_points(
+        logits.flatten(0, 1)[:, None], points.flatten(0, 1), extent.expand(count * depth, -1)
+    ).view(index.shape)
+    true = truth[:, None].expand(-1, depth, -1).gather(2, index)
+    return sigmoid_ce_loss(at, true), dice_loss(at, true)
 
 
 def _sets(predictions: FramePredictions) -> tuple[LayerPredictions, ...]:
