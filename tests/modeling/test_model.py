@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from local2global.lazy import instantiate, load_config
 from local2global.modeling.backbone import GroupNorms, ResNet
@@ -364,3 +365,37 @@ def test_a_resnet_trains_end_to_end(tiny, make_clip):
     model = tiny(backbone=backbone, channels=channels).train()
     total(model([make_clip([[1, 1]])])).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+class _Asked(TorchDispatchMode):
+    """Notes the operators that give the host a tensor's value or a shape that depends on one."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masked = name in {"index", "index_put", "index_put_"} and any(
+            one is not None and one.dtype == torch.bool for one in args[1]
+        )
+        if masked or name in {
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "is_nonzero",
+            "bincount",
+            "equal",
+        }:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("supervision", [FullSupervision(), None], ids=["all frames", "some frames"])
+def test_a_training_step_asks_no_tensor_for_its_value(tiny, make_clip, supervision):
+    """A GPU's step waits for the costs alone, sent in one piece.  How many frames to skip is drawn on the host."""
+    model = tiny(supervision=supervision).train()
+    clips = [make_clip(), make_clip(visible=((0, 1, 1), (0, 0, 0), (1, 1, 0)), key=(0, 0, 1), seed=1)]
+    with _Asked() as asked:
+        total(model(clips)).backward()
+    assert asked.names == ["_local_scalar_dense"] * (0 if supervision else len(clips))
