@@ -41,7 +41,7 @@ FLOORS = {
     "products": 0,
     "layers": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
-    **dict.fromkeys(["segmenter", "tracker", "bypass", "matcher"], 2),
+    **dict.fromkeys(["segmenter", "tracker", "bypass", "matcher", "mask_losses"], 2),
     "criterion": 3,
     "model": 4,
 }

@@ -20,20 +20,12 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from ..randomness import keyed_generator
 from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Tracks
 from .layers import mask_logits
-from .losses import (
-    PointSampler,
-    dice_loss,
-    giou_loss,
-    l1_box_loss,
-    sample_points,
-    sigmoid_ce_loss,
-    sigmoid_focal_loss,
-)
+from .losses import PointSampler, giou_loss, l1_box_loss, sample_points, sigmoid_focal_loss
+from .mask_losses import mask_losses, pad_rows
 from .matcher import Matcher, assign
 
 #: MaskDINO's weights, which are the matching costs too.
@@ -231,7 +223,7 @@ class Criterion(nn.Module):
             sample_points(masks, points, extent[f : f + 1])[0],
             labels,
             truth.boxes[f],
-            _pad_rows(true_masks, len(labels)),
+            pad_rows(true_masks, len(labels)),
             None if self.things is None else labels < self.things,
         )
 
@@ -285,7 +277,9 @@ class Criterion(nn.Module):
         embed = torch.stack(
             [_at(one.mask_embed.index_select(0, frames), owned[i]) for i, one in enumerate(sets)]
         )
-        mask, dice = self._mask_losses(clips, kept, embed, maps.index_select(0, frames), extent[frames])
+        mask, dice = mask_losses(
+            self.sampler, clips, kept, embed, maps.index_select(0, frames), extent[frames]
+        )
         terms["mask"], terms["dice"] = (mask * pair).sum(dim=(1, 2)), (dice * pair).sum(dim=(1, 2))
 
         boxed = [i for i, one in enumerate(sets) if one.boxes is not None]  # the last ones
@@ -306,83 +300,6 @@ class Criterion(nn.Module):
             dist.all_reduce(counts)
             counts = counts / dist.get_world_size()
         return counts.clamp(min=1).repeat_interleave(batch)
-
-    def _mask_losses(
-        self, clips: Sequence[Clip], kept: NDArray[np.int64], embed: Tensor, maps: Tensor, extent: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Mask and dice losses of every pair.
-
-        Args:
-            clips: the batch.
-            kept: (F',) numbers of the supervised frames.
-            embed: (S, F', M, C) mask embeddings of the pairs.
-            maps: (F', C, h, w) mask features.
-            extent: (F', 2).
-
-        Returns:
-            (S, F', M) twice.
-        """
-        depth, number, count, _ = embed.shape
-        if not number * count:  # no instance at all; the sum keeps the heads in the graph, as DDP needs
-            nothing = embed.sum(dim=-1) + maps.sum() * 0
-            return nothing, nothing
-        pairs = embed.permute(1, 2, 0, 3).flatten(1, 2)  # (F', M * S, C)
-        losses = []
-        for f, embeds, features, size in zip(
-            kept, pairs.unbind(), maps.unbind(), extent.unbind(), strict=True
-        ):
-            candidates, truth = self._true_points(clips, int(f), count, maps.device)
-            logits = mask_logits(embeds[None], features[None], size[None])[0].unflatten(0, (count, depth))
-            chosen = self._chosen(logits.detach(), candidates, size)
-            losses.append(
-                # kept are logits and numbers of points; places, samples and truths are made again from them
-                checkpoint(
-                    _compared,
-                    logits,
-                    candidates,
-                    truth,
-                    chosen,
-                    size,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
-            )
-        mask, dice = (torch.stack(every, dim=1).permute(2, 1, 0) for every in zip(*losses, strict=True))
-        return mask, dice
-
-    @torch.no_grad()
-    def _chosen(self, logits: Tensor, candidates: Tensor, extent: Tensor) -> Tensor:
-        """Which of (M, R, 2) candidates each of (M, S, h, w) masks is compared at: (M, S, P) int32."""
-        at = sample_points(logits, candidates, extent.expand(len(logits), -1))
-        return self.sampler.choose(at).int()
-
-    @torch.no_grad()
-    def _true_points(
-        self, clips: Sequence[Clip], f: int, count: int, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Candidate points of a frame's instances, (M, R, 2), shared by all sets, and the truth there, (M, R)."""
-        t, clip = f // len(clips), clips[f % len(clips)]
-        assert clip.targets is not None
-        generator = keyed_generator(*clip.key, "loss points", t, device=device)
-        drawn = self.sampler.candidates(len(clip.targets), generator)
-        if not len(drawn):
-            return _pad_rows(drawn, count), _pad_rows(drawn[..., 0], count)
-        true = sample_points(clip.targets.masks[:, t, None].float(), drawn)[:, 0]
-        return _pad_rows(drawn, count), _pad_rows(true, count)
-
-
-def _compared(
-    logits: Tensor, candidates: Tensor, truth: Tensor, chosen: Tensor, extent: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mask and dice losses, (M, S) each, of (M, S, h, w) masks at the chosen of (M, R) candidates."""
-    count, depth = logits.shape[:2]
-    index = chosen.long()
-    points = candidates[:, None].expand(-1, depth, -1, -1).gather(2, index[..., None].expand(-1, -1, -1, 2))
-    at = sample_points(
-        logits.flatten(0, 1)[:, None], points.flatten(0, 1), extent.expand(count * depth, -1)
-    ).view(index.shape)
-    true = truth[:, None].expand(-1, depth, -1).gather(2, index)
-    return sigmoid_ce_loss(at, true), dice_loss(at, true)
 
 
 def _sets(predictions: FramePredictions) -> tuple[LayerPredictions, ...]:
@@ -424,8 +341,3 @@ def _send(array: NDArray[Any], device: torch.device) -> Tensor:
 def _at(values: Tensor, slots: Tensor) -> Tensor:
     """(F, N, C) rows of (F, M) slots: (F, M, C)."""
     return values.gather(1, slots[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _pad_rows(rows: Tensor, count: int) -> Tensor:
-    """(m, ...) to (count, ...), zeros below."""
-    return torch.cat((rows, rows.new_zeros(count - len(rows), *rows.shape[1:])))
