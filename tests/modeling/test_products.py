@@ -28,9 +28,9 @@ def gradients(function, layers, x, cotangent):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_linear_layer_and_its_gradients_are_torchs(relu, bias):
-    """Tokens as they come, every other one (memory with gaps), a single row, and none."""
+    """Tokens as they come, every other one (memory with gaps), a single row, none, and one without rows."""
     layer, tokens = nn.Linear(16, 24, bias=bias), torch.randn(2, 14, 16)
-    for x in (tokens, tokens[:, ::2], tokens[0], tokens[0, :1], tokens[:, :0]):
+    for x in (tokens, tokens[:, ::2], tokens[0], tokens[0, :1], tokens[:, :0], tokens[0, 0]):
         cotangent = torch.randn(*x.shape[:-1], 24)
         ours = gradients(lambda x: linear(layer, x, relu), [layer], x, cotangent)
         theirs = gradients(lambda x: plain(layer, x, relu), [layer], x, cotangent)

@@ -55,6 +55,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and x.ndim > 1
         and x.numel() > 0
         and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
         and torch.backends.mkldnn.is_available()
