@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..randomness import keyed_generator
 from ..structures import Clip
@@ -52,28 +51,16 @@ def mask_losses(
         candidates, truth = _true_points(sampler, clips, int(f), count, maps.device)
         logits = mask_logits(embeds[None], features[None], size[None])[0].unflatten(0, (count, depth))
         chosen = _chosen(sampler, logits.detach(), candidates, size)
-        losses.append(
-            # kept are logits and numbers of points; places, samples and truths are made again from them
-            checkpoint(
-                _compared,
-                logits,
-                candidates,
-                truth,
-                chosen,
-                size,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        )
+        losses.append(_compared(logits, candidates, truth, chosen, size))
     mask, dice = (torch.stack(every, dim=1).permute(2, 1, 0) for every in zip(*losses, strict=True))
     return mask, dice
 
 
 @torch.no_grad()
 def _chosen(sampler: PointSampler, logits: Tensor, candidates: Tensor, extent: Tensor) -> Tensor:
-    """Which of (M, R, 2) candidates each of (M, S, h, w) masks is compared at: (M, S, P) int32."""
+    """Which of (M, R, 2) candidates each of (M, S, h, w) masks is compared at: (M, S, P)."""
     at = sample_points(logits, candidates, extent.expand(len(logits), -1))
-    return sampler.choose(at).int()
+    return sampler.choose(at)
 
 
 @torch.no_grad()
@@ -96,12 +83,11 @@ def _compared(
 ) -> tuple[Tensor, Tensor]:
     """Mask and dice losses, (M, S) each, of (M, S, h, w) masks at the chosen of (M, R) candidates."""
     count, depth = logits.shape[:2]
-    index = chosen.long()
-    points = candidates[:, None].expand(-1, depth, -1, -1).gather(2, index[..., None].expand(-1, -1, -1, 2))
+    points = candidates[:, None].expand(-1, depth, -1, -1).gather(2, chosen[..., None].expand(-1, -1, -1, 2))
     at = sample_points(
         logits.flatten(0, 1)[:, None], points.flatten(0, 1), extent.expand(count * depth, -1)
-    ).view(index.shape)
-    true = truth[:, None].expand(-1, depth, -1).gather(2, index)
+    ).view(chosen.shape)
+    true = truth[:, None].expand(-1, depth, -1).gather(2, chosen)
     return sigmoid_ce_loss(at, true), dice_loss(at, true)
 
 
