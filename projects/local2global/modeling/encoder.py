@@ -199,7 +199,8 @@ class PixelEncoder(nn.Module):
         coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
         made: list[Tensor] = []
         for proj in self.input_proj[len(self.features) :]:
-            coarsest = _projected(proj, coarsest)
+            # torch's own convolution, which rounds as detrex's: where a level's norm sees a few pixels, it shows
+            coarsest = proj(coarsest)
             made.append(coarsest)
         made.reverse()
         return [*made, *given] if self.made_first else [*given, *made]
