@@ -303,6 +303,7 @@ def in_double(pair, monkeypatch):
     """Both models in float64, with what they make or turn to float32 to be exact: the sines of positions, boxes."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # it has no float64
     torch.set_default_dtype(torch.float64)
     sampling._strides.cache_clear()  # it keeps its float32 tensors
     yield [model.double() for model in pair]
