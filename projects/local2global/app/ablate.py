@@ -220,7 +220,7 @@ def plan(
 
 
 def scores_of(run: Run) -> dict[str, float] | None:
-    """The scores at the end of a finished run; None if it is not finished.
+    """The scores at the end of a finished run, without those that are not defined (-1); None if it is not finished.
 
     Raises:
         UserError: the run's folder holds a run of another config.
@@ -242,7 +242,9 @@ def scores_of(run: Run) -> dict[str, float] | None:
             scores = {
                 name: value
                 for name, value in entry.items()
-                if "/" in name and value is not None and not name.removeprefix("ema_").startswith("speed/")
+                if "/" in name
+                and value not in (None, -1)
+                and not name.removeprefix("ema_").startswith("speed/")
             }
     return scores
 
