@@ -1,0 +1,54 @@
+"""Pieces of generated videos are videos of their own, and nothing of the whole is lost but a short rest."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from local2global.data.excerpts import excerpts
+from local2global.data.shapes import load_shapes
+from local2global.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Two videos of 64 frames or more in which objects hide."""
+    return load_shapes("hard_unnamed", 2, seed=0)
+
+
+def test_a_piece_shows_the_wholes_frames_from_its_start_on(whole):
+    pieces = excerpts(whole, 16)
+    first, second = pieces.videos[0], pieces.videos[1]
+    assert (first.start, second.start, second.length) == (0, 16, 16)
+    torch.testing.assert_close(second.frame(3), whole.videos[0].frame(19))
+    torch.testing.assert_close(second.masks(3), whole.videos[0].masks(19)[torch.from_numpy(second.rows)])
+    assert len(pieces) == sum(video.length // 16 for video in whole.videos)
+
+
+def test_instances_that_a_piece_does_not_show_are_not_in_its_truth(whole):
+    pieces = excerpts(whole, 2)
+    for piece in pieces.videos[:40]:
+        seen = torch.stack([piece.masks(t) for t in range(2)]).flatten(2).any(-1).any(0)
+        assert seen.all()
+        assert len(piece.labels) == len(piece.ids) == len(piece.masks(0)) == len(piece.present(0))
+    counts = [len(piece.ids) for piece in pieces.videos[: whole.videos[0].length // 2]]
+    assert min(counts) < len(whole.videos[0].ids)  # somebody hides
+
+
+def test_ids_are_unique_over_all_pieces(whole):
+    truth = excerpts(whole, 32).truth()
+    for part in ("videos", "annotations"):
+        ids = [entry["id"] for entry in truth[part]]
+        assert len(set(ids)) == len(ids)
+    assert all(any(a["segmentations"]) for a in truth["annotations"])
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_length_that_no_video_has_is_refused(whole, length):
+    with pytest.raises(UserError, match="excerpts: no video has"):
+        excerpts(whole, length)
+
+
+def test_a_frame_beyond_the_piece_is_refused(whole):
+    with pytest.raises(IndexError, match="shapes-00001-16 has frames 0 to 15"):
+        excerpts(whole, 16).videos[1].frame(16)
