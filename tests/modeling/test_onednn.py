@@ -90,6 +90,19 @@ def test_kept_weights_follow_a_layer_that_is_written_loaded_replaced_or_moved(fr
     assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(seen))
 
 
+@pytest.mark.parametrize("fused_step", [False, True])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
+def test_kept_weights_follow_an_optimizer(optimizer, fused_step):
+    """Fused ones write without a word in the weights' versions."""
+    layer, x = nn.Linear(8, 12), torch.randn(5, 8)
+    fused(layers.linear, layer, x)  # kept
+    steps = optimizer(layer.parameters(), lr=0.5, fused=fused_step)
+    layer(x).square().sum().backward()
+    steps.step()
+    ours, plain = fused(layers.linear, layer, x)
+    torch.testing.assert_close(ours, plain, **TOLERANCE[torch.float32])
+
+
 def test_a_map_of_another_size_is_taken_too(frozen):
     for side in (6, 9, 6):
         ours, plain = fused(layers.convolution, frozen[0], torch.randn(1, 3, side, side))

@@ -4,6 +4,9 @@ torch's own product of float32 matrices is half as fast on some CPUs, frozen nor
 convolutions on every call, and autocast would convert every weight on every call.  Here the weights of a layer are
 brought into the kernel's type and layout once, and again when they, the type or a map's size change.  `torch.compile`
 takes a linear layer as it is and fuses what lies between two.
+
+Weights are written under `no_grad`, loaded or replaced: what goes through `.data` or numpy's memory is not counted by
+torch, and not seen here.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 
@@ -43,6 +47,8 @@ def _types() -> frozenset[torch.dtype]:
 
 _TYPES = _types()  # that oneDNN takes on this CPU
 _KEPT = WeakIdKeyDictionary()  # of every weight
+# a fused step writes weights and does not count it in their versions
+register_optimizer_step_post_hook(lambda *_: _KEPT.clear())
 
 
 def takes(weight: Tensor, x: Tensor) -> bool:
@@ -72,7 +78,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(x, kept.weight, kept.bias, after, [], "")
 
 
-_linear_operator = torch.library.custom_op("local2global::linear", _linear, mutates_args=())
+_linear_operator = torch.library.custom_op(
+    "local2global::linear",
+    _linear,
+    mutates_args=(),
+    # torch 2.4 does not read it from annotations that are strings
+    schema="(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor",
+)
 
 
 @_linear_operator.register_fake
