@@ -63,8 +63,8 @@ def read_ids(path: Path) -> Ids:
     """
     try:
         with Image.open(path) as image:
-            # Pillow halves 16-bit colours in silence, and calls them RGB.
-            deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+            # Pillow halves a PNG's 16-bit colours in silence, and calls them RGB.
+            deep = image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
             if image.mode not in ("RGB", "RGBA") or deep:
                 kind = "of 16-bit colours" if deep else f"of mode {image.mode}"
                 problem = f"a panoptic PNG holds ids as RGB of 8 bits, this image is {kind}"

@@ -149,3 +149,28 @@ def test_the_command_fails_after_the_others_are_done(monkeypatch, capsys, clips,
         "no such file or folder",
         "2 of 5 inputs failed",
     ]
+
+
+def test_nothing_goes_on_when_the_report_cannot_be_written(monkeypatch, clips, tmp_path):
+    """As when the reader of a pipe has gone: the videos under way stop although somebody holds the error."""
+    go_on = threading.Event()
+
+    class Slow(Fake):
+        def stream(self, frames):
+            for number, predictions in enumerate(super().stream(frames)):
+                if number == 3:  # behind the end of the first video
+                    go_on.wait(20)
+                yield predictions
+
+    def broken(_):
+        threading.Timer(0.3, go_on.set).start()
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "_report", broken)
+    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Slow(), "cpu")))
+    given = ["predict", *map(str, clips), "--output", str(tmp_path / "out"), "--batch", "--weights", "any"]
+    monkeypatch.setattr(sys, "argv", ["l2g", *given, "--debug"])
+    with pytest.raises((BrokenPipeError, SystemExit)) as held:
+        cli.main()
+    assert held.tb is not None  # its frames, and what they hold, are alive
+    assert sorted(files(tmp_path / "out")) == ["a/tracks.json", "a/video.mp4"]

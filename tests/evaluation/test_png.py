@@ -111,6 +111,13 @@ def test_pictures_without_three_colours_are_refused(whole, mode):
         read_map(path)
 
 
+def test_sixteen_elsewhere_is_no_depth_of_colours(tmp_path):
+    """A row of a BMP of 53 pixels has 160 bytes, of which Pillow tells."""
+    colours = np.arange(53 * 5 * 3, dtype=np.uint8).reshape(5, 53, 3)
+    Image.fromarray(colours).save(tmp_path / "map.png", format="BMP")
+    assert np.array_equal(read_map(tmp_path / "map.png"), ids_of(colours))
+
+
 def test_a_missing_map_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone\.png: no such panoptic PNG"):
         read_map(tmp_path / "gone.png")

@@ -247,6 +247,14 @@ def test_a_backslash_in_the_counts_is_one_digit(files):
     assert entry["iou"] == [[1.0]]
 
 
+def test_lists_that_are_let_go_are_not_taken_for_one_another():
+    """A list of masks that is made when it is asked for may have the id of the one before."""
+    reader = masks.MaskReader(masks.Document(None))
+    spans = [reader.add([{"size": [2, 2], "counts": [4 - n, n]}], str) for n in range(4)]
+    found = reader.finish(spans, lambda *_: "")
+    assert [found.facts[first, 0] for first, _ in spans] == [0, 1, 2, 3]
+
+
 def test_truth_may_be_polygons_and_runs(files):
     """The polygon, the list of runs and the string are the same square."""
     square = [[0, 0, 5, 0, 5, 5, 0, 5]]

@@ -7,7 +7,7 @@ results are those of one by one, and a video that fails takes no other with it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 
 from .predict import Prediction, Progress
@@ -27,7 +27,7 @@ def predict_batch(
     sources: Sequence[Source],
     together: int = TOGETHER,
     progress: Callable[[Source], None] | None = None,
-) -> Iterator[tuple[Source, Prediction | Exception]]:
+) -> Generator[tuple[Source, Prediction | Exception], None, None]:
     """Predicts every source, a few at a time.
 
     Closing the iterator, or an interrupt, stops the videos under way at their next frame; they leave nothing behind.

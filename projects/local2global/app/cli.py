@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -422,15 +423,16 @@ def _predict_together(one: Predict, sources: list[Source]) -> int:
     start, frames, lost = time.perf_counter(), 0, 0
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None, done=0)
-        results = predict_batch(one, sources, progress=lambda _: bar.advance(task))
-        for done, (source, result) in enumerate(results, start=1):
-            if isinstance(result, Exception):
-                lost += 1
-                typer.echo(f"l2g: {source.name}: {result}", err=True)
-            else:
-                frames += result.frames
-                _report(result)
-            bar.update(task, done=done)
+        # closed at once, whatever happens here: what is under way must not go on unseen
+        with closing(predict_batch(one, sources, progress=lambda _: bar.advance(task))) as results:
+            for done, (source, result) in enumerate(results, start=1):
+                if isinstance(result, Exception):
+                    lost += 1
+                    typer.echo(f"l2g: {source.name}: {result}", err=True)
+                else:
+                    frames += result.frames
+                    _report(result)
+                bar.update(task, done=done)
     seconds = time.perf_counter() - start
     rate = frames / max(seconds, 1e-9)
     typer.echo(f"{len(sources) - lost} videos, {frames} frames in {seconds:.1f} s ({rate:.1f} frames/s)")

@@ -234,7 +234,7 @@ class MaskReader:
         self._added: list[tuple[int, int, int]] = []  # where its counts begin, height, width
         self._written: list[bytes] = []
         self._end = 0
-        self._known: dict[int, tuple[int, int]] = {}
+        self._known: dict[int, tuple[Any, tuple[int, int]]] = {}  # a list that is kept keeps its id
 
     def add(self, segmentations: Any, place: Place, size: tuple[int, int] | None = None) -> tuple[int, int]:
         """The first row of a track's masks and the one behind its last.
@@ -252,7 +252,7 @@ class MaskReader:
         if not isinstance(segmentations, Sequence) or isinstance(segmentations, (str, bytes)):
             raise UserError(f"{place(-1)}: expected a list `segmentations`, one mask or null per frame")
         # Predictions of one slot under several classes share a list: its masks are written once.
-        span = self._known.get(id(segmentations))
+        _, span = self._known.get(id(segmentations), (None, None))
         if span is None:
             begin = len(self.document.masks.rows) + len(self._added)
             for t, mask in enumerate(segmentations):
@@ -262,7 +262,8 @@ class MaskReader:
                     raise complaint(
                         place(t), f"no {error}" if isinstance(error, KeyError) else error
                     ) from error
-            span = self._known[id(segmentations)] = (begin, begin + len(segmentations))
+            span = begin, begin + len(segmentations)
+            self._known[id(segmentations)] = segmentations, span
         return span
 
     def _append(self, mask: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:

@@ -136,11 +136,12 @@ def _launch(kernel: Any, values: Tensor, x: Tensor, given: tuple[Tensor, ...]) -
     block = 16 if batch * heads * triton.cdiv(queries, 16) >= BUSY else 4
     # a compiled kernel is run so that torch.compile sees it; an interpreted one as it is
     run = wrap_triton(kernel) if isinstance(kernel, triton.JITFunction) else kernel
-    run[triton.cdiv(queries, block), batch * heads](
-        *given, tokens, queries, heads, DEPTH=depth, LEVELS=levels, POINTS=points, BLOCK_Q=block,
-        BLOCK_D=triton.next_power_of_2(depth), num_warps=1 if block == 4 else 2,
-        KIND=tl.float64 if values.dtype == torch.float64 else tl.float32,
-    )  # fmt: skip
+    with torch.cuda.device_of(values):  # Triton runs on the current GPU, wherever the tensors are
+        run[triton.cdiv(queries, block), batch * heads](
+            *given, tokens, queries, heads, DEPTH=depth, LEVELS=levels, POINTS=points, BLOCK_Q=block,
+            BLOCK_D=triton.next_power_of_2(depth), num_warps=1 if block == 4 else 2,
+            KIND=tl.float64 if values.dtype == torch.float64 else tl.float32,
+        )  # fmt: skip
 
 
 @triton_op("local2global::sample", mutates_args={})
