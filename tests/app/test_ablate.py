@@ -104,6 +104,11 @@ def test_a_row_that_cannot_be_read_is_refused(rows, message):
         grid([], rows)
 
 
+def test_a_row_does_not_change_what_is_swept():
+    with pytest.raises(UserError, match=r"--row ours: model\.x is swept outside the rows already"):
+        grid(["model.x=1,2"], ["ours=model.y=1 model.x=3"])
+
+
 def test_every_setting_gets_the_same_seeds_and_a_folder_of_its_own(config, tmp_path):
     runs = plan(config, ["optimizer.lr=0.1,0.2"], 2, tmp_path / "out")
     assert [(run.setting.name, run.seed) for run in runs] == [

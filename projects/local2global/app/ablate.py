@@ -122,6 +122,11 @@ def grid(overrides: Sequence[str], rows: Sequence[str] = ()) -> list[Setting]:
     settings = []
     for row, own in named:
         for point in _grid(overrides):
+            taken = {text.partition("=")[0].lstrip("+~") for text in own}.intersection(
+                key.lstrip("+~") for key in point.values
+            )
+            if taken:  # its value would stand in the table, and the row's would be trained
+                raise UserError(f"--row {row}: {taken.pop()} is swept outside the rows already")
             name = row if not point.values else f"{row},{point.name}"
             settings.append(Setting(name, {"row": row, **point.values}, (*point.overrides, *own)))
     return settings
