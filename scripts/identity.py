@@ -80,7 +80,9 @@ def compare(folder: Path, videos: int, against: str | None, console: Console) ->
         run = weights.parent
         numbers = {**final_scores(run), **measure_once(run, videos, console)}
         seed = int(run.name.removeprefix("seed"))
-        results.setdefault(run.parent.name, {})[seed] = {name: float(numbers[name] or 0) for name in COMPARED}
+        results.setdefault(run.parent.name, {})[seed] = {
+            name: float(numbers[name]) for name in COMPARED if numbers.get(name) not in (None, -1)
+        }
     first = against or next(iter(results))
     if first not in results:
         raise UserError(f"--against {first}: {folder} has {', '.join(results)}")

@@ -93,6 +93,7 @@ def test_rows_that_are_no_grid_have_names_and_each_spans_the_grid():
     ("rows", "message"),
     [
         (["baseline"], "expected NAME="),
+        (["..=a=1"], "expected NAME="),
         (["x=a=1", "x=a=2"], "two called x"),
         (["x=a=1,2"], "one value a key"),
         (["x=a"], "'a' is not an override"),

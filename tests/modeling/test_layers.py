@@ -279,6 +279,34 @@ def test_feed_forward_is_residual_and_post_normed():
     torch.testing.assert_close(module(x), expected)
 
 
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_layer_that_is_not_torchs_own_is_called(learns):
+    """An adapter in a linear layer's place, and a hook that watches one."""
+
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    ffn, x = FeedForward(8, 16), torch.randn(3, 8)
+    seen = []
+    ffn.linear1.register_forward_hook(lambda *_: seen.append(1))
+    adapted = Adapted(16, 8)
+    adapted.load_state_dict(ffn.linear2.state_dict())
+    ffn.linear2 = adapted
+    with torch.set_grad_enabled(learns):
+        hidden = F.linear(x, ffn.linear1.weight, ffn.linear1.bias).relu()
+        expected = ffn.norm(x + F.linear(hidden, adapted.weight, adapted.bias) + 1)
+        torch.testing.assert_close(ffn(x), expected)
+    assert seen == [1]
+
+
+def test_a_network_can_be_traced():
+    network, x = MLP(4, 8, 2, 3), torch.randn(5, 4)
+    with torch.no_grad():
+        traced = torch.jit.trace(network, x)
+        torch.testing.assert_close(traced(x), network(x))
+
+
 def test_conv_norm_has_detectron2s_names_and_no_bias():
     module = ConvNorm(3, 8, 3, groups=2)
     assert set(module.state_dict()) == {"weight", "norm.weight", "norm.bias"}

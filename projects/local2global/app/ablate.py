@@ -135,7 +135,7 @@ def grid(overrides: Sequence[str], rows: Sequence[str] = ()) -> list[Setting]:
 def _read_row(text: str) -> tuple[str, list[str]]:
     """A row's name and its overrides, which change one value each."""
     name, equals, rest = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w.+-]+", name):
+    if not equals or not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"--row '{text}': expected NAME='KEY=VALUE KEY=VALUE ...'")
     try:
         own = shlex.split(rest)

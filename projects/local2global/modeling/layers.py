@@ -50,12 +50,18 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
 
 def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
     """A linear layer, and a ReLU if asked: (..., in) to (..., out)."""
-    if onednn.takes(layer.weight, x):
-        return onednn.linear(layer, x, relu)
-    if torch.is_grad_enabled():
-        return products.linear(layer, x, relu)
+    if is_plain(layer):
+        if onednn.takes(layer.weight, x):
+            return onednn.linear(layer, x, relu)
+        if torch.is_grad_enabled():
+            return products.linear(layer, x, relu)
     out = layer(x)
     return out.relu_() if relu else out
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own and has no hooks: an adapter's, a quantised one, one that is watched is called."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Affine(Protocol):
@@ -132,7 +138,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., S, C) to the same."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        plain = is_plain(self.linear1) and is_plain(self.linear2)
+        if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.norm(x + products.two_layers(self.linear1, self.linear2, x))
         parts = [
             self.norm(some + linear(self.linear2, linear(self.linear1, some, relu=True)))

@@ -52,10 +52,11 @@ register_optimizer_step_post_hook(lambda *_: _KEPT.clear())
 
 
 def takes(weight: Tensor, x: Tensor) -> bool:
-    """Whether a layer with this weight can be computed here: on a CPU, and nothing kept for gradients."""
+    """Whether a layer with this weight can be computed here: on a CPU, nothing kept for gradients, nothing traced."""
     return (
         x.device.type == weight.device.type == "cpu"
         and not torch.is_grad_enabled()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and weight.dtype == torch.float32
         and _dtype(x) in _TYPES
     )
