@@ -31,15 +31,18 @@ def total(losses: dict[str, Any]) -> torch.Tensor:
 def clip(bench: Bench) -> list[Row]:
     """One step of a four-frame clip with six instances: forward, backward; the optimiser is the same for both.
 
-    On a GPU also of two clips in bfloat16, which is how the recipes train; the peer, as in the other sections, in
-    float32.
+    Ours also with the encoder's layers made again on the way back.  On a GPU also of two clips in bfloat16, which is
+    how the recipes train; the peer, as in the other sections, in float32.
     """
     if bench.device.type == "cuda":
         return [_clip_at(bench, (480, 864)), _clip_at(bench, (480, 864), "bf16", 2)]
-    return [_clip_at(bench, size) for size in ([(160, 288)] if bench.quick else [(160, 288), (256, 448)])]
+    sizes = [(160, 288)] if bench.quick else [(160, 288), (256, 448)]
+    return [_clip_at(bench, size, checkpointing=again) for size in sizes for again in (False, True)]
 
 
-def _clip_at(bench: Bench, size: tuple[int, int], dtype: str = "fp32", batch: int = 1) -> Row:
+def _clip_at(
+    bench: Bench, size: tuple[int, int], dtype: str = "fp32", batch: int = 1, checkpointing: bool = False
+) -> Row:
     both = pair(bench.device)
     clips = [clip_of(size, FRAMES, 6, seed) for seed in range(batch)]
 
@@ -57,12 +60,13 @@ def _clip_at(bench: Bench, size: tuple[int, int], dtype: str = "fp32", batch: in
         return step(both.peer)
 
     _train(both, True)
+    both.ours.segmenter.encoder.checkpointing = checkpointing
     try:
         mine, theirs = float(ours()), float(peer())
         bytes_ours, bytes_peer = (peak_memory(arm, bench.device) for arm in (ours, peer))
         row = bench.compare(
             "clip",
-            f"{size[0]}x{size[1]}" + (f" x {batch}" if batch > 1 else ""),
+            f"{size[0]}x{size[1]}" + (f" x {batch}" if batch > 1 else "") + " checkpointed" * checkpointing,
             ours,
             peer,
             abs(mine - theirs) / abs(theirs),
@@ -79,6 +83,7 @@ def _clip_at(bench: Bench, size: tuple[int, int], dtype: str = "fp32", batch: in
         return {**row, "ours_steps_per_s": 1 / row["ours_s"]}
     finally:
         _train(both, False)
+        both.ours.segmenter.encoder.checkpointing = False
         for model in (both.ours, both.peer):
             model.zero_grad(set_to_none=True)
 
