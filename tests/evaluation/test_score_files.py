@@ -496,6 +496,26 @@ def test_runs_longer_than_16_bits_are_whole(files, form):
     assert entry["iou"] == [[(25 + 1800) / (100 + 3800)]]
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_numbers_of_every_length_are_read_in_any_order(seed):
+    """Runs of one to five digits, many or few of a kind in turn, as strings and as lists."""
+    draw = np.random.default_rng(seed)
+    lengths = np.repeat(draw.choice([3, 14, 200, 9000, 60000], 40), draw.integers(1, 30, 40))
+    runs = np.maximum(1, lengths + draw.integers(-2, 3, len(lengths)))
+    counts = [int(run) for run in runs[: len(runs) - seed % 2]]
+    size = [1, sum(counts)]
+    string = coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"].decode("ascii")
+    listed = [{"size": size, "counts": form} for form in (string, counts)]
+    reader = masks.MaskReader(masks.Document([]))
+    found = reader.finish([reader.add(listed, lambda t: f"frame {t}")], lambda n, t: f"frame {t}")
+    assert masks.rle_runs(string).tolist() == counts
+    edges = np.cumsum(counts)
+    last = edges[1::2][-1]
+    assert found.facts[:, :4].tolist() == [[sum(counts[1::2]), counts[0], last, size[1]]] * 2
+    first, second = (found.runs[row[0] : row[1]].tolist() for row in found.rows)
+    assert first == second
+
+
 def test_a_run_beyond_all_frames_is_malformed(files):
     """A number of 40 bits takes eight bytes: it must neither fit nor run over the table."""
     for counts in ([1 << 39, 5], [400 - (1 << 33), 1 << 33], [5, (1 << 11) * 400]):

@@ -2,7 +2,8 @@
 
 Compiled code is kept beside this file, or in the user's cache where that folder cannot be written; where neither
 can, it is compiled anew in every process.  All loops that call one another stand in this file, as numba compiles
-anew what is kept only when the caller's own file changes.
+anew what is kept only when the caller's own file changes.  Places in the innermost loops are `np.uintp`, which spares
+the question whether they count from the end.
 
 A mask is decoded once and kept in signed bytes: its first pixel, and then in turn the backgrounds (the first of which
 is 0) and the runs of the mask down the columns, each as the difference to the last of its kind.  A number that a byte
@@ -26,6 +27,7 @@ Array = NDArray[Any]
 BACKSLASH, COMMA, OPEN, CLOSE, QUOTE, SPACE, COLON, BEGIN, END = (ord(c) for c in '\\,[]" :{}')
 MOST_PIXELS = 1 << 31
 PAIR, FOUR = -128, -127  # marks of numbers of two and of four bytes
+AT_ONCE = 8  # numbers of one digit that are read without a question about any of them; even
 ROOM = 3  # bytes that the runs in a byte of text take at most: five where a number has two digits or more
 NULL, SIZE, COUNTS = (np.frombuffer(word, dtype=np.uint8) for word in (b"null", b'"size"', b'"counts"'))
 
@@ -77,32 +79,49 @@ def _blank(text: Array, at: int) -> int:
 
 
 @compiled
-def _short(first: int, second: int) -> tuple[int, int]:
-    """The number that two digits, of bytes less 48, begin with, and how many it has: 1, 2, or 0 for none or more.
+def _short(first: int, second: int, third: int) -> tuple[int, int]:
+    """The number that three digits, of bytes less 48, begin with, and how many it has: 1 to 3, or 0 for none or more.
 
     Digits, not the text: handing an array on in the innermost loop costs more than all else in it.
     """
     if first >= 0 and first < 32:
         return (first ^ 16) - 16, 1
-    if first >= 32 and first < 64 and first != BACKSLASH - 48 and second >= 0 and second < 32:
-        return (first & 31) + (((second ^ 16) - 16) << 5), 2
+    if first >= 32 and first < 64 and first != BACKSLASH - 48:
+        if second >= 0 and second < 32:
+            return (first & 31) + (((second ^ 16) - 16) << 5), 2
+        if second >= 32 and second < 64 and second != BACKSLASH - 48 and third >= 0 and third < 32:
+            return (first & 31) + ((second & 31) << 5) + (((third ^ 16) - 16) << 10), 3
     return 0, 0
 
 
 @compiled
-def _keep(run: int, runs: Array, used: int) -> int:
-    """Writes a number that a byte does not hold; how many bytes are written then."""
-    size = 2 if run >= -(1 << 15) and run < 1 << 15 else 4
-    runs[used] = PAIR if size == 2 else FOUR
-    for n in range(size):
+def _marked(run: int, runs: Array, used: int) -> int:
+    """Writes a number behind a mark; how many bytes are written then."""
+    if run >= -(1 << 15) and run < 1 << 15:
+        runs[np.uintp(used)] = PAIR
+        runs[np.uintp(used + 1)] = run & 255
+        runs[np.uintp(used + 2)] = run >> 8
+        return used + 3
+    runs[used] = FOUR
+    for n in range(4):
         runs[used + 1 + n] = (run >> (8 * n)) & 255
-    return used + 1 + size
+    return used + 5
+
+
+@compiled
+def _keep(run: int, runs: Array, used: int) -> int:
+    """Writes a number; how many bytes are written then."""
+    if run > FOUR and run <= 127:
+        runs[np.uintp(used)] = run
+        return used + 1
+    behind: int = _marked(run, runs, used)
+    return behind
 
 
 @compiled
 def _begin(first: int, runs: Array) -> int:
     """Writes the first background, and a gap of nothing so that runs can be read in pairs."""
-    used: int = _keep(first, runs, 0)
+    used: int = _marked(first, runs, 0)
     runs[used] = 0
     return used + 1
 
@@ -110,16 +129,18 @@ def _begin(first: int, runs: Array) -> int:
 @compiled
 def long_run(runs: Array, at: int) -> tuple[int, int]:
     """The number whose mark stands at `at`, and the place of its last byte."""
-    size = 2 if runs[at] == PAIR else 4
-    value = np.int64(runs[at + size])  # its sign is the number's
-    for n in range(size - 1, 0, -1):
+    if runs[np.uintp(at)] == PAIR:
+        low = np.int64(runs[np.uintp(at + 1)]) & 255
+        return low | (np.int64(runs[np.uintp(at + 2)]) << 8), at + 2
+    value = np.int64(runs[at + 4])  # its sign is the number's
+    for n in range(3, 0, -1):
         value = (value << 8) | (np.int64(runs[at + n]) & 255)
-    return value, at + size
+    return value, at + 4
 
 
 @compiled
-def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int, int]:
-    """`_runs` of a COCO string."""
+def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, int, int]:  # noqa: C901
+    """`_runs` of a COCO string; one loop, as parts of it that take arrays would make it twice as slow."""
     end = len(text) - 1  # a sound mask has a quotation mark behind it
     first, at = _number(text, at)
     if at < 0:
@@ -129,43 +150,64 @@ def _coded_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int, 
     # From the fourth on a run is written as its difference to the one before the last; the third starts anew.
     on = off = 0
     while at < end:
-        run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
+        # Most numbers have one digit: where so many in turn do, nothing is asked of any one of them.
+        while at + AT_ONCE <= end:
+            digits = 0
+            for n in range(AT_ONCE):
+                digits |= np.int64(text[np.uintp(at + n)]) - 48
+            if digits & -32:
+                break
+            for n in range(0, AT_ONCE, 2):
+                run = ((np.int64(text[np.uintp(at + n)]) - 48) ^ 16) - 16
+                runs[np.uintp(used + n)] = run
+                on += run
+                area += on
+                position += on
+                last = position
+                run = ((np.int64(text[np.uintp(at + n + 1)]) - 48) ^ 16) - 16
+                runs[np.uintp(used + n + 1)] = run
+                off += run
+                position += off
+                wrong |= on | off
+            at, used, kept = at + AT_ONCE, used + AT_ONCE, used + AT_ONCE - 1
+        if at >= end:
+            break
+        run, digits = _short(
+            np.int64(text[np.uintp(at)]) - 48,
+            np.int64(text[np.uintp(at + 1)]) - 48,
+            np.int64(text[np.uintp(min(at + 2, end))]) - 48,
+        )
         if digits == 0:
             run, behind = _number(text, at)
             if behind < 0:
                 break
             digits = behind - at
+        at += digits
         on += run
         wrong |= on
         area += on
         position += on
         last = position
-        if run > FOUR and run <= 127:
-            runs[used] = run
-            used += 1
-        else:
-            used = _keep(run, runs, used)
-        kept = used
-        at += digits
+        kept = used = _keep(run, runs, used)
         # The run after it, in the same turn, so that nothing asks which one it is.
         if at >= end:
             break
-        run, digits = _short(np.int64(text[at]) - 48, np.int64(text[at + 1]) - 48)
+        run, digits = _short(
+            np.int64(text[np.uintp(at)]) - 48,
+            np.int64(text[np.uintp(at + 1)]) - 48,
+            np.int64(text[np.uintp(min(at + 2, end))]) - 48,
+        )
         if digits == 0:
             run, behind = _number(text, at)
             if behind < 0:
                 break
             digits = behind - at
+        at += digits
         off += run
         wrong |= off
         position += off
-        if run > FOUR and run <= 127:
-            runs[used] = run
-            used += 1
-        else:
-            used = _keep(run, runs, used)
-        at += digits
-    sound = wrong >= 0 and at <= end and text[at] == QUOTE
+        used = _keep(run, runs, used)
+    sound = wrong >= 0 and at <= end and text[np.uintp(at)] == QUOTE
     return kept, area, position if sound else -1, first, last, at
 
 
@@ -179,7 +221,7 @@ def _listed_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int,
         at = _blank(text, at)
         run, begin = 0, at
         while at < len(text):
-            digit = np.int64(text[at]) - 48
+            digit = np.int64(text[np.uintp(at)]) - 48
             if digit < 0 or digit > 9:
                 break
             run = 10 * run + digit
@@ -192,19 +234,15 @@ def _listed_runs(text: Array, at: int, runs: Array) -> tuple[int, int, int, int,
             first, other = run, 0  # so that the third starts anew
             used = _begin(run, runs)
         else:
-            if written > FOUR and written <= 127:
-                runs[used] = written
-                used += 1
-            else:
-                used = _keep(written, runs, used)
+            used = _keep(written, runs, used)
             before, other = other, run
         if count & 1:
             area += run
             last, kept = position, used
         count += 1
         at = _blank(text, at)
-        if at >= len(text) or text[at] != COMMA:
-            sound = at < len(text) and text[at] == CLOSE
+        if at >= len(text) or text[np.uintp(at)] != COMMA:
+            sound = at < len(text) and text[np.uintp(at)] == CLOSE
             break
         at += 1
     return kept, area, position if sound else -1, first, last, at

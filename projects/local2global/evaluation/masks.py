@@ -31,7 +31,7 @@ Place = Callable[[int], str]  # the words for the frame in which a fault stands
 _KEY = b'"segmentations"'
 _LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
 _ABSENT = (-1, 0, 0)
-_PIECE = 1 << 20  # bytes, doubled for lists that are longer
+_PIECE = 1 << 21  # bytes, doubled for lists that are longer
 _ROOM = 1 << 14  # rows, doubled as needed
 _HEAD = 256  # bytes by which lists that may be alike are found
 

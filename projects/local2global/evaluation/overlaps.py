@@ -84,12 +84,12 @@ def _shared(first: Array, i: int, i_end: int, second: Array, j: int, j_end: int)
     other, j = long_run(second, j)
     i, j, other_stop = i + 1, j + 1, other
     while i < i_end:
-        step = np.int64(first[i])
+        step = np.int64(first[np.uintp(i)])
         if step <= FOUR:
             step, i = long_run(first, i)
         off, i = off + step, i + 1
         start = stop + off
-        step = np.int64(first[i])
+        step = np.int64(first[np.uintp(i)])
         if step <= FOUR:
             step, i = long_run(first, i)
         on, i = on + step, i + 1
@@ -99,12 +99,12 @@ def _shared(first: Array, i: int, i_end: int, second: Array, j: int, j_end: int)
             pixels += max(0, min(stop, other_stop) - max(start, other))
             if other_stop >= stop or j >= j_end:
                 break  # it may meet the next run too
-            step = np.int64(second[j])
+            step = np.int64(second[np.uintp(j)])
             if step <= FOUR:
                 step, j = long_run(second, j)
             other_off, j = other_off + step, j + 1
             other = other_stop + other_off
-            step = np.int64(second[j])
+            step = np.int64(second[np.uintp(j)])
             if step <= FOUR:
                 step, j = long_run(second, j)
             other_on, j = other_on + step, j + 1
