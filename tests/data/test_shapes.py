@@ -201,11 +201,12 @@ def test_every_hard_video_hides_an_object_wholly_for_three_frames_and_shows_it_a
         assert occlusions, video.name
 
 
-def test_without_names_all_are_objects_in_the_very_same_videos():
-    named, unnamed = (load_shapes(preset, 2) for preset in ("hard", "hard_unnamed"))
+@pytest.mark.parametrize("preset", ["hard", "demo"])
+def test_without_names_all_are_objects_in_the_very_same_videos(preset):
+    named, unnamed = (load_shapes(name, 4) for name in (preset, f"{preset}_unnamed"))
     assert unnamed.classes == [{"id": 1, "name": "object"}]
-    assert not unnamed.videos[1].labels.any()
-    assert named.videos[1].labels.any()
+    assert not any(video.labels.any() for video in unnamed.videos)
+    assert any(video.labels.any() for video in named.videos)
     assert torch.equal(named.videos[1].frame(9), unnamed.videos[1].frame(9))
     assert torch.equal(named.videos[1].masks(9), unnamed.videos[1].masks(9))
 
@@ -214,6 +215,12 @@ def test_every_hard_video_has_look_alikes():
     for video in load_shapes("hard", 12).videos:
         looks = [(b.label, b.radius, id(b.look)) for b in video.scene.bodies]
         assert max(looks.count(look) for look in looks) >= 2, video.name
+
+
+def test_no_demo_video_has_look_alikes():
+    for video in load_shapes("demo_unnamed", 12).videos:
+        colours = {tuple(body.look.colours.flatten().tolist()) for body in video.scene.bodies}
+        assert len(colours) == len(video.scene.bodies), video.name
 
 
 def test_the_hard_bench_is_the_one_that_results_were_measured_on():
@@ -279,7 +286,7 @@ def test_a_frame_outside_the_video_is_an_error(t):
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
     with pytest.raises(
-        UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed, panoptic'
+        UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed, demo_unnamed, panoptic'
     ):
         load_shapes("easy", 1)
 

@@ -120,6 +120,7 @@ PRESETS = {
     ),
 }
 PRESETS["hard_unnamed"] = replace(PRESETS["hard"], named=False)  # the same videos, where only identity counts
+PRESETS["demo_unnamed"] = replace(PRESETS["demo"], named=False)  # no two alike, and only identity counts
 PRESETS["panoptic"] = replace(PRESETS["demo"], leaving=0.1, stuff=tuple(MATERIALS))
 
 
