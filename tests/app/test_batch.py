@@ -151,6 +151,15 @@ def test_the_command_fails_after_the_others_are_done(monkeypatch, capsys, clips,
     ]
 
 
+def test_a_batch_of_which_nothing_opens_says_so(monkeypatch, capsys, tmp_path):
+    assert run(monkeypatch, str(tmp_path / "nowhere.mp4")) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line.split(": ")[-1] for line in lines] == [
+        "no such file or folder",
+        "none of 1 inputs can be opened",
+    ]
+
+
 def test_nothing_goes_on_when_the_report_cannot_be_written(monkeypatch, clips, tmp_path):
     """As when the reader of a pipe has gone: the videos under way stop although somebody holds the error."""
     go_on = threading.Event()

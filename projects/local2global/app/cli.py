@@ -348,6 +348,8 @@ def _open(inputs: list[str], keep_going: bool) -> tuple[list[Source], int]:
                 raise
             lost += 1
             typer.echo(f"l2g: {error}", err=True)
+    if lost and not opened:
+        raise UserError(f"none of {lost} inputs can be opened")
     if not opened:
         raise UserError("no input: name a video, a folder or a glob of frames")
     return _name_apart(opened), lost
