@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from local2global.modeling.aligner import AlignerLayer, L2GAligner
+from local2global.modeling.aligner import AlignerLayer, L2GAligner, start_as_identity
 
 
 @pytest.fixture(params=[False, True], ids=["self first", "cross first"])
@@ -28,6 +28,26 @@ def test_size_is_the_papers(hidden, parameters, cross_first):
 def test_the_default_is_the_papers():
     with torch.device("meta"):
         assert sum(p.numel() for p in L2GAligner().parameters()) == 3_160_320
+
+
+@pytest.mark.parametrize("cross_first", [False, True])
+def test_an_aligner_that_starts_as_identity_hands_queries_on(given, cross_first):
+    """Every residual branch starts at zero, so post-norm layers leave what is normed already."""
+    queries, *rest = given
+    normed = torch.nn.functional.layer_norm(queries, (16,))
+    handed = start_as_identity(L2GAligner(16, 2, 24, 2, cross_first))(normed, *rest)
+    torch.testing.assert_close(handed, normed, atol=1e-4, rtol=1e-4)
+
+
+def test_an_aligner_that_starts_as_identity_learns(given):
+    """Zero are the last products only: after two steps every parameter has moved."""
+    aligner = start_as_identity(L2GAligner(16, 2, 24, 2))
+    before = {name: p.detach().clone() for name, p in aligner.named_parameters()}
+    step = torch.optim.SGD(aligner.parameters(), lr=0.1)
+    for _ in range(2):
+        (aligner(*given) * torch.randn(2, 5, 16)).sum().backward()
+        step.step()
+    assert [n for n, p in aligner.named_parameters() if torch.equal(p, before[n])] == []
 
 
 def test_slot_i_stays_slot_i(aligner, given):

@@ -76,3 +76,17 @@ class L2GAligner(nn.Module):
         for layer in self.layers:
             queries = layer(queries, local, g_pos, l_pos)
         return queries
+
+
+def start_as_identity(aligner: L2GAligner) -> L2GAligner:
+    """The same aligner, new, with nothing added yet by any residual branch: normed queries are handed on as they are.
+
+    For video training without pre-training (section 4.2): it starts at what propagation does without an aligner, where
+    random weights, or those that learned to follow learned queries, start behind that.
+    """
+    for layer in aligner.layers:
+        assert isinstance(layer, AlignerLayer)
+        branches = layer.self_attn.attention.out_proj, layer.cross_attn.attention.out_proj, layer.ffn.linear2
+        for parameter in (p for branch in branches for p in branch.parameters()):
+            nn.init.zeros_(parameter)
+    return aligner
