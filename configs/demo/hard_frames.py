@@ -1,4 +1,4 @@
-"""The identity bench, stage 1 of 3: the segmenter on single frames of the `hard` preset, without an aligner.
+"""The identity bench, stage 1 of 2: the segmenter on single frames of the `hard` preset, without an aligner.
 
 l2g train configs/demo/hard_frames.py
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from local2global.modeling.aligner import AlignerLayer, L2GAligner, start_as_identity
+from local2global.modeling.aligner import AlignerLayer, IdentityStartAligner, L2GAligner
 
 
 @pytest.fixture(params=[False, True], ids=["self first", "cross first"])
@@ -35,13 +35,13 @@ def test_an_aligner_that_starts_as_identity_hands_queries_on(given, cross_first)
     """Every residual branch starts at zero, so post-norm layers leave what is normed already."""
     queries, *rest = given
     normed = torch.nn.functional.layer_norm(queries, (16,))
-    handed = start_as_identity(L2GAligner(16, 2, 24, 2, cross_first))(normed, *rest)
+    handed = IdentityStartAligner(16, 2, 24, 2, cross_first)(normed, *rest)
     torch.testing.assert_close(handed, normed, atol=1e-4, rtol=1e-4)
 
 
 def test_an_aligner_that_starts_as_identity_learns(given):
     """Zero are the last products only: after two steps every parameter has moved."""
-    aligner = start_as_identity(L2GAligner(16, 2, 24, 2))
+    aligner = IdentityStartAligner(16, 2, 24, 2)
     before = {name: p.detach().clone() for name, p in aligner.named_parameters()}
     step = torch.optim.SGD(aligner.parameters(), lr=0.1)
     for _ in range(2):

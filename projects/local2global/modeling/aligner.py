@@ -78,15 +78,28 @@ class L2GAligner(nn.Module):
         return queries
 
 
-def start_as_identity(aligner: L2GAligner) -> L2GAligner:
-    """The same aligner, new, with nothing added yet by any residual branch: normed queries are handed on as they are.
+class IdentityStartAligner(L2GAligner):
+    """An L2G-aligner whose residual branches start at zero: new, it hands normed queries on as they are.
 
     For video training without pre-training (section 4.2): it starts at what propagation does without an aligner, where
     random weights, or those that learned to follow learned queries, start behind that.
     """
-    for layer in aligner.layers:
-        assert isinstance(layer, AlignerLayer)
-        branches = layer.self_attn.attention.out_proj, layer.cross_attn.attention.out_proj, layer.ffn.linear2
-        for parameter in (p for branch in branches for p in branch.parameters()):
-            nn.init.zeros_(parameter)
-    return aligner
+
+    def __init__(
+        self,
+        dim: int = 256,
+        num_heads: int = 8,
+        dim_feedforward: int = 1024,
+        num_layers: int = 3,
+        cross_first: bool = False,
+    ) -> None:
+        super().__init__(dim, num_heads, dim_feedforward, num_layers, cross_first)
+        for layer in self.layers:
+            assert isinstance(layer, AlignerLayer)
+            for last in (
+                layer.self_attn.attention.out_proj,
+                layer.cross_attn.attention.out_proj,
+                layer.ffn.linear2,
+            ):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
