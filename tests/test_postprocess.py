@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import math
 import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from local2global.postprocess import (
     VideoPostprocessor,
     decode_masks,
     encode,
+    one_behind,
     write_tracks,
 )
 from local2global.structures import FramePredictions, Queries
@@ -273,3 +276,60 @@ def test_a_failure_while_writing_leaves_the_old_file_alone(tmp_path):
         write_tracks(failing(), CLASSES, tmp_path / "tracks.json")
     assert [path.name for path in tmp_path.iterdir()] == ["tracks.json"]
     assert (tmp_path / "tracks.json").read_text() == "old"
+
+
+class _Clock:
+    """Stands for `torch.cuda`: notes what is enqueued and on which stream."""
+
+    def __init__(self):
+        self.notes, self.stream_now = [], "main"
+
+    def Stream(self, device):  # noqa: N802 - torch's name
+        return types.SimpleNamespace(wait_event=lambda event: self.notes.append(("wait", event.of)))
+
+    def Event(self):  # noqa: N802
+        event = types.SimpleNamespace(of=None)
+        event.record = lambda stream: setattr(event, "of", self.notes[-1][1])
+        return event
+
+    def current_stream(self, device):
+        return "main"
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.stream_now = "aside"
+        yield
+        self.stream_now = "main"
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_on_a_gpu_a_frame_is_taken_when_the_next_is_under_way(monkeypatch, count):
+    """Each waits for its own step, not for the next; nothing is lost, and the order is kept."""
+    clock = _Clock()
+    monkeypatch.setattr(torch, "cuda", clock)
+
+    def steps():
+        for t in range(count):
+            assert clock.stream_now == "main"
+            clock.notes.append(("step", t))
+            yield t
+
+    def take(t):
+        assert clock.stream_now == "aside"
+        clock.notes.append(("take", t))
+        return 10 * t
+
+    assert list(one_behind(steps(), take, torch.device("cuda"))) == [10 * t for t in range(count)]
+    order = [("step", t) for t in range(count)]
+    expected = [
+        *order[:1],
+        *(x for t in range(count) for x in (*order[t + 1 : t + 2], ("wait", t), ("take", t))),
+    ]
+    assert clock.notes == expected
+
+
+def test_on_a_cpu_a_frame_is_taken_before_the_next_is_asked_for():
+    notes = []
+    steps = (notes.append(f"step {t}") or t for t in range(2))
+    assert list(one_behind(steps, lambda t: notes.append(f"take {t}") or t, torch.device("cpu"))) == [0, 1]
+    assert notes == ["step 0", "take 0", "step 1", "take 1"]

@@ -11,10 +11,10 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +25,13 @@ from .errors import UserError
 from .structures import FramePredictions, FrameResult, VideoResult
 
 BATCH_PIXELS = 1 << 20  # output pixels decoded at a time: bounds the memory of 100 masks at 720p
+GPU_BATCH_PIXELS = 1 << 25  # a GPU's, which is waited for after each
 SMALL_MASK = (
     1 << 16
 )  # output pixels up to which a call per mask costs more than the empty area round the others
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @functools.lru_cache(maxsize=16)  # the same two axes for every mask of a video
@@ -38,14 +42,17 @@ def _taps(outputs: int, extent: float, inputs: int, device: torch.device) -> tup
     valid ones.
     """
     last = min(max(math.ceil(extent), 1), inputs) - 1
-    centres = torch.arange(outputs, dtype=torch.float64, device=device) + 0.5
+    centres = torch.arange(outputs, dtype=torch.float64) + 0.5
     position = (centres * (extent / outputs) - 0.5).clamp(0, last)
     low = position.floor().long()
-    return low, (low + 1).clamp(max=last), (position - low).float()
+    # whoever is given these finds them there, on whatever stream: sending them waits
+    return low.to(device), (low + 1).clamp(max=last).to(device), (position - low).float().to(device)
 
 
 def _span(occupied: Tensor, low: Tensor, high: Tensor) -> slice:
     """The output pixels that can be positive: those with a tap on an occupied (inputs,) line."""
+    if occupied.is_cuda:  # all: computing them takes less than to wait for which they are
+        return slice(0, len(low))
     reached = (occupied[low] | occupied[high]).nonzero()[:, 0]
     return slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0)
 
@@ -57,7 +64,7 @@ def _decode(logits: Tensor, extent: tuple[float, float], size: tuple[int, int]) 
     ys = _taps(size[0], extent[1], height, logits.device)
     valid = logits[:, : int(ys[1][-1]) + 1, : int(xs[1][-1]) + 1].float().transpose(1, 2).contiguous()
     out = torch.zeros((count, size[1], size[0]), dtype=torch.bool, device=logits.device)
-    together = max(1, count) if size[0] * size[1] <= SMALL_MASK else 1
+    together = max(1, count) if logits.is_cuda or size[0] * size[1] <= SMALL_MASK else 1
     for start in range(0, count, together):
         some = valid[start : start + together]
         highest = some.amax(0)
@@ -116,6 +123,48 @@ def _encode_columns(masks: Tensor) -> list[str]:
     """The counts of (n, W, H) bool masks on the CPU, without copying them."""
     columns = masks.numpy().view(np.uint8).transpose(2, 1, 0)
     return [rle["counts"].decode("ascii") for rle in coco_mask.encode(columns)]
+
+
+def _on_host(x: Tensor) -> Tensor:
+    """A tensor on the CPU when its values are there; of a GPU, through memory that it can write to by itself."""
+    if not x.is_cuda:
+        return x.cpu()
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    torch.cuda.current_stream(x.device).synchronize()
+    return host
+
+
+def one_behind(
+    items: Iterable[Item], take: Callable[[Item], Result], device: torch.device
+) -> Generator[Result, None, None]:
+    """What `take` makes of each item, in order; on a GPU, of one while the device is at work on the next.
+
+    Args:
+        items: asked for on the device's current stream.
+        take: waits for what it has asked the device to do, as `VideoPostprocessor.update`; it works on a stream of its
+            own, where it waits for nothing else.
+        device: where the items are made.
+    """
+    if device.type == "cpu":
+        yield from map(take, items)
+        return
+    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: list[tuple[Item, torch.cuda.Event]] = []
+
+    def taken() -> Result:
+        item, made = waiting.pop()
+        aside.wait_event(made)
+        with torch.cuda.stream(aside):
+            return take(item)
+
+    for item in items:
+        made = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        made.record(torch.cuda.current_stream(device))
+        waiting.insert(0, (item, made))
+        if len(waiting) > 1:
+            yield taken()
+    if waiting:
+        yield taken()
 
 
 class Spill:
@@ -262,21 +311,18 @@ class VideoPostprocessor:
         histogram = self._start(scores) if self._scores is None else self._scores
         histogram.add(scores)
         area = self._add_foreground(masks)
-        best = scores.amax(1)
-        reported = ((best >= self.threshold) & (area > 0)).nonzero()[:, 0]
-        wanted = reported if self._spill is None else area.nonzero()[:, 0]
-        extent = (float(predictions.extent[0, 0]), float(predictions.extent[0, 1]))
-        shown, decoded = self._decode(masks, wanted, reported, extent)
+        # all that the host asks of the device before it asks for masks, in one piece
+        slots = torch.stack((area > 0, scores.amax(1), histogram.total.argmax(1)), dim=1)
+        boxes, extent = predictions.boxes[0].detach(), predictions.extent[0].expand(len(slots), 2)
+        told = _on_host(torch.cat((slots.float(), boxes.float(), extent.float()), dim=1))
+        alive, best, labels = told[:, 0] > 0, told[:, 1], told[:, 2].long()
+        reported = ((best >= self.threshold) & alive).nonzero()[:, 0]
+        wanted = reported if self._spill is None else alive.nonzero()[:, 0]
+        width, height = told[0, 7:].tolist()
+        shown, decoded = self._decode(masks, wanted, reported, (width, height))
         index, self.length = self.length, self.length + 1
-        slots = torch.tensor(shown, dtype=torch.int64)
-        return FrameResult(
-            index=index,
-            ids=slots,
-            labels=histogram.total[slots].argmax(1).cpu(),
-            scores=best[slots].cpu(),
-            masks=decoded,
-            boxes=predictions.boxes[0].detach().float()[slots].cpu(),
-        )
+        ids = torch.tensor(shown, dtype=torch.int64)
+        return FrameResult(index, ids, labels[ids], best[ids], decoded, told[ids, 3:7])
 
     def _start(self, scores: Tensor) -> ScoreHistogram:
         queries, classes = scores.shape
@@ -303,10 +349,11 @@ class VideoPostprocessor:
         shown: list[int] = []
         kept: list[Tensor] = []
         counts: dict[int, str] = {}
-        for slots in torch.split(wanted, max(1, BATCH_PIXELS // (self.size[0] * self.size[1]))):
-            decoded = _decode(masks[slots], extent, self.size).cpu()
+        pixels = GPU_BATCH_PIXELS if masks.is_cuda else BATCH_PIXELS
+        for slots in torch.split(wanted, max(1, pixels // (self.size[0] * self.size[1]))):
+            decoded = _on_host(_decode(masks[slots], extent, self.size))
             filled = torch.from_numpy(decoded.flatten(1).numpy().any(1))
-            decoded, names = decoded[filled], slots.cpu()[filled].tolist()
+            decoded, names = decoded[filled], slots[filled].tolist()
             if self._spill is not None and names:
                 counts.update(zip(names, _encode_columns(decoded), strict=True))
             rows = [row for row, slot in enumerate(names) if slot in report]

@@ -28,7 +28,7 @@ from ..checkpoint import find_config, load_checkpoint, load_weights, read_state
 from ..data.augment import resize_shortest_edge
 from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
-from ..postprocess import Aggregate, VideoPostprocessor
+from ..postprocess import Aggregate, VideoPostprocessor, one_behind
 from ..structures import FramePredictions, FrameResult
 from .convert import image_config, known_variants
 from .draw import draw
@@ -226,7 +226,8 @@ class L2G:
     ) -> Generator[tuple[Tensor, FrameResult], None, None]:
         """Every frame with its result.  Only our own sources are read ahead: a camera must not be."""
         pairs = self._resized(source)
-        if isinstance(source, Source):
+        ahead = isinstance(source, Source)
+        if ahead:
             pairs = prefetch(pairs, _AHEAD)
         arrived: deque[Tensor] = deque()
 
@@ -234,13 +235,20 @@ class L2G:
             while arrived:
                 yield arrived.popleft()
 
-        with closing(pairs):
+        def look() -> Iterator[tuple[Tensor, FramePredictions]]:
             found = self._model.stream(feed())
             for frame, resized in pairs:
                 arrived.append(resized)
                 with self._turn:
                     predictions = next(found)
-                yield frame, keep.apply(post.update(predictions))
+                yield frame, predictions
+
+        def read(seen: tuple[Tensor, FramePredictions]) -> tuple[Tensor, FrameResult]:
+            frame, predictions = seen
+            return frame, keep.apply(post.update(predictions))
+
+        with closing(pairs):
+            yield from one_behind(look(), read, self.device) if ahead else map(read, look())
 
     def _resized(self, frames: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
         for frame in frames:
