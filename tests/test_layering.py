@@ -39,6 +39,7 @@ FLOORS = {
     "sampling": 0,
     "sampling_triton": 0,
     "products": 0,
+    "recording": 0,
     "layers": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
     **dict.fromkeys(["segmenter", "tracker", "bypass", "matcher", "mask_losses"], 2),

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from local2global.modeling import sampling
 
@@ -70,6 +71,15 @@ def test_nothing_to_sum_is_nothing(missing):
     out = kernel(*given)
     assert out.numel() == 0
     assert all(not g.any() for g in torch.autograd.grad(out.sum(), given))
+
+
+@torch.no_grad()
+def test_a_recorded_step_has_the_kernel_as_one_operator():
+    """What a CUDA graph captures is the kernel, not what an interpreter or a compiler sees of it."""
+    given = [one.detach() for one in inputs()]
+    traced = make_fx(torch.func.functionalize(lambda *four: kernel(*four)))(*given)
+    assert [str(n.target) for n in traced.graph.nodes].count("local2global.sample.default") == 1
+    torch.testing.assert_close(traced(*given), kernel(*given))
 
 
 def test_half_wide_values_are_summed_in_float32():
