@@ -1,0 +1,119 @@
+"""What a GPU asks of a step, held where there is none: on which device things lie, and who waits for whom.
+
+Meta tensors stand for a GPU's.  They have a device of their own and no values, so whoever asks for one is seen; what
+the trainer does ask for is answered with zeros, and noted.
+"""
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from local2global.lazy import instantiate, load_config
+from local2global.modeling import criterion, mask_losses
+from local2global.modeling.backbone import ResNet
+from local2global.randomness import keyed_generator
+from local2global.run import train_settings
+from local2global.trainer import Trainer
+
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "is_nonzero",
+    "bincount",
+    "equal",
+    "unique_consecutive",
+}
+CHANNELS = [16, 16, 32, 32]
+
+
+class Watch(TorchDispatchMode):
+    """Notes in `asked` what the host asks the device for, in `sent` what it gives it; fails where devices meet."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.sent = [], []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        given = [one for one in tree_leaves((args, kwargs)) if torch.is_tensor(one)]
+        if (
+            name == "rand" and "generator" in kwargs
+        ):  # there is no generator of meta's: one of a CPU stands for it
+            return torch.empty(args[0], device="meta")
+        if not any(one.is_meta for one in given):
+            out = function(*args, **kwargs)
+            if name == "_to_copy" and out.is_meta:
+                self.sent.append(tuple(out.shape))
+            return out
+        if name in WAITS or (
+            name in {"index", "index_put", "index_put_"}
+            and any(one.dtype == torch.bool for one in args[1] if one is not None)
+        ):
+            raise AssertionError(f"{name} waits for the device")
+        if name == "_to_copy" and str(kwargs.get("device")) == "cpu":
+            self.asked.append(tuple(args[0].shape))
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        assert all(one.is_meta or one.ndim == 0 for one in given), f"{name} is given tensors of two devices"
+        return function(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _meta_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # meta has none
+    for module in (criterion, mask_losses):
+        monkeypatch.setattr(module, "keyed_generator", lambda *key, device=None: keyed_generator(*key))
+
+
+@pytest.fixture
+def model(tiny):
+    backbone = ResNet([1, 1, 1, 1], CHANNELS, 8, "basic")
+    return tiny(backbone=backbone, channels={f"res{i + 2}": c for i, c in enumerate(CHANNELS)}).to("meta")
+
+
+@torch.no_grad()
+def test_a_streams_step_asks_the_device_for_nothing(model, make_clip):
+    """Sizes go to the device, which nobody waits for; that is all that passes."""
+    frames = make_clip([[1, 1, 1]], size=(60, 90)).frames
+    list(model.eval().stream(frames[:1]))  # what is sent once for every size
+    with Watch() as watch:
+        assert all(found.masks.is_meta for found in model.stream(frames))
+    assert not watch.asked
+    assert watch.sent.count((3, 60, 90)) == 3
+    assert all(torch.Size(shape).numel() <= 8 for shape in watch.sent if shape != (3, 60, 90))
+
+
+@pytest.mark.parametrize("name", ["demo/l2g_tiny.py", "ytvis2021/l2g_r50.py"])
+def test_a_config_lies_on_one_device(root, name):
+    model = instantiate(load_config(str(root / "configs" / name)).model).to("meta").eval()
+    with torch.no_grad(), Watch() as watch:
+        list(model.stream([torch.zeros(3, 128, 160, dtype=torch.uint8)] * 2))
+    assert not watch.asked
+
+
+def test_a_training_step_waits_for_the_device_twice(root, make_clip, tmp_path):
+    """For the matching costs, which the assignment is made of, and for whether the numbers are finite."""
+    config = load_config(str(root / "configs/demo/l2g_tiny.py"), [f"train.output_dir={tmp_path}"])
+    train_settings(config)
+    trainer = Trainer(config, torch.device("meta"), Console(quiet=True))
+    trainer.model.train()
+    clips = [make_clip(key=(0, 0, i), seed=i, size=(96, 128)) for i in range(2)]
+    clips = [
+        dataclasses.replace(one, targets=dataclasses.replace(one.targets, labels=one.targets.labels % 3))
+        for one in clips
+    ]
+    with Watch() as watch:
+        trainer.step(trainer.model, iter([clips]))
+    assert len(watch.asked) == 2
+    costs, numbers = watch.asked
+    assert len(costs) == 3
+    assert numbers == (2,)
+    assert all(
+        parameter.grad is not None for parameter in trainer.model.parameters() if parameter.requires_grad
+    )
