@@ -88,7 +88,7 @@ def _length_rows(bench: Bench) -> list[Row]:
 
     The growth is that of the process from the tenth part of the longest video to its end.
     """
-    videos = [_Video(bench, length) for length in LENGTHS]
+    videos = [_Video(bench.by_clock, length) for length in LENGTHS]
     longest, before = LENGTHS[-1], 0
     for turn in range(longest):
         if turn == longest // 10:

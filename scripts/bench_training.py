@@ -64,7 +64,7 @@ def _clip_at(
     try:
         mine, theirs = float(ours()), float(peer())
         bytes_ours, bytes_peer = (peak_memory(arm, bench.device) for arm in (ours, peer))
-        row = bench.compare(
+        row = bench.by_clock.compare(
             "clip",
             f"{size[0]}x{size[1]}" + (f" x {batch}" if batch > 1 else "") + " checkpointed" * checkpointing,
             ours,
@@ -183,6 +183,7 @@ def loss_row(bench: Bench, instances: int, name: str, section: str = "matcher") 
     On a "matched frame" every instance has had its slot since a frame before, whose own losses are left out of both
     arms by subtraction: it is the second of two frames, less the first.
     """
+    bench = bench.by_clock
     criterion = Criterion(Matcher(), PointSampler(), FullSupervision()).to(bench.device)
     peer_criterion = peer_of(criterion)
     size = (384, 640)

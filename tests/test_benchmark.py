@@ -62,6 +62,33 @@ def test_a_missing_section_is_a_word_and_no_rows(monkeypatch, capsys):
     assert "bench_nowhere.py" in capsys.readouterr().err
 
 
+def test_a_section_that_stops_keeps_its_rows_and_says_why(monkeypatch, capsys):
+    def run(quick):
+        yield {"name": "x", "ratio": 2.0, "agree": True}
+        raise RuntimeError("no kernel image")
+
+    made = type(sys)("bench_made")
+    made.run = run
+    monkeypatch.setitem(sys.modules, "bench_made", made)
+    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_made", "run"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "data"])
+    assert benchmark.main() == 1
+    said = capsys.readouterr()
+    assert "2.00" in said.out
+    assert "data (RuntimeError: no kernel image)" in said.err
+
+
+def test_all_on_a_gpu_is_what_uses_it():
+    everything = benchmark.sections_of(["all"], CPU)
+    assert everything == list(benchmark.SECTIONS)
+    assert set(everything) - set(benchmark.sections_of(["all"], torch.device("cuda"))) == {
+        "data",
+        "scorer",
+        "vps",
+    }
+    assert benchmark.sections_of(["vps"], torch.device("cuda")) == ["vps"]
+
+
 def test_a_section_may_give_its_two_quartiles(monkeypatch):
     made = type(sys)("bench_made")
     made.run = lambda quick: [{"name": "x", "ratio": 2.0, "iqr": (1.5, 2.25), "agree": True}]
