@@ -66,7 +66,9 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def _meta_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # meta has none
+    # meta has no autocast
+    monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: False)
     for module in (criterion, mask_losses):
         monkeypatch.setattr(module, "keyed_generator", lambda *key, device=None: keyed_generator(*key))
 

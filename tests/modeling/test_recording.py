@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from local2global.modeling import onednn, recording
+from local2global.modeling import onednn, products, recording
 from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.recording import Recorder, known_ahead
@@ -53,6 +53,7 @@ class Played:
 def _as_on_a_gpu(monkeypatch):
     """What a CPU computes by operators of its own is computed by torch's."""
     monkeypatch.setattr(onednn, "takes", lambda weight, x: False)
+    monkeypatch.setattr(products, "_by_onednn", lambda *given: False)
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_nothing_is_sent_or_asked_for_while_a_recording_runs(recorded, make_clip
     """A CUDA graph could not capture it.  Meta tensors have no values: whoever asks for one fails."""
     # meta has no autocast
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: False)
     model = recorded().to("meta")
     list(model.stream(make_clip([[1, 1]]).frames))
     (played,) = (kept.replay for kept in model.recorder._kept.values())
