@@ -38,7 +38,7 @@ class _Video:
     """A video of a given length that begins anew when it ends, read frame by frame."""
 
     def __init__(self, bench: Bench, length: int) -> None:
-        self.bench, self.length, self.at = bench, length, 0
+        self.bench, self.length, self.at = bench.by_clock, length, 0
         self.model = pair(bench.device, 12, "configs/demo/l2g_tiny.py").ours
         self.frames = [frame_of(VIDEO, seed, bench.device) for seed in range(8)]
         self.late: list[float] = []
@@ -88,7 +88,7 @@ def _length_rows(bench: Bench) -> list[Row]:
 
     The growth is that of the process from the tenth part of the longest video to its end.
     """
-    videos = [_Video(bench.by_clock, length) for length in LENGTHS]
+    videos = [_Video(bench, length) for length in LENGTHS]
     longest, before = LENGTHS[-1], 0
     for turn in range(longest):
         if turn == longest // 10:
