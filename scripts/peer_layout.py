@@ -172,7 +172,9 @@ class ResNet(backbone.ResNet):
 class EncoderLayer(encoder.EncoderLayer):
     """Attention, norm, feed-forward."""
 
-    def forward(self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor | None
+    ) -> Tensor:
         """As the package's."""
         x = self.norm(x + self.self_attn(x + pos, references, x, shapes, padding))
         return self.ffn(x)
@@ -207,7 +209,7 @@ class DecoderLayer(decoder.DecoderLayer):
         references: Tensor,
         memory: Tensor,
         shapes: Shapes,
-        padding: Tensor,
+        padding: Tensor | None,
         barred: Tensor | None = None,
     ) -> Tensor:
         """As the package's."""
@@ -272,7 +274,9 @@ class Segmenter(segmenter.Segmenter):
         tokens = self.enc_output_norm(self.enc_output(memory))
         scores = self.class_embed(tokens)
         every_box = self.decoder.bbox_embed(tokens) + anchors
-        scores = scores.amax(dim=-1).masked_fill(features.padding, -torch.inf)
+        scores = scores.amax(dim=-1)
+        if features.padding is not None:
+            scores = scores.masked_fill(features.padding, -torch.inf)
         best = scores.topk(self.num_queries, dim=1).indices[..., None]
         embed = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
         boxes = every_box.gather(1, best.expand(-1, -1, 4)).sigmoid()

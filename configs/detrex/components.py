@@ -5,6 +5,7 @@ weights of the other.  Needs detectron2 and detrex, with its `projects`, on the 
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -70,9 +71,16 @@ class DetrexEncoder(MaskDINOEncoder):
         _rename_on_disk(self, PIXEL_DECODER)
 
     def forward(self, maps, valid):
-        """The (B, C, height, width) maps of B frames, unpadded by (B, 2) shares of their size, to `FrameFeatures`."""
-        with torch.autocast(valid.device.type, enabled=False):
-            return self._encode({name: x.float() for name, x in maps.items()}, valid)
+        """The (B, C, height, width) maps of B frames, unpadded by (B, 2) shares of their size, to `FrameFeatures`.
+
+        Without shares nothing is padded; detrex's own layers want their masks all the same.
+        """
+        maps = {name: x.float() for name, x in maps.items()}
+        some = next(iter(maps.values()))
+        with torch.autocast(some.device.type, enabled=False):
+            if valid is None:
+                return replace(self._encode(maps, some.new_ones(len(some), 2)), padding=None)
+            return self._encode(maps, valid)
 
     def _encode(self, maps, valid):
         sources = self._project(maps)

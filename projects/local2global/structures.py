@@ -148,7 +148,7 @@ class FrameFeatures:
     Attributes:
         memory: (B, S, C) tokens of all levels, coarsest level first.
         shapes: (L, 2) as ints: (height, width) of every level.
-        padding: (B, S) bool, True at a token that lies wholly in padding.
+        padding: (B, S) bool, True at a token that lies wholly in padding; None where nothing is padded.
         mask_features: (B, C, h, w) at stride 4.
         extent: (B, 2) float32, (width, height) of the unpadded frame in mask pixels.
         valid_ratios: (B, L, 2) float32, the unpadded part of each level's width and height.
@@ -156,7 +156,7 @@ class FrameFeatures:
 
     memory: Tensor
     shapes: tuple[tuple[int, int], ...]
-    padding: Tensor
+    padding: Tensor | None
     mask_features: Tensor
     extent: Tensor
     valid_ratios: Tensor
@@ -171,7 +171,8 @@ class FrameFeatures:
         }
         for name, shape in expected.items():
             value = getattr(self, name)
-            _expect(value.shape == shape, f"{name}: expected {shape}, got {tuple(value.shape)}")
+            if value is not None:
+                _expect(value.shape == shape, f"{name}: expected {shape}, got {tuple(value.shape)}")
         _expect(
             len(self.mask_features) == batch,
             f"mask_features of {len(self.mask_features)} frames, not {batch}",

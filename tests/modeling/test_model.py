@@ -296,6 +296,25 @@ def test_noise_in_padding_changes_nothing_behind_the_encoder(tiny, make_clip, mo
         torch.testing.assert_close(noise[name], value, atol=1e-5 * max(1, value.item()), rtol=0)
 
 
+@torch.no_grad()
+def test_a_frame_that_is_not_padded_is_not_masked_and_finds_the_same(tiny, make_clip):
+    """No mask and a mask that is nowhere True are one, bit for bit, behind the encoder and in it."""
+    model = tiny().eval()
+    (frame,) = make_clip([[1]], size=(64, 96)).frames
+    free = model.encode([frame])
+    assert free.padding is None
+    image = ((frame.float() - model.pixel_mean) / model.pixel_std)[None]
+    masked = model.segmenter.encode(image, torch.ones(1, 2))
+    assert masked.padding is not None
+    assert not masked.padding.any()
+    for name in ("memory", "mask_features", "extent", "valid_ratios"):
+        assert torch.equal(getattr(free, name), getattr(masked, name))
+    one, other = model.step(free, None), model.step(masked, None)
+    for name in ("logits", "boxes", "masks"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+    assert torch.equal(one.queries.embed, other.queries.embed)
+
+
 def without_group_norm(model):
     """Each GroupNorm replaced by nothing."""
     for module in list(model.modules()):

@@ -51,7 +51,7 @@ class DecoderLayer(nn.Module):
         references: Tensor,
         memory: Tensor,
         shapes: Shapes,
-        padding: Tensor,
+        padding: Tensor | None,
         barred: Tensor | None = None,
     ) -> Tensor:
         """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""

@@ -60,7 +60,7 @@ class Geometry:
         shapes: (L, 2) as ints: (height, width) of every level.
         pos: (B, S, C) position embedding, without that of the level.
         references: (B, S, L, 2) where each token looks first, in [0, 1] of each level's padded map.
-        padding: (B, S) bool, True at a token that lies wholly in padding.
+        padding: (B, S) bool, True at a token that lies wholly in padding; None where nothing is padded.
         valid_ratios: (B, L, 2) the unpadded part of each level's width and height.
         extent: (B, 2) width and height of the unpadded frame in mask pixels.
     """
@@ -68,13 +68,15 @@ class Geometry:
     shapes: tuple[tuple[int, int], ...]
     pos: Tensor
     references: Tensor
-    padding: Tensor
+    padding: Tensor | None
     valid_ratios: Tensor
     extent: Tensor
 
     @classmethod
-    def of(cls, shapes: Shapes, valid: Tensor, mask_shape: tuple[int, int], dim: int) -> Geometry:
-        """Frames of which a (B, 2) part of width and height is not padding."""
+    def of(
+        cls, shapes: Shapes, valid: Tensor, mask_shape: tuple[int, int], dim: int, padded: bool = True
+    ) -> Geometry:
+        """Frames of which a (B, 2) part of width and height is not padding; all of it if they are not `padded`."""
         counts = [unpadded(valid, *shape).ceil() for shape in shapes]
         levels = list(zip(counts, shapes, strict=True))
         pos = [grid_sine_embedding(count, *shape, dim) for count, shape in levels]
@@ -84,7 +86,7 @@ class Geometry:
             tuple(shapes),
             torch.cat(pos, dim=1),
             centres[None, :, None].expand(len(valid), -1, len(shapes), -1),
-            torch.cat(padding, dim=1),
+            torch.cat(padding, dim=1) if padded else None,
             valid[:, None].expand(-1, len(shapes), -1),
             unpadded(valid, *mask_shape),
         )
@@ -101,7 +103,9 @@ class EncoderLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.ffn = FeedForward(dim, dim_feedforward)
 
-    def forward(self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, pos: Tensor, references: Tensor, shapes: Shapes, padding: Tensor | None
+    ) -> Tensor:
         """(B, S, C) to (B, S, C)."""
         return self.ffn(self.norm(x + self.self_attn(x + pos, references, x, shapes, padding)))
 
@@ -175,12 +179,13 @@ class PixelEncoder(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         _zero_bias(self.mask_features)
 
-    def forward(self, maps: Mapping[str, Tensor], valid: Tensor) -> FrameFeatures:
+    def forward(self, maps: Mapping[str, Tensor], valid: Tensor | None) -> FrameFeatures:
         """Encode B frames.
 
         Args:
             maps: the backbone's maps, (B, channels, height, width) each.
-            valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1].
+            valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1]; None where nothing is
+                padded, and nothing is masked.
 
         Returns:
             The features; their levels coarsest first, the order the decoder reads them in.
@@ -188,7 +193,10 @@ class PixelEncoder(nn.Module):
         sources = self.project(maps)
         shapes = tuple((source.shape[-2], source.shape[-1]) for source in sources)
         mask_shape = (maps[self.lateral].shape[-2], maps[self.lateral].shape[-1])
-        geometry = Geometry.of(shapes, valid, mask_shape, sources[0].shape[1])
+        padded = valid is not None
+        if valid is None:
+            valid = torch.ones(len(sources[0]), 2, device=sources[0].device)
+        geometry = Geometry.of(shapes, valid, mask_shape, sources[0].shape[1], padded)
         return self.encode(maps[self.lateral], sources, geometry)
 
     def project(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
@@ -197,10 +205,11 @@ class PixelEncoder(nn.Module):
             _projected(proj, maps[name]) for proj, name in zip(self.input_proj, self.features, strict=False)
         ]
         coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
+        # in float32 torch's own convolution, which rounds as detrex's: where a level's norm sees a few pixels, it shows
+        exact = not torch.is_autocast_enabled(coarsest.device.type)
         made: list[Tensor] = []
         for proj in self.input_proj[len(self.features) :]:
-            # torch's own convolution, which rounds as detrex's: where a level's norm sees a few pixels, it shows
-            coarsest = proj(coarsest)
+            coarsest = proj(coarsest) if exact else _projected(proj, coarsest)
             made.append(coarsest)
         made.reverse()
         return [*made, *given] if self.made_first else [*given, *made]
@@ -219,13 +228,16 @@ class PixelEncoder(nn.Module):
             else:
                 tokens = layer(tokens, *given)
         order = self.coarsest_first
-        levels, padding = tokens.split(split, dim=1), geometry.padding.split(split, dim=1)
+        levels, padding = tokens.split(split, dim=1), geometry.padding
+        if padding is not None:
+            padded = padding.split(split, dim=1)
+            padding = torch.cat([padded[i] for i in order], dim=1)
         finest = order[-1]
         top = levels[finest].transpose(1, 2).unflatten(-1, shapes[finest])
         return FrameFeatures(
             memory=torch.cat([levels[i] for i in order], dim=1),
             shapes=tuple(shapes[i] for i in order),
-            padding=torch.cat([padding[i] for i in order], dim=1),
+            padding=padding,
             mask_features=self.refine(lateral, top),
             extent=geometry.extent,
             valid_ratios=geometry.valid_ratios[:, order],

@@ -208,7 +208,8 @@ class Local2Global(nn.Module):
                 for frame, (h, w) in zip(frames, sizes, strict=True)
             ]
         )
-        valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean)
+        padded = any((h, w) != (height, width) for h, w in sizes)
+        valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean) if padded else None
         return self.segmenter.encode(images, valid)
 
     def _freeze_all_but(self, trainable: Sequence[str]) -> None:

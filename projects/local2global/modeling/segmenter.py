@@ -62,12 +62,12 @@ class Segmenter(nn.Module):
         # Denoising's label embedding: kept so that released checkpoints load, trained by nothing here.
         self.label_enc = nn.Embedding(num_classes, dim).requires_grad_(False)
 
-    def encode(self, images: Tensor, valid: Tensor) -> FrameFeatures:
+    def encode(self, images: Tensor, valid: Tensor | None) -> FrameFeatures:
         """E of Eq. (1).
 
         Args:
             images: (B, 3, H, W) normalised, padded.
-            valid: (B, 2) the unpadded part of each width and height, in (0, 1].
+            valid: (B, 2) the unpadded part of each width and height, in (0, 1]; None where nothing is padded.
         """
         return self.encoder(self.backbone(images), valid)
 
@@ -79,7 +79,9 @@ class Segmenter(nn.Module):
             raise ValueError(
                 f"frames of {features.shapes} tokens cannot give {self.num_queries} local queries: use larger frames"
             )
-        scores = self._classify(tokens).amax(dim=-1).masked_fill(features.padding, -torch.inf)
+        scores = self._classify(tokens).amax(dim=-1)
+        if features.padding is not None:
+            scores = scores.masked_fill(features.padding, -torch.inf)
         best = scores.topk(self.num_queries, dim=1).indices[..., None]
         embed = tokens.gather(1, best.expand(-1, -1, tokens.shape[-1]))
         with torch.autocast(embed.device.type, enabled=False):
@@ -156,7 +158,9 @@ def proposal_anchors(features: FrameFeatures) -> tuple[Tensor, Tensor]:
     valid = torch.cat(
         [_anchors(i, features.shapes, features.valid_ratios) for i in range(len(features.shapes))], 1
     )
-    inside = ((valid > 0.01) & (valid < 0.99)).all(dim=-1) & ~features.padding
+    inside = ((valid > 0.01) & (valid < 0.99)).all(dim=-1)
+    if features.padding is not None:
+        inside = inside & ~features.padding
     anchors = torch.log(valid / (1 - valid)).masked_fill(~inside[..., None], torch.inf)
     return features.memory.masked_fill(~inside[..., None], 0.0), anchors
 

@@ -368,6 +368,7 @@ def _seen_by_proposals(features: FrameFeatures) -> FrameFeatures:
 
     The valid ratios are read off the flat padding, others than the levels' own if masks came finest first.
     """
+    assert features.padding is not None  # `_levels` gives one always
     levels = features.padding.split([h * w for h, w in features.shapes], dim=1)
     views = [mask.unflatten(1, shape) for mask, shape in zip(levels, features.shapes, strict=True)]
     return replace(
