@@ -13,7 +13,6 @@ from bench_setup import Pair, clip_of, pair, precision
 from peer_layout import DensePredictions, peer_of
 
 from local2global.modeling.criterion import Criterion, FullSupervision
-from local2global.modeling.layers import mask_logits
 from local2global.modeling.losses import PointSampler
 from local2global.modeling.matcher import Matcher
 from local2global.structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Queries
@@ -154,7 +153,7 @@ def dense(features: list[FrameFeatures], predictions: list[FramePredictions]) ->
     """The same with the masks of all queries and layers, which the peer makes in its heads."""
 
     def full(one: LayerPredictions, step: FrameFeatures) -> DensePredictions:
-        masks = mask_logits(one.mask_embed, step.mask_features, step.extent)
+        masks = torch.einsum("bnc,bchw->bnhw", one.mask_embed, step.mask_features)
         return DensePredictions(one.logits, one.boxes, one.mask_embed, masks)
 
     return [

@@ -305,11 +305,11 @@ def in_double(pair, monkeypatch):
     monkeypatch.setattr(torch, "float32", torch.float64)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # it has no float64
     torch.set_default_dtype(torch.float64)
-    sampling._strides.cache_clear()  # it keeps its float32 tensors
+    sampling._kept_strides.cache_clear()  # it keeps its float32 tensors
     yield [model.double() for model in pair]
     monkeypatch.undo()
     torch.set_default_dtype(torch.float32)
-    sampling._strides.cache_clear()
+    sampling._kept_strides.cache_clear()
     for model in pair:
         model.float()
 

@@ -60,6 +60,24 @@ def attention(stirred):
     return stirred(DeformableAttention(8, 2, 3, 4), 0.4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize("padded", [False, True])
+def test_few_queries_sample_first_and_project_then(attention, coordinates, padded, monkeypatch):
+    """The same sums, whichever comes first; where many look, all tokens are projected first."""
+    padding = torch.rand(2, TOKENS) < 0.4 if padded else None
+    given = *inputs(coordinates), SHAPES, padding
+    expected = attend_by_grid(attention, *given)
+    for limit, first in ((0, False), (1000, True)):
+        monkeypatch.setattr(sampling, "ENTRIES_A_TOKEN", limit)
+        called = []
+        monkeypatch.setattr(
+            layers, "sample_tokens", lambda *a, c=called: c.append(1) or sampling.sample_tokens(*a)
+        )
+        torch.testing.assert_close(attention(*given), expected, atol=2e-6, rtol=1e-5)
+        assert bool(called) == first
+
+
 def inputs(coordinates, batch=2, queries=6):
     query = torch.randn(batch, queries, 8)
     references = torch.rand(batch, queries, 3, coordinates) * 1.6 - 0.3

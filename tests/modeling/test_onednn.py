@@ -149,11 +149,31 @@ def test_a_compiler_takes_the_operator_whole(dtype):
     assert sum("local2global.linear" in name for name in called) == 2
 
 
-def test_the_operator_keeps_torchs_rules():
+def test_a_compiler_takes_a_feed_forward_network_as_one_operator(dtype):
+    """In rows that a cache holds, more than one of them here."""
+    network, x = layers.FeedForward(8, 16), torch.randn(2, 700, 8)
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = network(x)
+        found = torch.compile(network, backend=keep, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected, **TOLERANCE[dtype])
+    called = [str(node.target) for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert [name for name in called if "local2global" in name] == ["local2global.two_layers"]
+
+
+def test_the_operators_keep_torchs_rules():
+    given = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5), torch.randn(7, 5), None
+    for test in ("test_schema", "test_faketensor"):
+        torch.library.opcheck(torch.ops.local2global.two_layers.default, given, test_utils=test)
     for relu in (False, True):
         given = torch.randn(3, 8), torch.randn(5, 8), torch.randn(5), relu
-        torch.library.opcheck(onednn._linear_operator, given, test_utils="test_schema")
-        torch.library.opcheck(onednn._linear_operator, given, test_utils="test_faketensor")
+        torch.library.opcheck(torch.ops.local2global.linear.default, given, test_utils="test_schema")
+        torch.library.opcheck(torch.ops.local2global.linear.default, given, test_utils="test_faketensor")
 
 
 def test_weights_made_in_inference_mode_are_taken_but_not_kept():

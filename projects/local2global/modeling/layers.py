@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..structures import constant, padded_pixels
+from ..structures import padded_pixels
 from . import onednn, products
-from .sampling import Shapes, rows_at_a_time, sample_levels
+from .sampling import Shapes, level_sizes, rows_at_a_time, sample_levels, sample_tokens, samples_first
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -44,7 +44,8 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
         (B, N, h, w) float32 logits, 0 (that is, in no mask) in padding.
     """
     with torch.autocast(mask_embed.device.type, enabled=False):
-        masks = torch.einsum("bnc,bchw->bnhw", mask_embed.float(), mask_features.float())
+        pixels = mask_features.float().permute(0, 2, 3, 1).flatten(1, 2)
+        masks = products.of_rows(mask_embed.float(), pixels).unflatten(-1, mask_features.shape[-2:])
     return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 
@@ -141,6 +142,8 @@ class FeedForward(nn.Module):
         plain = is_plain(self.linear1) and is_plain(self.linear2)
         if plain and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.norm(x + products.two_layers(self.linear1, self.linear2, x))
+        if plain and torch.compiler.is_compiling() and onednn.takes(self.linear1.weight, x):
+            return self.norm(x + onednn.two_layers(self.linear1, self.linear2, x))
         parts = [
             self.norm(some + linear(self.linear2, linear(self.linear1, some, relu=True)))
             for some in x.split(rows_at_a_time(x.shape[-2], x.device), dim=-2)
@@ -231,12 +234,21 @@ class DeformableAttention(nn.Module):
         Returns:
             (B, Q, C).
         """
+        x, y, weights = self._sampling(query, references, shapes)
+        if is_plain(self.value_proj) and samples_first(x, value):
+            sums, shares = sample_tokens(value, shapes, x, y, weights, padding)
+            return linear(self.output_proj, self._projected(sums, shares))
         values = linear(self.value_proj, value)
         if padding is not None:
             values = values.masked_fill(padding[..., None], 0.0)
         values = values.unflatten(-1, (self.num_heads, -1))
-        x, y, weights = self._sampling(query, references, shapes)
         return linear(self.output_proj, sample_levels(values, shapes, x, y, weights))
+
+    def _projected(self, sums: Tensor, shares: Tensor) -> Tensor:
+        """(B, Q, heads, C) sums over tokens to (B, Q, C) sums over their projections: the bias counts by shares."""
+        weight = self.value_proj.weight.unflatten(0, (self.num_heads, -1))
+        bias = self.value_proj.bias.unflatten(0, (self.num_heads, -1))
+        return (torch.einsum("bqhc,hdc->bqhd", sums, weight) + shares[..., None] * bias).flatten(-2)
 
     def _sampling(self, query: Tensor, references: Tensor, shapes: Shapes) -> tuple[Tensor, Tensor, Tensor]:
         """Sampling locations x and y and attention weights, each (B, Q, heads, L, points), in float32."""
@@ -250,6 +262,6 @@ class DeformableAttention(nn.Module):
             if size:
                 unit_x, unit_y = (side / (2 * self.num_points) for side in size)
             else:
-                level = constant(shapes, references).view(-1, 1, 2)
-                unit_y, unit_x = 1 / level[..., 0], 1 / level[..., 1]
+                sizes = level_sizes(shapes, self.num_heads, self.num_points, references.device)
+                unit_x, unit_y = (1 / pixels for pixels in sizes)
             return centre_x + offset_x * unit_x, centre_y + offset_y * unit_y, weights

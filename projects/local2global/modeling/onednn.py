@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .sampling import ROWS_AT_A_TIME
+
 
 @dataclass(frozen=True)
 class _Kept:
@@ -66,7 +68,8 @@ def linear(layer: nn.Linear, x: Tensor, relu: bool = False) -> Tensor:
     """The layer, and a ReLU if asked: (..., in) to (..., out)."""
     given = x.to(_dtype(x)), layer.weight, layer.bias, relu
     # a compiler takes the operator as it is; called directly it costs less
-    return _linear_operator(*given) if torch.compiler.is_compiling() else _linear(*given)
+    out: Tensor = torch.ops.local2global.linear(*given) if torch.compiler.is_compiling() else _linear(*given)
+    return out
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
@@ -79,18 +82,39 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tenso
     return torch.ops.mkldnn._linear_pointwise(x, kept.weight, kept.bias, after, [], "")
 
 
-_linear_operator = torch.library.custom_op(
-    "local2global::linear",
+def two_layers(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
+    """W2 relu(W1 x) for a compiler: (..., in) to (..., out); what lies between stays in the CPU's cache."""
+    weights = first.weight, first.bias, second.weight, second.bias
+    out: Tensor = torch.ops.local2global.two_layers(x.to(_dtype(x)), *weights)
+    return out
+
+
+def _two_layers(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None) -> Tensor:
+    parts = [
+        _linear(_linear(some, w1, b1, True), w2, b2, False) for some in x.flatten(0, -2).split(ROWS_AT_A_TIME)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(*x.shape[:-1], len(w2))
+
+
+def _operator(name: str, schema: str, function: Callable[..., Tensor], fake: Callable[..., Tensor]) -> None:
+    """An operator without gradients; `torch.library.custom_op` would cost as much a call as a small product."""
+    torch.library.define(f"local2global::{name}", schema)
+    torch.library.impl(f"local2global::{name}", "CPU", function)
+    torch.library.register_fake(f"local2global::{name}", fake)
+
+
+_operator(
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor",
     _linear,
-    mutates_args=(),
-    # torch 2.4 does not read it from annotations that are strings
-    schema="(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor",
+    lambda x, weight, bias, relu: x.new_empty((*x.shape[:-1], len(weight))),
 )
-
-
-@_linear_operator.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    return x.new_empty((*x.shape[:-1], len(weight)))
+_operator(
+    "two_layers",
+    "(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2) -> Tensor",
+    _two_layers,
+    lambda x, w1, b1, w2, b2: x.new_empty((*x.shape[:-1], len(w2))),
+)
 
 
 def convolution(

@@ -25,6 +25,14 @@ def linear(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:
     return _Linear.apply(x, layer.weight, layer.bias, relu)
 
 
+def of_rows(x: Tensor, y: Tensor) -> Tensor:
+    """Every row of one batch with every row of the other: (B, N, C) and (B, M, C) to (B, N, M)."""
+    if not _by_onednn(x, y):
+        return x @ y.mT
+    parts = [_Linear.apply(one, other, None, False) for one, other in zip(x, y, strict=True)]
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
 def two_layers(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     """W2 relu(W1 x) for training: (..., in) to (..., out); what lies between, many times as wide, is not kept."""
     return _TwoLayers.apply(x, first.weight, first.bias, second.weight, second.bias)

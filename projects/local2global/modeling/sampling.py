@@ -31,6 +31,9 @@ Kernel = Callable[..., Tensor]
 
 _log = logging.getLogger(__name__)
 
+#: So many sampled pixels for every token are read in the time of the token's projection.
+ENTRIES_A_TOKEN = 20
+
 #: So many rows' intermediate results fit into a CPU's cache.
 ROWS_AT_A_TIME = 512
 
@@ -63,6 +66,45 @@ def sample_levels(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights:
     if torch.is_grad_enabled():
         return _Sampling.apply(values, x, y, weights, tuple(shapes))
     return _sample(values, x, y, weights, tuple(shapes))
+
+
+def samples_first(x: Tensor, tokens: Tensor) -> bool:
+    """Whether (B, Q, heads, L, points) samples of (B, S, C) tokens cost less than a product of all tokens.
+
+    So it is on a CPU where a hundred queries look at a frame; with gradients, all that is read would be kept.
+    """
+    entries = 4 * x[0].numel()
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and entries <= ENTRIES_A_TOKEN * tokens.shape[1]
+    )
+
+
+def sample_tokens(
+    tokens: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor, padding: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`sample_levels` of tokens that all heads share, each in its own places.
+
+    Args:
+        tokens: (B, S, C).
+        shapes: as there.
+        x: as there.
+        y: as there.
+        weights: as there.
+        padding: (B, S) bool, True at tokens that count for nothing.
+
+    Returns:
+        (B, Q, heads, C) sums, at least float32, and (B, Q, heads) how much of the weights lies on tokens that count.
+    """
+    bags = x.shape[:3]
+    corners = _Corners.of(x, y, weights, shapes, tokens.shape[1])
+    table = _table(tokens)
+    rows, shares = corners.rows() // bags[2], corners.shares().to(table.dtype)
+    if padding is not None:
+        shares = shares.masked_fill(padding.flatten()[rows], 0.0)
+    summed = F.embedding_bag(rows, table, per_sample_weights=shares, mode="sum")
+    return summed.view(*bags, -1), shares.sum(dim=-1).view(bags)
 
 
 def _kernel(values: Tensor, x: Tensor) -> Kernel | None:
@@ -298,7 +340,7 @@ class _Corners:
     def of(cls, x: Tensor, y: Tensor, weights: Tensor, shapes: Shapes, tokens: int) -> _Corners:
         """Of the arguments of `sample_levels`."""
         batch, _, heads, _, points = x.shape
-        (height, width, stride), steps = _strides(tuple(shapes), heads, points, x.device)
+        (height, width, stride), steps = _strides(shapes, heads, points, x.device)
         across, upright = _Axis.of(x, width.to(x.dtype)), _Axis.of(y, height.to(x.dtype))
         # a position that is not a number reads the first row, not some other memory
         first = torch.addcmul(across.first * heads, upright.first, stride.to(x.dtype)).int().clamp_(min=0)
@@ -333,43 +375,54 @@ class _Corners:
         return of_x * self.weights, of_y * self.weights, upper_sum * self.y.low + lower_sum * self.y.high
 
 
-@lru_cache(maxsize=64)  # two calls a layer and frame
+def level_sizes(shapes: Shapes, heads: int, points: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Width and height of its level for every point of a query, (heads, L, points) float32 each."""
+    (height, width, _), _ = _strides(shapes, heads, points, device)
+    return width, height
+
+
 def _strides(
+    shapes: Shapes, heads: int, points: int, device: torch.device
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """What `_make_strides` made before, but for a compiler: that keeps them as constants of its own."""
+    make = _make_strides if torch.compiler.is_compiling() else _kept_strides
+    return make(tuple(shapes), heads, points, device)
+
+
+def _make_strides(
     shapes: tuple[tuple[int, int], ...], heads: int, points: int, device: torch.device
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Sizes of the levels and distances in the table, of every point of a query: (heads, L, points) each.
 
-    Written out, because a CPU is slow to repeat a number four times in its innermost loop; made where autograd may keep
-    them, whatever the caller's mode.
+    Written out, because a CPU is slow to repeat a number four times in its innermost loop, and a compiler gives up its
+    vector instructions for it; made where autograd may keep them, whatever the caller's mode.
 
     Returns:
         Height, width, and rows from a pixel to the one below, float32; and int32 rows from the table's first to the
         four corners at a level's first pixel.
     """
+    starts = list(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
+
+    def of_points(numbers: list[int], kind: torch.dtype, step: int = 0) -> Tensor:
+        every = [number + step * head for head in range(heads) for number in numbers for _ in range(points)]
+        every_point = torch.tensor(every, dtype=kind).to(device, non_blocking=True)
+        return every_point.view(heads, len(numbers), points)
+
     with torch.inference_mode(False):
-        starts = list(itertools.accumulate((h * w for h, w in shapes[:-1]), initial=0))
-        head = torch.arange(heads, dtype=torch.int32).view(-1, 1, 1)
-
-        def of_levels(numbers: list[int], kind: torch.dtype) -> Tensor:
-            return torch.tensor(numbers, dtype=kind).view(1, -1, 1).expand(heads, -1, points)
-
         sizes = [
-            of_levels([h for h, _ in shapes], torch.float32),
-            of_levels([w for _, w in shapes], torch.float32),
-            of_levels([w * heads for _, w in shapes], torch.float32),
+            of_points([h for h, _ in shapes], torch.float32),
+            of_points([w for _, w in shapes], torch.float32),
+            of_points([w * heads for _, w in shapes], torch.float32),
         ]
-        steps = [
-            of_levels(
-                [
-                    start + down * w * (h > 1) + right * (w > 1)
-                    for start, (h, w) in zip(starts, shapes, strict=True)
-                ],
-                torch.int32,
-            )
-            * heads
-            + head
+        corners = [
+            [
+                heads * (start + down * w * (h > 1) + right * (w > 1))
+                for start, (h, w) in zip(starts, shapes, strict=True)
+            ]
             for down in (0, 1)
             for right in (0, 1)
         ]
-        sent = [x.contiguous().to(device, non_blocking=True) for x in (*sizes, *steps)]
-        return tuple(sent[:3]), tuple(sent[3:])
+        return tuple(sizes), tuple(of_points(corner, torch.int32, step=1) for corner in corners)
+
+
+_kept_strides = lru_cache(maxsize=64)(_make_strides)  # two calls a layer and frame
