@@ -35,6 +35,7 @@ class Pair:
 
 
 @cache
+@torch.inference_mode(False)  # whatever the section's mode: weights made in it tell nobody when they change
 def pair(device: torch.device, queries: int = 100, config: str = "configs/ytvis2021/l2g_r50.py") -> Pair:
     """The paper's model for 40 classes and its peer, in evaluation mode."""
     torch.manual_seed(0)
@@ -48,6 +49,7 @@ def pair(device: torch.device, queries: int = 100, config: str = "configs/ytvis2
 
 
 @cache
+@torch.inference_mode(False)
 def compiled(model: Local2Global) -> Local2Global:
     """A copy of a model whose layers are compiled when they are first called."""
     copied = copy.deepcopy(model)
