@@ -7,8 +7,8 @@ replays a captured graph instead.
 
 from __future__ import annotations
 
-import ctypes
-import gc
+import itertools
+import operator
 import os
 import platform
 import statistics
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 Arm = Callable[[], Any]
 Row = dict[str, Any]
@@ -166,7 +167,11 @@ def disagreement(ours: Tensor, theirs: Tensor) -> float:
 
 
 def peak_memory(arm: Arm, device: torch.device) -> int:
-    """Bytes that an arm needs at its peak beyond what stood before: allocator's count on a GPU, resident on a CPU."""
+    """Bytes that an arm needs at its peak beyond what stood before, as torch's allocator counts them.
+
+    On a CPU resident memory would also count what malloc keeps or gives back: it differs by a tenth from run to run,
+    this is the same in each.  What oneDNN takes for itself is in neither arm's number.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -174,17 +179,12 @@ def peak_memory(arm: Arm, device: torch.device) -> int:
         arm()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    return _in_child(lambda: _resident_growth(arm))
-
-
-def _resident_growth(arm: Arm) -> int:
-    gc.collect()
-    # what the process has freed but kept would be taken anew and never be seen to grow
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status("VmRSS")
-    arm()
-    return _status("VmHWM") - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        arm()
+    recorded = seen.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]"]
+    changes.sort(key=operator.itemgetter(0))
+    return max(itertools.accumulate(size for _, size in changes), default=0)
 
 
 def _status(field: str) -> int:
@@ -192,24 +192,6 @@ def _status(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _in_child(work: Callable[[], int]) -> int:
-    """The number that `work` returns in a fork, whose memory is its own."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            os.write(write, str(work()).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as file:
-        said = file.read()
-    os.waitpid(child, 0)
-    if not said:
-        raise RuntimeError("the process that was to measure memory died")
-    return int(said)
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def _clip_at(
     both.ours.segmenter.encoder.checkpointing = checkpointing
     try:
         mine, theirs = float(ours()), float(peer())
+        for model in (both.ours, both.peer):
+            model.zero_grad(set_to_none=True)  # what stands before a step is the weights
         bytes_ours, bytes_peer = (peak_memory(arm, bench.device) for arm in (ours, peer))
         row = bench.by_clock.compare(
             "clip",

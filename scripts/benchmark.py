@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler says when it starts and when it stops
 
 import torch
 from bench_measure import Bench, Row, surroundings

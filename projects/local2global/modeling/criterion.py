@@ -117,7 +117,8 @@ class Criterion(nn.Module):
             no box), `loss_<term>_local` of the local queries.
         """
         with torch.autocast(predictions[0].logits.device.type, enabled=False):
-            maps = torch.cat([step.mask_features.float() for step in features])
+            # as they are: copies would lie beside all that a clip keeps for the way back
+            maps = [one for step in features for one in step.mask_features.float().unbind()]
             extent = torch.cat([step.extent for step in features])
             truth = self._truth(clips, len(features))
             sets = [_join([_sets(p)[i] for p in predictions]) for i in range(len(_sets(predictions[0])))]
@@ -150,7 +151,7 @@ class Criterion(nn.Module):
         clips: Sequence[Clip],
         truth: _Truth,
         sets: tuple[LayerPredictions, LayerPredictions],
-        maps: Tensor,
+        maps: Sequence[Tensor],
         extent: Tensor,
     ) -> NDArray[np.int64]:
         """Slots of all instances by the final layer and by the local queries: (2, F, M), -1 for none.
@@ -187,7 +188,7 @@ class Criterion(nn.Module):
         truth: _Truth,
         sets: tuple[LayerPredictions, LayerPredictions],
         asked: tuple[NDArray[np.int64], NDArray[np.int64]],
-        maps: Tensor,
+        maps: Sequence[Tensor],
         extent: Tensor,
     ) -> Tensor:
         """(A, N, M) costs of the A frames that are asked of each set, those of the first set first."""
@@ -197,7 +198,7 @@ class Criterion(nn.Module):
             # added to all that a clip keeps for the way back just when that is at its most.
             costs += [self._costs_of_frame(clips, truth, one, int(f), maps, extent) for f in frames]
         if not costs:
-            return maps.new_zeros(0, sets[0].logits.shape[1], truth.labels.shape[1])
+            return extent.new_zeros(0, sets[0].logits.shape[1], truth.labels.shape[1])
         return torch.stack(costs)
 
     def _costs_of_frame(
@@ -206,16 +207,16 @@ class Criterion(nn.Module):
         truth: _Truth,
         one: LayerPredictions,
         f: int,
-        maps: Tensor,
+        maps: Sequence[Tensor],
         extent: Tensor,
     ) -> Tensor:
         """(N, M) costs of frame f of one set."""
         t, clip = f // len(clips), clips[f % len(clips)]
         assert clip.targets is not None
-        generator = keyed_generator(*clip.key, "cost points", t, device=maps.device)
-        points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=maps.device)
+        generator = keyed_generator(*clip.key, "cost points", t, device=extent.device)
+        points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=extent.device)
         true_masks = sample_points(clip.targets.masks[None, :, t].float(), points)[0]
-        masks = mask_logits(one.mask_embed[f : f + 1], maps[f : f + 1], extent[f : f + 1])
+        masks = mask_logits(one.mask_embed[f : f + 1], maps[f][None], extent[f : f + 1])
         labels = truth.labels[f]
         return self.matcher.cost(
             one.logits[f],
@@ -252,11 +253,11 @@ class Criterion(nn.Module):
         truth: _Truth,
         sets: Sequence[LayerPredictions],
         slots: NDArray[np.int64],
-        maps: Tensor,
+        maps: Sequence[Tensor],
         extent: Tensor,
     ) -> dict[str, Tensor]:
         """Every term of every set, (S,) each; of the last sets only, for boxes."""
-        device = maps.device
+        device = extent.device
         (kept,) = truth.supervised.nonzero()
         frames = _send(kept, device)
         # One assignment for all layers, another for the local queries: (S, F', M).  What picks rows is worked out on
@@ -278,7 +279,7 @@ class Criterion(nn.Module):
             [_at(one.mask_embed.index_select(0, frames), owned[i]) for i, one in enumerate(sets)]
         )
         mask, dice = mask_losses(
-            self.sampler, clips, kept, embed, maps.index_select(0, frames), extent[frames]
+            self.sampler, clips, kept, embed, [maps[int(f)] for f in kept], extent[frames]
         )
         terms["mask"], terms["dice"] = (mask * pair).sum(dim=(1, 2)), (dice * pair).sum(dim=(1, 2))
 

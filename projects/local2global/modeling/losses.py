@@ -94,9 +94,9 @@ class PointSampler:
         return torch.rand(count, number, 2, generator=generator, device=generator.device)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Which candidates to keep for (..., R) mask logits at them: (..., P) indices."""
+        """Which candidates to keep for (..., R) mask logits at them, which are lost: (..., P) indices."""
         drawn = int(self.num_points * self.oversample_ratio)
-        certainty = logits[..., :drawn].abs()
+        certainty = logits[..., :drawn].abs_()
         # which they are matters, their order doesn't: sorting them takes longer than finding them
         uncertain = certainty.topk(self._important, dim=-1, largest=False, sorted=False).indices
         rest = torch.arange(drawn, logits.shape[-1], device=logits.device).expand(*uncertain.shape[:-1], -1)

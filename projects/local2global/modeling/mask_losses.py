@@ -25,7 +25,7 @@ def mask_losses(
     clips: Sequence[Clip],
     kept: NDArray[np.int64],
     embed: Tensor,
-    maps: Tensor,
+    maps: Sequence[Tensor],
     extent: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mask and dice losses of every pair.
@@ -35,7 +35,7 @@ def mask_losses(
         clips: the batch.
         kept: (F',) numbers of the supervised frames.
         embed: (S, F', M, C) mask embeddings of the pairs.
-        maps: (F', C, h, w) mask features.
+        maps: (C, h, w) mask features of each of these frames.
         extent: (F', 2).
 
     Returns:
@@ -43,17 +43,24 @@ def mask_losses(
     """
     depth, number, count, _ = embed.shape
     if not number * count:  # no instance at all; the sum keeps the heads in the graph, as DDP needs
-        nothing = embed.sum(dim=-1) + maps.sum() * 0
+        nothing = embed.sum(dim=-1) + sum(features.sum() for features in maps) * 0
         return nothing, nothing
     pairs = embed.permute(1, 2, 0, 3).flatten(1, 2)  # (F', M * S, C)
     losses = []
-    for f, embeds, features, size in zip(kept, pairs.unbind(), maps.unbind(), extent.unbind(), strict=True):
-        candidates, truth = _true_points(sampler, clips, int(f), count, maps.device)
+    for f, embeds, features, size in zip(kept, pairs.unbind(), maps, extent.unbind(), strict=True):
         logits = mask_logits(embeds[None], features[None], size[None])[0].unflatten(0, (count, depth))
-        chosen = _chosen(sampler, logits.detach(), candidates, size)
-        losses.append(_compared(logits, candidates, truth, chosen, size))
+        losses.append(_of_frame(sampler, clips, int(f), logits, size))
     mask, dice = (torch.stack(every, dim=1).permute(2, 1, 0) for every in zip(*losses, strict=True))
     return mask, dice
+
+
+def _of_frame(
+    sampler: PointSampler, clips: Sequence[Clip], f: int, logits: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mask and dice losses, (M, S) each, of (M, S, h, w) masks of frame f."""
+    candidates, truth = _true_points(sampler, clips, f, len(logits), logits.device)
+    chosen = _chosen(sampler, logits.detach(), candidates, extent)
+    return _compared(logits, candidates, truth, chosen, extent)
 
 
 @torch.no_grad()
