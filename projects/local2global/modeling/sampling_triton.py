@@ -24,6 +24,18 @@ BUSY = 1024
 
 
 @triton.jit
+def _block(  # type: ignore[no-untyped-def]
+    tokens, queries, heads, DEPTH: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """What a program takes: its bags and which of them are real; where its clip and head begin; the same of depth."""
+    clip, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    depth = tl.arange(0, BLOCK_D)[None, :]
+    bag = (clip * queries + query) * heads + head
+    return bag, query < queries, (clip * tokens * heads + head) * DEPTH + depth, depth, depth < DEPTH
+
+
+@triton.jit
 def _corners(x, y, width, height, start):  # type: ignore[no-untyped-def]
     """Where a block's points lie among four pixels: distances past the first, tokens, and which are in the map."""
     x, y = x * width - 0.5, y * height - 0.5
@@ -46,12 +58,8 @@ def _forward(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    clip, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    depth = tl.arange(0, BLOCK_D)
-    real, deep = query < queries, (depth < DEPTH)[None, :]
-    bag = (clip.to(tl.int64) * queries + query) * heads + head
-    table = values + (clip.to(tl.int64) * tokens * heads + head) * DEPTH + depth[None, :]
+    bag, real, beginning, depth, deep = _block(tokens, queries, heads, DEPTH, BLOCK_Q, BLOCK_D)
+    table = values + beginning
     stride = heads * DEPTH
     total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=KIND)
     for level in range(LEVELS):
@@ -74,7 +82,7 @@ def _forward(  # type: ignore[no-untyped-def]
             upper = nw * (1 - a)[:, None] + ne * a[:, None]
             lower = sw * (1 - a)[:, None] + se * a[:, None]
             total += (upper * (1 - b)[:, None] + lower * b[:, None]) * share[:, None]
-    tl.store(out + bag[:, None] * DEPTH + depth[None, :], total, mask=real[:, None] & deep)
+    tl.store(out + bag[:, None] * DEPTH + depth, total, mask=real[:, None] & deep)
 
 
 @triton.jit
@@ -84,16 +92,9 @@ def _backward(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    clip, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    depth = tl.arange(0, BLOCK_D)
-    real, deep = query < queries, (depth < DEPTH)[None, :]
-    bag = (clip.to(tl.int64) * queries + query) * heads + head
-    beginning = (clip.to(tl.int64) * tokens * heads + head) * DEPTH + depth[None, :]
+    bag, real, beginning, depth, deep = _block(tokens, queries, heads, DEPTH, BLOCK_Q, BLOCK_D)
     stride = heads * DEPTH
-    due = tl.load(gradient + bag[:, None] * DEPTH + depth[None, :], mask=real[:, None] & deep, other=0).to(
-        KIND
-    )
+    due = tl.load(gradient + bag[:, None] * DEPTH + depth, mask=real[:, None] & deep, other=0).to(KIND)
     for level in range(LEVELS):
         height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
         start = tl.load(levels + 3 * level + 2)
