@@ -238,6 +238,7 @@ def _frame_at(bench: Bench, size: tuple[int, int]) -> Iterator[Row]:
                     peer,
                     apart(mine.logits, theirs.logits),
                     LIMITS[dtype],
+                    warm=bench.device.type == "cuda",  # on a CPU both have been called, and take long
                     mode=mode,
                     dtype=dtype,
                     masks=len(shown.ids),
