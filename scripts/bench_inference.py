@@ -65,7 +65,7 @@ def _attention_at(bench: Bench, place: str, size: tuple[int, int]) -> Iterator[R
     x, y = places[..., 0].contiguous(), places[..., 1].contiguous()
     functions: dict[str, Callable[..., Tensor]] = {"eager": sample_levels}
     if bench.compiled:
-        functions["compiled"] = torch.compile(sample_levels)
+        functions["compiled"] = torch.compile(sample_levels, dynamic=False)  # as `compile_stream`
     label = f"{place}" if size == SIZES[0] else f"{place} {size[0]}x{size[1]}"
     with torch.no_grad():
         expected = grid_sample_levels(values, shapes, places, weights)
