@@ -34,7 +34,7 @@ from local2global.lazy import LazyConfig
 Numbers = dict[str, int | float | None]
 
 #: What a comparison is about, in this order: scores of the run's evaluation, then of its identities.
-COMPARED = ("AP", "AP50", "AR10", "kept", "owner_changes", "switches", "never_owned")
+COMPARED = ("AP", "AP50", "AR10", "owned_rate", "kept", "owner_changes", "switches", "never_owned")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -154,6 +154,11 @@ def test_objects_never_owned_are_counted_and_objects_never_seen_are_no_objects()
     assert (got["objects"], got["never_owned"]) == (2, 1)
 
 
+def test_appearances_are_visible_objects_frame_by_frame():
+    got = measure("--7-", "88 8", "    ")
+    assert (got["appearances"], got["owned"], got["owned_rate"]) == (7, 4, 4 / 7)
+
+
 def test_a_change_to_a_fresh_slot_is_no_switch():
     got = measure("7788", "    ")
     assert (got["owner_changes"], got["switches"]) == (1, 0)

@@ -138,6 +138,8 @@ class IdentityMeter:
         visible = masks.flatten(1).any(1)
         present = ids[visible].tolist()
         slots = owners(result, masks[visible], self.min_iou, self.min_score)
+        self._counts["appearances"] += len(present)
+        self._counts["owned"] += len(slots) - slots.count(None)
         owned_by = dict(zip(present, slots, strict=True))
         outside = set() if inside is None else set(ids[~torch.from_numpy(np.asarray(inside))].tolist())
         for identity, thing in self._objects.items():
@@ -181,17 +183,22 @@ class IdentityMeter:
         Returns:
             `kept` of `occlusions` and their ratio `kept_rate` in [0, 1], None without occlusions;
             `occlusions_unowned`, those without an owner before; the same of `absences` (`absences_kept` ...);
-            `objects` that were visible at all and those `never_owned`; `owner_changes` and those of them that
-            are `switches`; `takeovers`; `videos`.
+            `appearances`, visible objects added up over the frames, those of them `owned` and their ratio
+            `owned_rate`; `objects` that were visible at all and those `never_owned`; `owner_changes` and those of
+            them that are `switches`; `takeovers`; `videos`.
         """
         counts = self._counts
         rates = {
             f"{kept}_rate": counts[kept] / counts[kind] if counts[kind] else None
-            for kind, kept in (("occlusions", "kept"), ("absences", "absences_kept"))
+            for kind, kept in (
+                ("appearances", "owned"),
+                ("occlusions", "kept"),
+                ("absences", "absences_kept"),
+            )
         }
         names = (
-            "videos", "objects", "never_owned", "occlusions", "occlusions_unowned", "kept", "absences",
-            "absences_unowned", "absences_kept", "owner_changes", "switches", "takeovers",
+            "videos", "appearances", "owned", "objects", "never_owned", "occlusions", "occlusions_unowned",
+            "kept", "absences", "absences_unowned", "absences_kept", "owner_changes", "switches", "takeovers",
         )  # fmt: skip
         return {**{name: counts[name] for name in names}, **rates}
 
