@@ -328,6 +328,23 @@ def test_on_a_gpu_a_frame_is_taken_when_the_next_is_under_way(monkeypatch, count
     assert clock.notes == expected
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_error_in_a_frame_costs_none_before_it(monkeypatch, device):
+    """It comes out where the frame's result would have."""
+    monkeypatch.setattr(torch, "cuda", _Clock())
+
+    def steps():
+        yield from (0, 1)
+        raise OSError("frame 2")
+
+    torch.cuda.notes.append(("step", 0))
+    taken = one_behind(steps(), lambda t: 10 * t, torch.device(device))
+    assert [next(taken), next(taken)] == [0, 10]
+    with pytest.raises(OSError, match="frame 2"):
+        next(taken)
+    assert list(taken) == []
+
+
 def test_on_a_cpu_a_frame_is_taken_before_the_next_is_asked_for():
     notes = []
     steps = (notes.append(f"step {t}") or t for t in range(2))

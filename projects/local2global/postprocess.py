@@ -157,14 +157,21 @@ def one_behind(
         with torch.cuda.stream(aside):
             return take(item)
 
-    for item in items:
+    source = iter(items)
+    while True:
+        try:
+            item = next(source)
+        except Exception as end:  # or an error in the next one: the last one is whole all the same
+            if waiting:
+                yield taken()
+            if isinstance(end, StopIteration):
+                return
+            raise
         made = torch.cuda.Event()  # type: ignore[no-untyped-call]
         made.record(torch.cuda.current_stream(device))
         waiting.insert(0, (item, made))
         if len(waiting) > 1:
             yield taken()
-    if waiting:
-        yield taken()
 
 
 class Spill:
