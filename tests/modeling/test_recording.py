@@ -7,6 +7,7 @@ afterwards, and it keeps nothing alive.  The lists that it plays are those that 
 import contextlib
 import copy
 import itertools
+import types
 import weakref
 
 import pytest
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from local2global.modeling import onednn, products, recording
 from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
-from local2global.modeling.recording import Recorder, known_ahead
+from local2global.modeling.recording import CudaGraph, Recorder, known_ahead
 
 VARIANTS = {
     "main": (torch.inference_mode, dict),
@@ -127,6 +128,49 @@ def small():
         return [kept.replay.plays for kept in recorder._kept.values()]
 
     return module, recorder, call
+
+
+class _TwoGpus:
+    """Stands for `torch.cuda`, and says on whose stream a step is called."""
+
+    CUDAGraph = object
+
+    def __init__(self):
+        self.here, self.called = "cuda:0", []
+        self.stream_now = self._captures_first = self.Stream()
+
+    def Stream(self):  # noqa: N802 - torch's name
+        return types.SimpleNamespace(of=self.here, wait_stream=lambda other: None)
+
+    def current_stream(self):
+        return self.stream_now
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.here = self.here, device
+        yield
+        self.here = before
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.stream_now = self.stream_now, stream
+        yield
+        self.stream_now = before
+
+    def graph(self, graph, stream=None, capture_error_mode="global"):
+        assert capture_error_mode == "thread_local"
+        return self.stream(stream or self._captures_first)
+
+
+def test_a_step_of_the_second_gpu_is_captured_on_it(monkeypatch):
+    cuda = _TwoGpus()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    graph = CudaGraph(
+        lambda given: cuda.called.append(cuda.stream_now.of) or [given],
+        [types.SimpleNamespace(device="cuda:1")],
+    )
+    assert cuda.called == ["cuda:1"] * (recording.WARM_UPS + 1)
+    assert graph.outputs == graph.inputs
 
 
 @torch.no_grad()

@@ -50,8 +50,9 @@ class CudaGraph:
                     step(*inputs)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            # of this thread alone: others, which decode or write masks, may go on using the device
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            # Of this thread alone: others, which decode or write masks, may go on using the device.  On this device's
+            # stream: torch's own is one for the whole process, of the device that captured first.
+            with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
                 self.outputs = step(*inputs)
 
     def __call__(self) -> None:
@@ -70,7 +71,8 @@ class _Recording:
 class Recorder:
     """Calls a step, recording it anew for every size, type and precision of its inputs, and when weights change.
 
-    Weights may be written to in place or be loaded.  A module that is exchanged is not noticed.
+    Weights may be written to in place or be loaded into.  A module or a weight that is exchanged, as
+    `load_state_dict(..., assign=True)` does, is not noticed.
 
     Args:
         fuse: have `torch.compile` fuse what is recorded: fewer kernels, after a minute or more.
