@@ -144,12 +144,12 @@ def frame(scores, filled, mask_logit=2.0):
 
 
 def test_a_frame_reports_confident_slots_that_have_a_mask():
-    """Slot 0 is confident, slot 1 not, slot 2 has no mask."""
+    """Slot 2 is confident, slot 0 not, slot 1 has no mask."""
     with VideoPostprocessor((16, 24), threshold=0.3) as post:
-        report = post.update(frame([[0.1, 0.6], [0.2, 0.1], [0.9, 0.1]], filled=[0, 1]))
-    assert (report.index, report.ids.tolist(), report.labels.tolist()) == (0, [0], [1])
+        report = post.update(frame([[0.2, 0.1], [0.9, 0.1], [0.1, 0.6]], filled=[0, 2]))
+    assert (report.index, report.ids.tolist(), report.labels.tolist()) == (0, [2], [1])
     assert report.scores.tolist() == pytest.approx([0.6])
-    assert report.boxes.tolist() == [pytest.approx([0.0, 0.01, 0.02, 0.03])]
+    assert report.boxes.tolist() == [pytest.approx([0.08, 0.09, 0.1, 0.11])]
     expected = torch.zeros((16, 24), dtype=torch.bool)
     expected[:, :16] = True
     assert torch.equal(report.masks[0], expected)
