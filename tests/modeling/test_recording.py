@@ -33,6 +33,7 @@ class Played:
     """A list of operators with the manners of a CUDA graph."""
 
     def __init__(self, step, inputs):
+        assert not torch.is_autocast_enabled("cpu"), "what was traced has its casts already"
         self._step, self.inputs, self.plays = weakref.ref(step), inputs, 0
         self.outputs = [torch.full_like(one, torch.nan) for one in step(*inputs)]
 

@@ -81,8 +81,8 @@ class L2GAligner(nn.Module):
 class IdentityStartAligner(L2GAligner):
     """An L2G-aligner whose residual branches start at zero: new, it hands normed queries on as they are.
 
-    For video training without pre-training (section 4.2): it starts at what propagation does without an aligner, where
-    random weights, or those that learned to follow learned queries, start behind that.
+    For video training without pre-training (section 4.2): but for the norms it starts at what propagation does without
+    an aligner, where random weights, or those that learned to follow learned queries, start behind that.
     """
 
     def __init__(

@@ -183,8 +183,8 @@ class Local2Global(nn.Module):
         """Makes streams faster, at the price of a minute or more at the first frames of every size.
 
         On a GPU the whole step is compiled and captured (`recording.py`), elsewhere the layers that take the time are
-        compiled.  The model, its names and its results stay what they are.  A CPU needs a C++ compiler (torch says
-        which it misses).
+        compiled, for up to eight sizes.  The model, its names and its results stay what they are.  A CPU needs a C++
+        compiler (torch says which it misses).
         """
         if self.pixel_mean.is_cuda:
             self.recorder = Recorder()
