@@ -7,6 +7,7 @@ user waits for: frames from the host in, run lengths of ten masks at 720p out, b
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,7 @@ FRAMES = 20  # of a stream: the first is never recorded
 def gpu(bench: Bench) -> Iterator[Row]:
     """Both sizes, every mode and precision."""
     if bench.device.type == "cpu":
+        sys.stderr.write("gpu: these rows are a GPU's; add --device cuda\n")
         return
     largest = SIZES[-1]
     for size in (largest,) if bench.quick else SIZES:

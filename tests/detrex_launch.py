@@ -24,7 +24,12 @@ _LIBRARIES: list[torch.library.Library] = []  # an operator's name lives as long
 
 def put_on_path() -> Path:
     """Make detrex, its `projects` and detectron2 importable from their checkouts; detrex's folder."""
-    folders = [Path(os.environ[name]).resolve() for name in ("DETREX", "DETECTRON2")]
+    folders = [Path(os.environ.get(name) or ".").resolve() for name in ("DETREX", "DETECTRON2")]
+    for name, folder, part in zip(("DETREX", "DETECTRON2"), folders, ("detrex", "detectron2"), strict=True):
+        if not os.environ.get(name) or not (folder / part).is_dir():
+            sys.exit(
+                f"detrex_launch.py: {name} is to name a checkout of {part}, with {part}/ in it; got {folder}."
+            )
     # detrex carries an empty folder `detectron2`: the real one goes first
     sys.path[:0] = [str(folders[1]), str(folders[0])]
     return folders[0]
