@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -112,6 +113,17 @@ def test_the_video_has_the_sources_rate_size_and_length(model, clip, tmp_path):
     frame = next(iter(written)).float()
     assert (frame[:, 50, 20] - 90).abs().max() > 15, "inside the dog"
     assert (frame[:, 50, 80] - 90).abs().max() < 6, "outside everything"
+
+
+def test_a_file_that_breaks_off_is_told_of(model, clip, tmp_path, capsys):
+    from local2global.app.cli import _report
+
+    whole = open_source(clip)
+    _report(model.predict(whole, tmp_path / "out"))
+    assert capsys.readouterr().err == ""
+    _report(model.predict(dataclasses.replace(whole, length=whole.length + 3), tmp_path / "out"))
+    told = f"{whole.length + 3} frames are announced, {whole.length} could be read; is the file complete?"
+    assert told in capsys.readouterr().err
 
 
 def test_tracks_hold_what_the_stream_reported(model, clip, tmp_path):

@@ -446,3 +446,9 @@ def _report(prediction: Prediction) -> None:
     typer.echo(f"{prediction.frames} frames in {prediction.seconds:.1f} s ({rate:.1f} frames/s)")
     typer.echo(f"  video   {prediction.video}")
     typer.echo(f"  tracks  {prediction.tracks}")
+    if prediction.frames < (prediction.announced or 0):
+        typer.echo(
+            f"l2g: {prediction.video.parent.name}: {prediction.announced} frames are announced, "
+            f"{prediction.frames} could be read; is the file complete?",
+            err=True,
+        )

@@ -63,12 +63,14 @@ class Prediction:
         tracks: the tracks.json.
         frames: how many frames were read.
         seconds: how long it took.
+        announced: how many frames the source said it has; None where it doesn't.
     """
 
     video: Path
     tracks: Path
     frames: int
     seconds: float
+    announced: int | None = None
 
 
 class L2G:
@@ -203,7 +205,7 @@ class L2G:
             found = post.result(video_id=1)
             about = {"name": opened.name, "fps": float(opened.fps)}
             write_tracks(tracks, found, best_tracks(found, drawn, keep.labels), self.classes, about)
-        return Prediction(video, tracks, found.length, time.perf_counter() - start)
+        return Prediction(video, tracks, found.length, time.perf_counter() - start, opened.length)
 
     def _stream(self, source: Source | Iterable[Tensor], keep: _Filter) -> Iterator[FrameResult]:
         if not isinstance(source, Source):
