@@ -19,16 +19,8 @@ from local2global.modeling.backbone import ResNet
 from local2global.randomness import keyed_generator
 from local2global.run import train_settings
 from local2global.trainer import Trainer
+from waits import waits
 
-WAITS = {
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "is_nonzero",
-    "bincount",
-    "equal",
-    "unique_consecutive",
-}
 CHANNELS = [16, 16, 32, 32]
 
 
@@ -52,10 +44,7 @@ class Watch(TorchDispatchMode):
             if name == "_to_copy" and out.is_meta:
                 self.sent.append(tuple(out.shape))
             return out
-        if name in WAITS or (
-            name in {"index", "index_put", "index_put_"}
-            and any(one.dtype == torch.bool for one in args[1] if one is not None)
-        ):
+        if waits(name, args):
             raise AssertionError(f"{name} waits for the device")
         if name == "_to_copy" and str(kwargs.get("device")) == "cpu":
             self.asked.append(tuple(args[0].shape))

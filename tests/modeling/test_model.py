@@ -13,6 +13,7 @@ from local2global.modeling.criterion import Criterion, FullSupervision
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, FromProposals, Learned
 from local2global.structures import Clip, VideoResult
+from waits import waits
 
 PRETRAINING = (r"^tracker\.", r"ref_point_head")
 VARIANTS = {
@@ -395,17 +396,7 @@ class _Asked(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        masked = name in {"index", "index_put", "index_put_"} and any(
-            one is not None and one.dtype == torch.bool for one in args[1]
-        )
-        if masked or name in {
-            "_local_scalar_dense",
-            "nonzero",
-            "masked_select",
-            "is_nonzero",
-            "bincount",
-            "equal",
-        }:
+        if waits(name, args):
             self.names.append(name)
         return function(*args, **(kwargs or {}))
 

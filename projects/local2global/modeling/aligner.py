@@ -82,18 +82,12 @@ class IdentityStartAligner(L2GAligner):
     """An L2G-aligner whose residual branches start at zero: new, it hands normed queries on as they are.
 
     For video training without pre-training (section 4.2): but for the norms it starts at what propagation does without
-    an aligner, where random weights, or those that learned to follow learned queries, start behind that.
+    an aligner, where random weights, or those that learned to follow learned queries, start behind that.  It takes what
+    `L2GAligner` takes.
     """
 
-    def __init__(
-        self,
-        dim: int = 256,
-        num_heads: int = 8,
-        dim_feedforward: int = 1024,
-        num_layers: int = 3,
-        cross_first: bool = False,
-    ) -> None:
-        super().__init__(dim, num_heads, dim_feedforward, num_layers, cross_first)
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         for layer in self.layers:
             assert isinstance(layer, AlignerLayer)
             for last in (
