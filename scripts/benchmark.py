@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler says when it starts and when it stops
@@ -102,9 +102,16 @@ def sections_of(asked: Sequence[str], device: torch.device) -> list[str]:
     return [name for name, (_, call) in SECTIONS.items() if device.type == "cpu" or call != "run"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line where others print their usage too, as all commands of `l2g` do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"l2g: benchmark: {message}\n")
+
+
 def main() -> int:
     """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=__doc__.splitlines()[0],
         epilog="\n".join(__doc__.splitlines()[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,

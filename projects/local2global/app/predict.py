@@ -190,12 +190,11 @@ class L2G:
         opened = source if isinstance(source, Source) else open_source(source)
         folder = Path(output_dir) / opened.name
         video, tracks = folder / "video.mp4", folder / "tracks.json"
-        make_folder(folder, "--output")
         post = VideoPostprocessor(
             opened.size, threshold=keep.threshold, aggregate=self._model.aggregate, keep=_ALL_PAIRS
         )
         drawn: set[int] = set()
-        with _emptied(folder), post, VideoWriter(video, opened.fps, opened.size) as writer:
+        with _made(folder), post, VideoWriter(video, opened.fps, opened.size) as writer:
             with closing(self._results(opened, keep, post)) as results:
                 for frame, result in results:
                     writer.write(draw(frame, result, self.classes))
@@ -300,13 +299,16 @@ def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
 
 
 @contextmanager
-def _emptied(folder: Path) -> Iterator[None]:
-    """After an error the folder goes too, if nothing else is in it."""
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder; after an error it goes again with those made above it, unless something else is in them."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    make_folder(folder, "--output")
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            folder.rmdir()
+            for one in new or [folder]:
+                one.rmdir()
         raise
 
 
