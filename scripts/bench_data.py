@@ -24,8 +24,8 @@ from pycocotools import mask as rle
 from local2global.data.augment import ClipAugmentation
 from local2global.data.clips import make_clip
 from local2global.data.datasets import AnnotatedVideo, Track, read_grid
-from local2global.data.images import read_image
-from local2global.data.rle import encode_mask
+from local2global.data.readers.images import read_image
+from local2global.data.readers.rle import encode_mask
 from local2global.data.views import View
 from local2global.randomness import keyed_generator
 

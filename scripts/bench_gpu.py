@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from local2global.modeling.model import Local2Global
 from local2global.modeling.recording import Recorder
-from local2global.postprocess import VideoPostprocessor, one_behind
+from local2global.results.instances import VideoPostprocessor, one_behind
 from local2global.structures import FramePredictions
 
 FRAMES = 20  # of a stream: the first is never recorded

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from local2global.modeling.layers import sample_levels
-from local2global.postprocess import VideoPostprocessor
+from local2global.results.instances import VideoPostprocessor
 
 HEADS, DEPTH, LEVELS, POINTS = 8, 32, 4, 4
 #: The most of the pixels of either arm's masks that may differ.

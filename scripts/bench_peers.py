@@ -26,11 +26,11 @@ from peer_layout import peer_of, read_out
 from torch import Tensor, nn
 
 from local2global.boxes import mask_to_box
-from local2global.checkpoint import to_detrex
 from local2global.modeling import segmenter
-from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.model import PIXEL_MEAN, PIXEL_STD, Local2Global
-from local2global.postprocess import VideoPostprocessor
+from local2global.modeling.variants import BypassTracker
+from local2global.results.instances import VideoPostprocessor
+from local2global.weights.checkpoint import to_detrex
 
 SIZE = (640, 640)
 #: Layers, width and heads of the two published sizes.

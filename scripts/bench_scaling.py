@@ -15,7 +15,7 @@ from bench_measure import Bench, Row, _status
 from bench_setup import frame_of, pair, past_of
 from bench_training import loss_row
 
-from local2global.postprocess import VideoPostprocessor
+from local2global.results.instances import VideoPostprocessor
 from local2global.structures import Queries
 
 LENGTHS = (10, 100, 1000)

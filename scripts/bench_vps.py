@@ -36,7 +36,7 @@ from local2global.evaluation.panoptic_files import (
     parse_truth,
 )
 from local2global.evaluation.vps import WINDOWS, summarize
-from local2global.segment_ids import write_ids
+from local2global.results.segment_ids import write_ids
 
 SIZE, LENGTH, CLASSES, THINGS = (720, 1280), 24, 124, 58
 

@@ -22,14 +22,14 @@ from rich.table import Table
 from torch import Tensor
 
 from local2global.app.predict import find_weights
-from local2global.checkpoint import find_config, load_checkpoint, load_weights
-from local2global.data.shapes import ShapeVideo, load_shapes
+from local2global.data.generated.shapes import ShapeVideo, load_shapes
 from local2global.errors import UserError
 from local2global.evaluation.identity import owners
 from local2global.lazy import instantiate, load_resolved
 from local2global.modeling.model import Local2Global
-from local2global.postprocess import VideoPostprocessor
+from local2global.results.instances import VideoPostprocessor
 from local2global.structures import FramePredictions, Queries
+from local2global.weights.checkpoint import find_config, load_checkpoint, load_weights
 
 FATES = ("query", "slot", "another", "nobody")
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from local2global import L2G
 from local2global.app.ablate import Row, summarise
-from local2global.data.shapes import load_shapes
+from local2global.data.generated.shapes import load_shapes
 from local2global.errors import UserError
 from local2global.evaluation.identity import IdentityMeter
 from local2global.lazy import LazyConfig

@@ -4,7 +4,7 @@
     python scripts/parity.py FOLDER
 
 Columns: the largest absolute difference of outputs, the same over max(1, largest entry), which may be 1e-5, and of
-gradients over their largest entry, which may be 1e-4.  `local2global.parity.fixtures` says what a folder holds.
+gradients over their largest entry, which may be 1e-4.  `tests/parity/fixtures.py` says what a folder holds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 from local2global.errors import UserError
-from local2global.parity.families import Result, check
-from local2global.parity.fixtures import read_fixtures
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from parity.families import Result, check
+from parity.fixtures import read_fixtures
 
 
 def line(result: Result, width: int) -> str:

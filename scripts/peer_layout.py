@@ -31,7 +31,7 @@ from local2global.modeling.losses import (
     sigmoid_focal_loss,
 )
 from local2global.modeling.matcher import assign
-from local2global.modeling.sampling import Shapes
+from local2global.modeling.ops.bags import Shapes
 from local2global.randomness import keyed_generator
 from local2global.structures import (
     Clip,

@@ -21,15 +21,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from local2global.app.configs import find_config_file
 from local2global.app.predict import find_weights
-from local2global.checkpoint import load_checkpoint, read_state
-from local2global.engine import evaluate, load_model
+from local2global.config.find import find_config_file
+from local2global.engine.loop import evaluate, load_model
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
 from local2global.modeling.model import Local2Global
-from local2global.postprocess import VideoPostprocessor
+from local2global.results.instances import VideoPostprocessor
 from local2global.structures import Clip, FramePredictions, VideoResult
+from local2global.weights.checkpoint import load_checkpoint, read_state
 
 #: What makes the pre-training's config the segmenter's by itself.
 ALONE = ("model.tracker=bypass", "model.trainable=null")

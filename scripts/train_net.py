@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train or evaluate, or start the processes that do; the exit code."""
     started = "WORLD_SIZE" in os.environ
     if not started and arguments.num_gpus * arguments.num_machines > 1:
-        from local2global.distributed import launch_command
+        from local2global.engine.processes import launch_command
 
         script = [str(Path(__file__).resolve()), *sys.argv[1:]]
         machines = (arguments.num_machines, arguments.machine_rank, arguments.dist_url)
@@ -42,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
         # in this process's place, so that Ctrl-C reaches those who save
         os.execv(command[0], command)
 
-    from local2global.engine import evaluate, train
+    from local2global.engine.loop import evaluate, train
+    from local2global.engine.metrics import print_table
     from local2global.lazy import load_config
-    from local2global.metrics import print_table
 
     cfg = load_config(arguments.config_file, arguments.opts)
     if not arguments.eval_only:

@@ -10,6 +10,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
+pytest_plugins = ["small_model"]
+
 
 # Without a GPU, Triton's kernels are interpreted.  Said before anything imports Triton, which reads it then.
 if not torch.cuda.is_available():

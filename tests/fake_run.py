@@ -15,8 +15,8 @@ from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from local2global.distributed import rank, world_size
-from local2global.engine import train
+from local2global.engine.loop import train
+from local2global.engine.processes import rank, world_size
 from local2global.errors import UserError
 from local2global.randomness import keyed_generator
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from local2global.app.tables import read_rows
-from local2global.checkpoint import load_weights
+from local2global.engine.run import DEFAULTS
 from local2global.lazy import instantiate, load_config, resolve
-from local2global.run import DEFAULTS
 from local2global.structures import Clip, ClipTargets
+from local2global.weights.checkpoint import load_weights
 from miniatures import write_images, write_panoptic, write_videos
 
 ROOT = Path(__file__).resolve().parents[1]

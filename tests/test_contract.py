@@ -14,10 +14,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from local2global.config.targets import locate
 from local2global.data.loader import Curriculum, TrainLoader
 from local2global.lazy import load_config, own_instantiate
 from local2global.structures import VideoResult
-from local2global.targets import locate
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from local2global import lazy
+from local2global.engine.optim import parameter_groups
 from local2global.errors import UserError
 from local2global.lazy import (
     OwnLazyCall,
@@ -25,7 +26,6 @@ from local2global.lazy import (
     resolve,
     save_resolved,
 )
-from local2global.optim import parameter_groups
 
 L = OwnLazyCall
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -437,7 +437,7 @@ def test_resolved_config_is_plain_and_builds_again(tracker, tmp_path):
         "torch.nn.modules.module.functools.partial",
         "local2global.lazy.load_config",
         "local2global.lazy.os.system",
-        "local2global.optim.nn.Linear.__init__",
+        "local2global.engine.optim.nn.Linear.__init__",
         "torch.optimizer.Evil",
         3,
     ],

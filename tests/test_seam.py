@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from local2global.lazy import instantiate, load_config
-from local2global.modeling import sampling
+from local2global.modeling.ops import bags as sampling
 from local2global.structures import FrameFeatures
 
 HERE = Path(__file__).resolve().parent

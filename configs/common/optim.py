@@ -6,8 +6,8 @@ optimizer's checkpoint as a config object under detectron2.
 
 import torch
 
+from local2global.engine.optim import parameter_groups
 from local2global.lazy import LazyCall as L
-from local2global.optim import parameter_groups
 
 AdamW = L(torch.optim.AdamW)(
     params=L(parameter_groups)(

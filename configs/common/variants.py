@@ -1,7 +1,6 @@
 """What one word on the command line stands for, in every config: `model.tracker.local_positions=dynamic`."""
 
 from local2global.lazy import LazyCall as L
-from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.criterion import FullSupervision, ReducedSupervision
 from local2global.modeling.positions import (
     DynamicLocalPositions,
@@ -10,6 +9,7 @@ from local2global.modeling.positions import (
     TrajectoryPositions,
 )
 from local2global.modeling.tracker import FromLocal, FromProposals, Learned
+from local2global.modeling.variants import BypassTracker
 
 _slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
 

@@ -12,9 +12,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from local2global.data.augment import ClipAugmentation
-from local2global.data.coco import load_coco
 from local2global.data.datasets import Renumbered, VideoDataset
 from local2global.data.loader import build_test_loader, build_train_loader
+from local2global.data.readers.coco import load_coco
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 from local2global.modeling.tracker import FromProposals

@@ -9,7 +9,7 @@ see single frames, are frozen.  The 50 held-out videos are the preset's own benc
 There is one class, so that nothing but identity is hard.
 """
 
-from local2global.data.shapes import PRESETS as _PRESETS
+from local2global.data.generated.shapes import PRESETS as _PRESETS
 from local2global.modeling.aligner import IdentityStartAligner
 
 from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train

@@ -6,9 +6,9 @@ Single frames come first, clips after: a segmenter that finds nothing has nothin
 """
 
 from local2global.data.augment import Identity
+from local2global.data.generated.shapes import PRESETS as _PRESETS
+from local2global.data.generated.shapes import load_shapes
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
-from local2global.data.shapes import PRESETS as _PRESETS
-from local2global.data.shapes import load_shapes
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

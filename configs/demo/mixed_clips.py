@@ -10,8 +10,8 @@ nothing worth scoring is learned.
 import os
 
 from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, Turn, ZoomCrop
-from local2global.data.layouts import load_annotated
 from local2global.data.loader import Mixture, build_test_loader, build_train_loader
+from local2global.data.readers.layouts import load_annotated
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

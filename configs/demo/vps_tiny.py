@@ -8,13 +8,13 @@ Three classes of things and four of stuff are all queries; only things have boxe
 """
 
 from local2global.data.augment import Identity
+from local2global.data.generated.shapes import PRESETS as _PRESETS
+from local2global.data.generated.shapes import load_shapes
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
-from local2global.data.panoptic import PanopticRecords
-from local2global.data.shapes import PRESETS as _PRESETS
-from local2global.data.shapes import load_shapes
+from local2global.data.readers.panoptic import PanopticRecords
 from local2global.evaluation.vps_evaluator import VPSEvaluator
 from local2global.lazy import LazyCall as L
-from local2global.panoptic import Panoptic
+from local2global.results.panoptic import Panoptic
 
 from ..common.models.l2g_tiny import model
 from ..common.optim import AdamW as optimizer

@@ -17,8 +17,8 @@ from local2global.errors import UserError
 from local2global.lazy import LazyCall as L
 from local2global.modeling.decoder import Decoder
 from local2global.modeling.encoder import unpadded
-from local2global.names import DECODER, PIXEL_DECODER, rename
 from local2global.structures import FrameFeatures, padded_pixels
+from local2global.weights.names import DECODER, PIXEL_DECODER, rename
 
 try:
     from detectron2.layers import ShapeSpec

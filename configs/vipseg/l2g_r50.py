@@ -7,7 +7,7 @@ Things and stuff are queries alike; only things have boxes to learn.
 """
 
 from local2global.lazy import LazyCall as L
-from local2global.panoptic import Panoptic
+from local2global.results.panoptic import Panoptic
 
 from ..common.data.vipseg import CLASSES, NUM_THINGS, dataloader
 from ..common.models.l2g_r50 import model

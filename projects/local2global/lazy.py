@@ -25,10 +25,10 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from .config_yaml import load_resolved, resolve, save_resolved, write_text
+from .config.overrides import apply_overrides
+from .config.saved import load_resolved, resolve, save_resolved, write_text
+from .config.targets import FLAGS, locate, nearest, short_name, target_name
 from .errors import UserError
-from .overrides import apply_overrides
-from .targets import FLAGS, locate, nearest, short_name, target_name
 
 __all__ = [
     "LazyCall",

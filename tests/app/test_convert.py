@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from local2global.app.cli import app
 from local2global.app.predict import L2G
-from local2global.checkpoint import load_checkpoint, to_detrex
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
+from local2global.weights.checkpoint import load_checkpoint, to_detrex
 
 ROOT = Path(__file__).parents[2]
 TINY = "demo/l2g_tiny.py"

@@ -16,7 +16,7 @@ from local2global.app.sheets import Drawn, draw_clip, draw_truth, write_clips
 from local2global.app.video import open_source
 from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, ZoomCrop
 from local2global.data.clips import make_clip
-from local2global.data.shapes import load_shapes
+from local2global.data.generated.shapes import load_shapes
 from local2global.errors import UserError
 
 

@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 from fake_stream import CLASSES, Fake
 from local2global.app.predict import L2G, find_weights, prefetch
 from local2global.app.video import VideoWriter, open_source
-from local2global.checkpoint import save_checkpoint
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved
+from local2global.weights.checkpoint import save_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -15,10 +15,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from local2global.data.check import Finding, Options, Report, check_dataset
-from local2global.data.shapes import load_shapes
+from local2global.data.generated.shapes import load_shapes
 from local2global.data.writers import write_vipseg, write_youtube_vis
 from local2global.errors import UserError
-from local2global.segment_ids import read_ids, write_ids
+from local2global.results.segment_ids import read_ids, write_ids
 
 HEIGHT, WIDTH, LENGTH = 32, 48, 3
 FRAME = "shapes-00002/*00001"

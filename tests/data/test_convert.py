@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
+from local2global.config.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES, VIPSEG_CLASSES
 from local2global.data.check import Options, check_dataset
-from local2global.data.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES, VIPSEG_CLASSES
 from local2global.data.convert import (
     convert_coco,
     convert_davis,
@@ -24,7 +24,7 @@ from local2global.data.convert import (
 )
 from local2global.data.datasets import VideoDataset, load_youtube_vis
 from local2global.errors import UserError
-from local2global.segment_ids import read_ids
+from local2global.results.segment_ids import read_ids
 
 HEIGHT, WIDTH = 12, 16
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from local2global.data.excerpts import excerpts
-from local2global.data.shapes import load_shapes
+from local2global.data.generated.shapes import load_shapes
 from local2global.errors import UserError
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from local2global.data.datasets import load_youtube_vis
-from local2global.data.json_lists import ListWriter, read_entries
-from local2global.data.shapes import load_shapes
+from local2global.data.generated.shapes import load_shapes
+from local2global.data.readers.json_lists import ListWriter, read_entries
 from local2global.data.writers import write_vipseg, write_youtube_vis
 from local2global.errors import UserError
-from local2global.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
+from local2global.results.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_small_numbers_get_ids_of_their_own():
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_a_list_is_read_entry_by_entry_wherever_the_text_is_cut(chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr("local2global.data.json_lists._CHUNK", chunk)
+    monkeypatch.setattr("local2global.data.readers.json_lists._CHUNK", chunk)
     path = tmp_path / "list.json"
     with ListWriter(path, "entries") as writer:
         for entry in ({"a": [1, 2.5, None]}, {"b": 'x"]}é'}):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from local2global.errors import UserError
 from local2global.evaluation.png import read_map
-from local2global.segment_ids import read_ids
+from local2global.results.segment_ids import read_ids
 
 
 def chunk(kind, data):

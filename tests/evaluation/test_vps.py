@@ -24,13 +24,8 @@ from local2global.evaluation.panoptic_files import (
     parse_truth,
     score_files,
 )
-from local2global.evaluation.vps import (
-    count_matches,
-    count_tubes,
-    count_video,
-    summarize,
-)
-from local2global.segment_ids import read_ids, write_ids
+from local2global.evaluation.vps import count_matches, count_tubes, count_video, summarize
+from local2global.results.segment_ids import read_ids, write_ids
 
 CASES = ("vps_basic", "vps_exact_half", "vps_missing_segments", "vps_short_videos")
 SKY, GRASS, CAT, DOG = range(4)

@@ -12,7 +12,7 @@ import torch
 from local2global.errors import UserError
 from local2global.evaluation.panoptic_files import score_files
 from local2global.evaluation.vps_evaluator import TruthFiles, VPSEvaluator, flat_scores
-from local2global.segment_ids import read_ids, write_ids
+from local2global.results.segment_ids import read_ids, write_ids
 from local2global.structures import PanopticFrame, PanopticSegment, PanopticVideo
 
 CLASSES = [{"id": 5, "name": "dog", "isthing": 1}, {"id": 9, "name": "sky", "isthing": 0}]

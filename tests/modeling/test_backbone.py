@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from local2global.modeling.backbone import FrozenBatchNorm, GroupNorms, ResNet
-from local2global.names import HF_RESNET, rename
+from local2global.weights.names import HF_RESNET, rename
 
 SMALL = {"depths": (2, 1, 1, 2), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from local2global.engine.run import train_settings
+from local2global.engine.trainer import Trainer
 from local2global.lazy import instantiate, load_config
 from local2global.modeling import criterion, mask_losses
 from local2global.modeling.backbone import ResNet
 from local2global.randomness import keyed_generator
-from local2global.run import train_settings
-from local2global.trainer import Trainer
 from waits import waits
 
 CHANNELS = [16, 16, 32, 32]

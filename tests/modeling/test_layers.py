@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from local2global.modeling import layers, sampling
+from local2global.modeling import layers
 from local2global.modeling.layers import (
     MLP,
     Attention,
@@ -17,6 +17,7 @@ from local2global.modeling.layers import (
     mask_logits,
     sample_levels,
 )
+from local2global.modeling.ops import bags as sampling
 
 SHAPES = [(5, 7), (3, 4), (1, 2)]
 TOKENS = sum(h * w for h, w in SHAPES)

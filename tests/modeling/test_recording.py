@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from local2global.modeling import onednn, products, recording
-from local2global.modeling.bypass import BypassTracker
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.recording import CudaGraph, Recorder, known_ahead
+from local2global.modeling.variants import BypassTracker
 
 VARIANTS = {
     "main": (torch.inference_mode, dict),

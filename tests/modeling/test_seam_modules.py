@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import detrex_launch
-from local2global.checkpoint import read_state, to_detrex
 from local2global.modeling.backbone import ResNet
-from local2global.parity.families import check
-from local2global.parity.fixtures import Fixture
+from local2global.weights.checkpoint import read_state, to_detrex
+from parity.families import check
+from parity.fixtures import Fixture
 
 SMALL = {"depths": (2, 1, 1, 1), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 CHANNELS = dict(zip(("res2", "res3", "res4", "res5"), SMALL["hidden_sizes"], strict=True))

@@ -8,8 +8,8 @@ Class list: github.com/facebookresearch/detectron2, detectron2/data/datasets/bui
 import os
 
 from local2global.data.augment import LargeScaleJitter
-from local2global.data.coco import load_coco
 from local2global.data.loader import build_test_loader, build_train_loader
+from local2global.data.readers.coco import load_coco
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

@@ -3,13 +3,13 @@
     l2g train configs/custom/l2g_r50.py data.images=my/JPEGImages data.annotations=my/instances.json
 
 A tenth of the videos, drawn by `data.seed`, is kept for scores and never trained on.  A file of its own for scores is
-`dataloader.test.dataset={_target_:local2global.data.layouts.load_annotated,images:...,annotations:...}`.
+`dataloader.test.dataset={_target_:local2global.data.readers.layouts.load_annotated,images:...,annotations:...}`.
 """
 
 from local2global.data.augment import ClipAugmentation
 from local2global.data.holdout import holdout
-from local2global.data.layouts import load_annotated
 from local2global.data.loader import build_test_loader, build_train_loader
+from local2global.data.readers.layouts import load_annotated
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

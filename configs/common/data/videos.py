@@ -10,9 +10,9 @@ is a dataset of that layout (`data/layouts.py`): of 1 + 0.5 clips, 1 is made of 
 import os
 
 from local2global.data.augment import ClipAugmentation, Turn
-from local2global.data.coco import load_coco
-from local2global.data.layouts import load_split
 from local2global.data.loader import Mixture, build_test_loader, build_train_loader
+from local2global.data.readers.coco import load_coco
+from local2global.data.readers.layouts import load_split
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

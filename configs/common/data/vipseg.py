@@ -8,8 +8,8 @@ Class list: github.com/VIPSeg-Dataset/VIPSeg-Dataset, panoVIPSeg_categories.json
 import os
 
 from local2global.data.augment import ClipAugmentation
-from local2global.data.layouts import load_vipseg
 from local2global.data.loader import build_test_loader, build_train_loader
+from local2global.data.readers.layouts import load_vipseg
 from local2global.evaluation.vps_evaluator import TruthFiles, VPSEvaluator
 from local2global.lazy import LazyCall as L
 

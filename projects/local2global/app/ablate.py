@@ -230,7 +230,7 @@ def scores_of(run: Run) -> dict[str, float] | None:
     Raises:
         UserError: the run's folder holds a run of another config.
     """
-    from ..run import train_settings
+    from ..engine.run import train_settings
 
     settings = train_settings(copy.deepcopy(run.cfg))
     _expect_same_config(run)
@@ -257,8 +257,8 @@ def scores_of(run: Run) -> dict[str, float] | None:
 def _expect_same_config(run: Run) -> None:
     import yaml
 
+    from ..engine.run import train_settings
     from ..lazy import resolve
-    from ..run import train_settings
 
     path = run.folder / "config.yaml"
     if not path.is_file():
@@ -289,11 +289,11 @@ def _flat(value: Any, key: str = "") -> dict[str, str]:
 
 def _train(config: Path, run: Run, gpus: int, console: Console) -> None:
     if gpus == 1:
-        from ..engine import train
+        from ..engine.loop import train
 
         train(run.cfg, resume=True, progress=console)
         return
-    from ..distributed import launch_command
+    from ..engine.processes import launch_command
 
     arguments = ["-m", "local2global", "train", str(config), *run.overrides, "--resume"]
     if subprocess.run(launch_command(arguments, gpus), check=False).returncode:
@@ -408,7 +408,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
 
 def write_tables(folder: Path, runs: Sequence[Run], rows: Sequence[Row], command: str) -> None:
     """Write `ablation.md` and `ablation.csv` into the ablation's folder."""
-    from ..config_yaml import write_text
+    from ..config.saved import write_text
 
     settings = {run.setting.name: run.setting for run in runs}
     write_text(folder / "ablation.md", markdown(settings, rows, command))

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from .. import __version__
+from ..config.find import find_config_file
 from ..errors import UserError
-from .configs import find_config_file
 from .data import data_app
 from .score_vis import bundle_results, score_vis
 from .score_vps import score_vps
@@ -117,7 +117,7 @@ def demo(
     """Train a tiny model on generated videos, score it on held-out ones and draw one of them."""
     from rich.console import Console
 
-    from ..engine import train as run
+    from ..engine.loop import train as run
     from ..lazy import apply_overrides, instantiate, load_config, variants_of
     from .predict import L2G, default_device
 
@@ -147,7 +147,7 @@ def train(
     path = find_config_file(config)
     if gpus > 1 and not dry_run:
         _relaunch(["train", str(path), *(overrides or []), *(["--resume"] if resume else [])], gpus)
-    from ..engine import train as run
+    from ..engine.loop import train as run
     from ..lazy import LazyConfig, load_config
 
     cfg = load_config(path, overrides or [])
@@ -167,9 +167,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score weights on the config's test videos; without their truth, write the zip for the server."""
-    from ..engine import evaluate as run
+    from ..engine.loop import evaluate as run
+    from ..engine.metrics import print_table
     from ..lazy import load_config
-    from ..metrics import print_table
     from .predict import find_weights
 
     cfg = load_config(find_config_file(config), overrides or [])
@@ -327,7 +327,7 @@ def _relaunch(arguments: list[str], processes: int) -> None:
     """Becomes torchrun, which runs this command as several processes; it takes this process's place."""
     import torch
 
-    from ..distributed import launch_command
+    from ..engine.processes import launch_command
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise UserError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here")

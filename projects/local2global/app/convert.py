@@ -9,8 +9,11 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from .. import coco
-from ..checkpoint import (
+from ..config.find import find_config_file
+from ..errors import UserError, make_folder
+from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
+from ..weights import class_heads as coco
+from ..weights.checkpoint import (
     LoadReport,
     find_config,
     load_checkpoint,
@@ -19,9 +22,6 @@ from ..checkpoint import (
     save_checkpoint,
     to_detrex,
 )
-from ..errors import UserError, make_folder
-from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
-from .configs import find_config_file
 
 #: MaskDINO's own number of queries; the weights do not depend on it.
 QUERIES = 300

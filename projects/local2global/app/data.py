@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config.find import find_config_file
 from ..errors import UserError
-from .configs import find_config_file
 
 if TYPE_CHECKING:
     from ..data.convert import Converted
@@ -55,7 +55,7 @@ def make(
     ] = ImageFormat.jpg,
 ) -> None:
     """Write generated videos with their masks as a YouTube-VIS or a VIPSeg dataset."""
-    from ..data.shapes import load_shapes
+    from ..data.generated.shapes import load_shapes
     from ..data.writers import write_vipseg, write_youtube_vis
 
     dataset = load_shapes(preset, videos, seed, length, size)

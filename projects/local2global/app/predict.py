@@ -24,15 +24,15 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import find_config, load_checkpoint, load_weights, read_state
 from ..data.augment import resize_shortest_edge
 from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
-from ..postprocess import Aggregate, VideoPostprocessor, one_behind
+from ..results.instances import Aggregate, VideoPostprocessor, one_behind
+from ..results.tracks import best_tracks, write_tracks
 from ..structures import FramePredictions, FrameResult
+from ..weights.checkpoint import find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
 from .draw import draw
-from .tracks import best_tracks, write_tracks
 from .video import Source, VideoWriter, open_source
 
 _ALL_PAIRS = 1 << 30  # a result's (slot, class) pairs are all kept: a cut could lose a slot that was drawn

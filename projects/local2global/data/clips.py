@@ -13,7 +13,7 @@ from torch import Tensor
 from ..boxes import mask_to_box
 from ..randomness import keyed_generator
 from ..structures import Clip, ClipTargets
-from .records import VideoRecord, sampled_masks, shrunk_frame
+from .readers.records import VideoRecord, sampled_masks, shrunk_frame
 from .views import View
 
 

@@ -15,11 +15,11 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from ..errors import UserError
-from .annotations import AnnotationFile, check_classes, choose, video_name
-from .images import read_image
-from .records import VideoRecord as VideoRecord
-from .records import sampled_masks, shrunk_frame
-from .rle import Grid, encode_mask
+from .readers.annotations import AnnotationFile, check_classes, choose, video_name
+from .readers.images import read_image
+from .readers.records import VideoRecord as VideoRecord
+from .readers.records import sampled_masks, shrunk_frame
+from .readers.rle import Grid, encode_mask
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .datasets import VideoDataset
-from .records import VideoRecord
+from .readers.records import VideoRecord
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from ..errors import UserError
-from ..segment_ids import Ids, box_of, count_ids, segment_id, write_ids
+from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord
-from .json_lists import ListWriter
+from .readers.json_lists import ListWriter
 
 FORMATS = ("jpg", "png")
 QUALITY = 95

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..segment_ids import Ids, read_ids
+from ..results.segment_ids import Ids, read_ids
 from .kernels import buffer, compiled
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..segment_ids import write_ids
+from ..results.segment_ids import write_ids
 from ..structures import Clip, PanopticFrame, PanopticVideo
 from .gather import gather, is_first
 from .panoptic import Segment, TableBuilder

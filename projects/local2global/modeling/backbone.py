@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..names import HF_RESNET, rename
+from ..weights.names import HF_RESNET, rename
 from .layers import convolution
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..structures import FrameFeatures
 from .layers import MLP, Attention, DeformableAttention, FeedForward, inverse_sigmoid
+from .ops.bags import Shapes
 from .positions import box_sine_embedding
-from .sampling import Shapes
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, constant, padded_pixels
 from .layers import ConvNorm, DeformableAttention, FeedForward, convolution, sine_waves
-from .sampling import Shapes
+from .ops.bags import Shapes
 
 
 def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..structures import padded_pixels
 from . import onednn, products
-from .sampling import Shapes, level_sizes, rows_at_a_time, sample_levels, sample_tokens, samples_first
+from .ops.bags import Shapes, level_sizes, rows_at_a_time, sample_levels, sample_tokens, samples_first
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:

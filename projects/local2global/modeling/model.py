@@ -14,21 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..postprocess import Aggregate, VideoPostprocessor, one_behind
-from ..structures import (
-    Clip,
-    FrameFeatures,
-    FramePredictions,
-    PanopticVideo,
-    Queries,
-    VideoResult,
-    constant,
-)
-from .bypass import BypassTracker
+from ..results.instances import Aggregate, VideoPostprocessor, one_behind
+from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
 from .recording import Recorder
 from .segmenter import Segmenter
 from .tracker import Tracker
+from .variants import BypassTracker
 
 #: ImageNet's statistics of RGB in [0, 255].
 PIXEL_MEAN = (123.675, 116.28, 103.53)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .sampling import ROWS_AT_A_TIME
+from .ops.bags import ROWS_AT_A_TIME
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .sampling import ROWS_AT_A_TIME
+from .ops.bags import ROWS_AT_A_TIME
 
 
 def linear(layer: nn.Module, x: Tensor, relu: bool = False) -> Tensor:

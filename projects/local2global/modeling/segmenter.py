@@ -23,7 +23,7 @@ from ..structures import (
 from .decoder import Decoder
 from .encoder import PixelEncoder
 from .layers import MLP, linear, mask_logits
-from .sampling import Shapes
+from .ops.bags import Shapes
 
 
 class Segmenter(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..names import HF_SWIN, rename
+from ..weights.names import HF_SWIN, rename
 
 #: The official code keeps queries, keys and values in one matrix, transformers in three.
 _PARTS = ("q", "k", "v")

@@ -7,15 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..datasets import AnnotatedVideo, Track
-from .entries import (
-    check_categories,
-    check_category,
-    check_crowd,
-    check_zero,
-    is_int,
-    positive_size,
-    walk,
-)
+from .entries import check_categories, check_category, check_crowd, check_zero, is_int, positive_size, walk
 from .findings import Notes, Options, Sample, Summary, chosen
 from .images import ExpectedImage, check_images
 from .masks import Mask, check_area, check_box, read_mask

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from pycocotools import mask as rle
 
-from ..rle import compress
+from ..readers.rle import compress
 from .findings import Notes
 
 _TINY = 64

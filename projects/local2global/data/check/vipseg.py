@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from ...errors import UserError
-from ...segment_ids import Ids, box_of, count_ids, read_ids
+from ...results.segment_ids import Ids, box_of, count_ids, read_ids
 from ..datasets import AnnotatedVideo, Track
-from ..rle import encode_mask
+from ..readers.rle import encode_mask
 from .entries import check_categories, check_category, check_crowd, is_int, positive_size
 from .findings import Notes, Options, Sample, Summary, chosen
 from .images import ExpectedImage, check_images

@@ -8,17 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..annotations import video_name
 from ..datasets import AnnotatedVideo, Track
-from .entries import (
-    check_categories,
-    check_category,
-    check_crowd,
-    check_zero,
-    is_int,
-    positive_size,
-    walk,
-)
+from ..readers.annotations import video_name
+from .entries import check_categories, check_category, check_crowd, check_zero, is_int, positive_size, walk
 from .findings import Notes, Options, Sample, Summary, chosen
 from .images import ExpectedImage, check_images
 from .masks import Mask, check_area, check_box, read_mask

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...config.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES
 from ...errors import UserError, make_folder
-from ..class_lists import COCO_TO_VIDEO, VIDEO_CLASSES
-from ..json_lists import ListWriter, read_entries
+from ..readers.json_lists import ListWriter, read_entries
 from .common import Converted
 
 

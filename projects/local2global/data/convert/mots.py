@@ -10,19 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import UserError
-from ..rle import compress
+from ..readers.rle import compress
 from ..writers import YouTubeVisWriter, new_folder
-from .common import (
-    Converted,
-    Tracks,
-    carry,
-    encode,
-    folders,
-    image_size,
-    images_of,
-    natural,
-    read_labels,
-)
+from .common import Converted, Tracks, carry, encode, folders, image_size, images_of, natural, read_labels
 
 CLASSES = {1: "car", 2: "pedestrian"}
 """MOTS's own."""

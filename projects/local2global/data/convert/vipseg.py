@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ...config.class_lists import VIPSEG_CLASSES
 from ...errors import UserError
-from ...segment_ids import Ids, segment_id, write_ids
-from ..class_lists import VIPSEG_CLASSES
-from ..json_lists import ListWriter
+from ...results.segment_ids import Ids, segment_id, write_ids
+from ..readers.json_lists import ListWriter
 from ..writers import QUALITY, describe_segments, new_folder
 from .common import Converted, folder_of, folders, images_of, natural
 

@@ -1,0 +1,1 @@
+"""Generated videos with exact ground truth."""

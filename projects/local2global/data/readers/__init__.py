@@ -1,0 +1,1 @@
+"""Readers of the annotation formats: YouTube-VIS, COCO, VIPSeg."""

@@ -1,0 +1,154 @@
+"""What a run tells: metrics.jsonl, tensorboard curves, a progress bar, and a table of scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..errors import UserError
+
+Item = TypeVar("Item")
+
+
+def flatten(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """{"segm": {"AP": 1.0}} as {"segm/AP": 1.0}."""
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def print_table(scores: Mapping[str, Any], console: Console | None = None) -> None:
+    """An evaluation's scores, {task: {name: number}}, one row per task and name."""
+    table = Table("task", "score", "value")
+    table.columns[2].justify = "right"
+    for name, value in flatten(scores).items():
+        task, _, score = name.rpartition("/")
+        table.add_row(task, score, "-" if math.isnan(value) else f"{value:.2f}")
+    (console or Console()).print(table)
+
+
+def cut_after(path: Path, iteration: int) -> None:
+    """Drop the lines of iterations behind `iteration`, which a resumed run repeats, and a broken one."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if entry["iteration"] <= iteration:
+            kept.append(line + "\n")
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(kept))
+    partial.replace(path)
+
+
+class RunLog:
+    """The first process's log of a run; a context manager.
+
+    Args:
+        folder: where metrics.jsonl and the tensorboard events go.
+        last: the last iteration whose entries stay, -1 for a new run.
+        max_iter: the run's length.
+        console: where progress is drawn: a bar on a terminal, one line per entry elsewhere.
+        wandb: parameters of `wandb.init`, or None.
+    """
+
+    def __init__(
+        self, folder: Path, last: int, max_iter: int, console: Console, wandb: Mapping[str, Any] | None = None
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.console, self.max_iter = console, max_iter
+        path = folder / "metrics.jsonl"
+        cut_after(path, last)
+        self.file = path.open("a")
+        self.board = SummaryWriter(str(folder), purge_step=last + 1)
+        self.wandb = _wandb(wandb) if wandb is not None else None
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID = self.bar.add_task("train", total=max_iter, completed=last + 1, status="")
+
+    def __enter__(self) -> RunLog:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+        self.file.close()
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=0 if kind is None else 1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar down while another one is drawn."""
+        self.bar.stop()
+        try:
+            yield
+        finally:
+            self.bar.start()
+
+    def advance(self, iteration: int) -> None:
+        """Move the bar behind `iteration`."""
+        self.bar.update(self.task, completed=iteration + 1)
+
+    def write(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write one entry to every place; a number that is not finite stands as null in metrics.jsonl."""
+        entry = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps({"iteration": iteration, **entry}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, iteration)
+        if self.wandb is not None:
+            self.wandb.log(dict(values), step=iteration)
+        if "total_loss" not in values:
+            return
+        status = f"loss {values['total_loss']:.4g}  {1 / max(values['time'], 1e-9):.2f} it/s"
+        self.bar.update(self.task, status=status)
+        if not self.console.is_terminal:
+            eta = timedelta(seconds=round(values["eta_seconds"]))
+            line = f"iteration {iteration + 1}/{self.max_iter}  {status}  lr {values['lr']:.3g}  eta {eta}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def counted(items: Iterable[Item], what: str, console: Console, quiet: bool) -> Iterator[Iterator[Item]]:
+    """Iterate under a progress bar that is drawn on a terminal, unless `quiet`."""
+    total = len(items) if isinstance(items, Sized) else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        yield iter(bar.track(items, total=total, description=what))
+
+
+def _wandb(parameters: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("train.wandb.enabled: wandb is not installed. Run: pip install wandb") from error
+    Path(parameters.get("dir", ".")).mkdir(parents=True, exist_ok=True)
+    return wandb.init(**parameters)

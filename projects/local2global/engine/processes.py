@@ -1,0 +1,156 @@
+"""Several processes as one run: torchrun's environment in, small agreements out; alone, the identity."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import UserError
+
+# An evaluation on the first process, during which the others wait, may take long.
+PATIENCE = timedelta(hours=3)
+
+
+def rank() -> int:
+    """This process's number, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join(device: str) -> torch.device:
+    """Join the processes torchrun started, if it did and this one has not yet.
+
+    The group lives as long as the process: torch cannot join the same processes twice, and leaving others of
+    which one has failed may hang.
+
+    Args:
+        device: "cpu" or "cuda"; with several processes each takes the GPU of its local rank.
+
+    Returns:
+        this process's device.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    place = _device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+    return place
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def reduce(values: Sequence[float] | Tensor, device: torch.device, operation: str = "sum") -> list[float]:
+    """Every process's numbers, one by one: their "sum", "mean" or "max"; a tensor waits for the device once."""
+    if world_size() == 1 and not isinstance(values, Tensor):
+        return list(values)
+    precision = torch.float32 if device.type == "mps" else torch.float64
+    tensor = values if isinstance(values, Tensor) else torch.tensor(list(values), dtype=precision)
+    tensor = tensor.to(device, precision)
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX if operation == "max" else dist.ReduceOp.SUM)
+        if operation == "mean":
+            tensor = tensor / world_size()
+    numbers: list[float] = tensor.tolist()
+    return numbers
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of the processes."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def launch_command(
+    script: Sequence[str],
+    processes: int,
+    machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> list[str]:
+    """The command that runs a script as several processes: torchrun, without its traceback of theirs.
+
+    Args:
+        script: the script or `-m module`, and its arguments.
+        processes: on this machine.
+        machines: in all.
+        machine_rank: this machine's number.
+        dist_url: tcp://host:port of machine 0; "auto" for one machine.
+
+    Raises:
+        UserError: if several machines have no address to meet at.
+    """
+    run = [sys.executable, "-m", __spec__.name, f"--nproc-per-node={processes}"]
+    if machines == 1:
+        return [*run, "--standalone", *script]
+    host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--dist-url {dist_url}: several machines need tcp://HOST:PORT of machine 0.")
+    meet = [
+        f"--nnodes={machines}",
+        f"--node-rank={machine_rank}",
+        f"--master-addr={host}",
+        f"--master-port={port}",
+    ]
+    return [*run, *meet, *script]
+
+
+def launch() -> None:
+    """Be torchrun: start the processes that the command line names, and end as the first of them that fails.
+
+    What went wrong they have said themselves, unless a signal ended them.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            sys.stderr.write(f"l2g: process {number} was ended by signal {-failure.exitcode}.\n")
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"train.device={name}: no such kind of device. Use cuda or cpu.") from error
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise UserError(f"train.device={name}: torch sees no GPU here. Add train.device=cpu.")
+    if device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.index >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device={device}: torch sees {torch.cuda.device_count()} GPUs. Start fewer processes."
+        )
+    return device
+
+
+if __name__ == "__main__":
+    launch()

@@ -1,0 +1,1 @@
+"""The sampling operator of deformable attention, faster than `grid_sample`."""

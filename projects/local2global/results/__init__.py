@@ -1,0 +1,1 @@
+"""From frame predictions to results: instances, panoptic maps, files."""

@@ -1,0 +1,1 @@
+"""Weights: checkpoints, parameter names of other projects, pickles, class heads."""

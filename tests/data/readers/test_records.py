@@ -1,0 +1,130 @@
+"""Less than a whole frame is what the whole frame would have shown: masks at a grid, images decoded small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, ZoomCrop
+from local2global.data.clips import make_clip
+from local2global.data.datasets import AnnotatedVideo, Renumbered, Track
+from local2global.data.readers.images import read_image
+from local2global.data.readers.records import Lean, sampled_masks, shrunk_frame
+from local2global.data.readers.rle import Grid, encode_mask
+from local2global.errors import UserError
+
+AUGMENT = ClipAugmentation((16, 24), 60, ZoomCrop(0.5, RandomShortestEdge((30,), 90), DriftingCrop(14, 26)))
+
+
+def random_mask(height: int, width: int, seed: int) -> torch.Tensor:
+    """Blobs, single pixels and full columns: short, long and column-crossing runs."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand((height, width), generator=generator) < 0.05 * (seed % 5)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = True
+    mask[:, seed % width] = seed % 2 == 0
+    return mask
+
+
+def test_a_grid_of_a_mask_worked_out_by_hand():
+    """Rows 0 and 2, columns 3 and 1 of a 3x4 mask with three pixels."""
+    mask = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
+    read = Grid((3, 4), np.array([0, 2]), np.array([3, 1])).read(encode_mask(mask)["counts"])
+    assert read.tolist() == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_grid_is_the_whole_masks_rows_and_columns(seed):
+    """Fewer, as many, repeated and mirrored rows and columns."""
+    generator = np.random.default_rng(seed)
+    height, width = generator.integers(1, 40, 2).tolist()
+    mask = random_mask(height, width, seed)
+    rows = np.sort(generator.integers(0, height, generator.integers(1, 60)))
+    columns = np.sort(generator.integers(0, width, generator.integers(1, 60)))[:: generator.choice([1, -1])]
+    read = Grid((height, width), rows, columns).read(encode_mask(mask)["counts"])
+    assert torch.equal(read, mask[torch.from_numpy(rows)][:, torch.from_numpy(columns.copy())])
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_grid_of_an_empty_and_of_a_full_mask(value):
+    counts = encode_mask(torch.full((5, 7), value))["counts"]
+    assert (Grid((5, 7), np.array([0, 4]), np.array([6, 0, 3])).read(counts) == value).all()
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The same video without its lean ways."""
+
+    record: AnnotatedVideo
+
+    def __getattr__(self, name: str):
+        if name in ("shrunk", "sampled"):
+            raise AttributeError(name)
+        return getattr(self.record, name)
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> AnnotatedVideo:
+    """Six JPEG frames of 48x64 with three instances."""
+    files = []
+    for t in range(6):
+        blurred = np.random.default_rng(t).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        files.append(tmp_path / f"{t}.jpg")
+        Image.fromarray(blurred).resize((64, 48), Image.Resampling.BICUBIC).save(
+            files[-1], quality=95, subsampling=0
+        )
+    tracks = [
+        Track(i + 1, 0, tuple(encode_mask(random_mask(48, 64, 7 * i + t))["counts"] for t in range(6)))
+        for i in range(3)
+    ]
+    return AnnotatedVideo(4, "blur", (48, 64), tuple(files), tuple(tracks))
+
+
+def test_annotated_videos_are_lean_and_so_are_renumbered_ones(video):
+    assert isinstance(video, Lean)
+    assert isinstance(Renumbered(video, 1, 1, (0,)), Lean)
+    assert not isinstance(Whole(video), Lean)
+
+
+def test_lean_clips_are_the_others(video):
+    """The same masks to the pixel; frames as far as a half-decoded JPEG is the whole one's mean of pixels."""
+    for index in range(12):
+        key = (0, 0, index)
+        lean, whole = (make_clip(v, (0, 2, 3, 5), AUGMENT, key) for v in (video, Whole(video)))
+        renumbered = make_clip(Renumbered(video, 1, 7, (0,)), (0, 2, 3, 5), AUGMENT, key)
+        assert torch.equal(lean.targets.masks, whole.targets.masks)
+        assert torch.equal(lean.targets.boxes, whole.targets.boxes)
+        assert torch.equal(renumbered.targets.masks, lean.targets.masks)
+        assert (lean.frames.int() - whole.frames.int()).abs().float().mean() < 5
+
+
+def test_only_wanted_masks_are_read(video):
+    wanted = np.array([True, False, True])
+    rows, columns = np.array([3, 9]), np.array([5, 1, 7])
+    read = sampled_masks(video, 2, rows, columns, wanted)
+    assert torch.equal(read, sampled_masks(Whole(video), 2, rows, columns, wanted))
+    assert read.shape == (2, 2, 3)
+
+
+def test_a_jpeg_is_decoded_small_and_a_png_whole(video, tmp_path):
+    assert shrunk_frame(video, 0, 2).shape == (3, 24, 32)
+    assert shrunk_frame(video, 0, 4).shape == (3, 12, 16)
+    Image.new("RGB", (64, 48), (9, 8, 7)).save(tmp_path / "frame.png")
+    assert read_image(tmp_path / "frame.png", 2).shape == (3, 48, 64)
+
+
+def test_a_photo_taken_sideways_is_decoded_whole(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "side.jpg", exif=exif)
+    assert read_image(tmp_path / "side.jpg", 2).shape == (3, 64, 48)
+
+
+def test_a_file_of_another_size_is_told_when_decoded_small_too(video, tmp_path):
+    Image.new("RGB", (60, 48)).save(tmp_path / "0.jpg")
+    with pytest.raises(UserError, match="but its annotations say 48x64"):
+        video.shrunk(0, 2)

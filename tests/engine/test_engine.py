@@ -1,0 +1,371 @@
+"""The engine on a line with noise: schedule, accumulation, precision, averages, guards, resume, processes."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from local2global.engine.loop import evaluate, train
+from local2global.engine.processes import launch_command
+from local2global.errors import UserError
+from local2global.weights.checkpoint import load_checkpoint
+
+HERE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HERE))
+
+import fake_run  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def run(folder, *overrides, resume=False):
+    """Train quietly; what was said, the scores."""
+    said = io.StringIO()
+    scores = train(fake_run.config(folder, *overrides), resume=resume, progress=Console(file=said, width=200))
+    return said.getvalue(), scores
+
+
+def weights(folder, name="model_final.pth", key="model"):
+    return load_checkpoint(folder / name)[key]
+
+
+def environment():
+    path = os.pathsep.join([str(HERE), str(HERE.parent / "projects"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def test_learning_rate_is_the_base_times_the_schedule_at_iteration_over_max_iter(tmp_path):
+    run(tmp_path)
+    rates = [entry["lr"] for entry in fake_run.curve(tmp_path)]
+    assert rates == pytest.approx([0.05] * 6 + [0.005] * 4)
+
+
+def test_total_loss_is_the_sum_of_every_entry(tmp_path):
+    run(tmp_path, "model.noise=0.1")
+    for entry in fake_run.curve(tmp_path):
+        parts = sum(value for name, value in entry.items() if name.startswith("loss_"))
+        assert entry["total_loss"] == pytest.approx(parts, abs=1e-6)
+
+
+def test_the_line_is_learned_and_scored(tmp_path):
+    said, scores = run(tmp_path, "train.max_iter=200", "train.log_period=50", "train.checkpointer.period=500")
+    assert scores["line"]["error"] < 0.2
+    assert scores["speed"]["frames_per_second"] > 0
+    assert "iteration 50/200" in said
+    assert "error" in said
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["iteration"] for entry in entries] == [49, 99, 149, 199, 199]
+    assert entries[-1]["line/error"] == pytest.approx(scores["line"]["error"])
+
+
+def test_evaluation_runs_each_period_and_once_at_the_end(tmp_path):
+    run(tmp_path, "train.eval_period=5", "train.log_period=100")
+    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["iteration"] for entry in entries if "line/error" in entry] == [4, 9]
+
+
+def test_two_accumulated_batches_are_one_batch_twice_as_big(tmp_path):
+    """The loader's batches 0 and 1 of two clips, against one batch of the same four."""
+    run(tmp_path / "parts", "train.max_iter=1", "train.accumulate=2", "dataloader.train.batch=2")
+    torch.manual_seed(3)
+    start = fake_run.Model()
+    clips = [fake_run.sample(3, iteration, index) for iteration in range(2) for index in range(2)]
+    optimizer = torch.optim.AdamW(start.parameters(), lr=0.05, betas=(0.9, 0.99))
+    sum(start(clips).values()).backward()
+    optimizer.step()
+    for name, value in start.state_dict().items():
+        torch.testing.assert_close(weights(tmp_path / "parts")[name], value)
+
+
+def test_the_gradient_of_the_full_model_is_clipped(tmp_path):
+    plain = ("train.max_iter=1", "optimizer._target_=torch.optim.SGD", "optimizer.lr=1.0")
+    cfg = fake_run.config(tmp_path, *plain, "train.clip_grad.enabled=True")
+    del cfg.optimizer.betas
+    cfg.train.clip_grad.params = {"max_norm": 0.01, "norm_type": 2}
+    train(cfg, progress=Console(quiet=True))
+    torch.manual_seed(3)
+    start = fake_run.Model()
+    moved = [weights(tmp_path)[name] - value for name, value in start.named_parameters()]
+    assert torch.cat([step.flatten() for step in moved]).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert fake_run.curve(tmp_path)[0]["grad_norm"] > 0.01
+
+
+def test_average_of_weights_is_the_geometric_mean_of_the_run(tmp_path):
+    every = ("train.checkpointer.period=1", "train.max_iter=2")
+    _, scores = run(tmp_path, *every, "train.model_ema.enabled=True", "train.model_ema.decay=0.75")
+    torch.manual_seed(3)
+    first = fake_run.Model().layer.weight.detach()
+    second, third = (weights(tmp_path, f"model_000000{i}.pth")["layer.weight"] for i in range(2))
+    expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+    torch.testing.assert_close(weights(tmp_path, key="ema_state")["layer.weight"], expected)
+    assert scores["ema_line"]["error"] != scores["line"]["error"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_learns_too(tmp_path, dtype):
+    lean = ("train.max_iter=30", "train.amp.enabled=True", "train.checkpointer.period=100")
+    run(
+        tmp_path,
+        *lean,
+        f"train.amp.dtype={dtype}",
+        "train.clip_grad.enabled=True",
+        "train.clip_grad.params.max_norm=9",
+    )
+    losses = [entry["total_loss"] for entry in fake_run.curve(tmp_path)]
+    assert losses[-1] < losses[0]
+    full = tmp_path / "full"
+    run(full, *lean[:1])
+    assert losses != [entry["total_loss"] for entry in fake_run.curve(full)]
+    assert bool(weights(tmp_path, key="scaler")) == (dtype == "float16")
+
+
+NOISY = ("model.noise=0.1", "train.model_ema.enabled=True", "train.eval_period=3", "train.accumulate=2")
+
+
+def test_resumed_after_kill_9_is_bit_for_bit_the_uninterrupted_run(tmp_path):
+    run(tmp_path / "whole", *NOISY)
+    broken = tmp_path / "broken"
+    script = [sys.executable, str(HERE / "fake_run.py"), str(broken), *NOISY, "model.events.14=SIGKILL"]
+    assert subprocess.run(script, env=environment(), capture_output=True, check=False).returncode == -9
+    assert [entry["iteration"] for entry in fake_run.curve(broken)] == list(range(7))
+    assert (broken / "last_checkpoint").read_text() == "model_0000003.pth"
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 7, "total_l')
+    run(broken, *NOISY, resume=True)
+    assert fake_run.curve(broken) == fake_run.curve(tmp_path / "whole")
+    for key in ("model", "ema_state"):
+        ours, theirs = weights(broken, key=key), weights(tmp_path / "whole", key=key)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_curriculum_of_accumulated_batches_turns_and_resumes_at_the_same_iteration(tmp_path):
+    """Batches of two, from iteration 5 on of six; two of them are a step.  Stopped in iteration 3, before the turn."""
+    loaders = [{"_target_": "fake_run.Loader", "batch": batch, "seed": 3} for batch in (2, 6)]
+    curriculum = {"_target_": "local2global.data.loader.Curriculum", "loaders": loaders, "starts": [0, 5]}
+
+    def trained(folder, *overrides, resume=False):
+        cfg = fake_run.config(folder, *NOISY, *overrides)
+        cfg.dataloader.train = curriculum
+        train(cfg, resume=resume, progress=Console(quiet=True))
+        return fake_run.curve(folder)
+
+    whole = trained(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "parts", "model.events.7=SIGINT")
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert trained(tmp_path / "parts", resume=True) == whole
+    loaders[1]["batch"] = 2
+    same = [one == other for one, other in zip(whole, trained(tmp_path / "never"), strict=True)]
+    assert same == [True] * 5 + [False] * 5
+
+
+def test_resume_keeps_the_seed_that_was_picked(tmp_path):
+    run(tmp_path, "train.seed=-1", "train.max_iter=4")
+    seed = json.loads((tmp_path / "versions.json").read_text())["seed"]
+    assert seed >= 0
+    run(tmp_path, "train.seed=-1", resume=True)
+    assert json.loads((tmp_path / "versions.json").read_text())["seed"] == seed
+
+
+def test_resume_of_a_finished_run_only_evaluates(tmp_path):
+    _, scores = run(tmp_path)
+    said, again = run(tmp_path, resume=True)
+    assert "nothing left to train" in said
+    assert again["line"] == scores["line"]
+    assert len(fake_run.curve(tmp_path)) == 10
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "model.events.5=SIGINT")
+    assert (tmp_path / "last_checkpoint").read_text() in ("model_0000005.pth", "model_0000006.pth")
+    run(tmp_path, resume=True)
+    assert [entry["iteration"] for entry in fake_run.curve(tmp_path)] == list(range(10))
+
+
+def test_a_loss_that_is_not_finite_is_named_and_nothing_is_saved(tmp_path):
+    with pytest.raises(UserError, match=r"iteration 5: loss_size is nan, .*video 100 \(key 3/5/0\)") as error:
+        run(tmp_path, "model.events.5=nan")
+    assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.glob("*.pth*")) == ["model_0000003.pth"]
+    assert [entry["iteration"] for entry in fake_run.curve(tmp_path)] == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_itr=3", "no key 'train.max_itr'. Did you mean 'train.max_iter'"),
+        ("train.amp.enable=True", "no key 'train.amp.enable'. Did you mean 'train.amp.enabled'"),
+        ("train.log_period=0", "train.log_period=0: expected a positive whole number"),
+        ("train.amp.dtype=int8", "train.amp.dtype=int8: expected one of float16"),
+        ("train.device=toaster", "train.device=toaster"),
+        ("train.seed=abc", "train.seed=abc: expected a whole number"),
+        ("train.eval_period=often", "train.eval_period=often: expected a whole number, 0 or more"),
+        ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
+        ("optimizer.lr=fast", "the config does not fit together: optimizer: "),
+        ("model.nois=1", "the config does not fit together: model: "),
+        ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
+        ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be made (Not a directory)"),
+        ("model=null", "the config has no 'model'"),
+        ("dataloader.train=null", "the config has no 'dataloader.train'"),
+    ],
+)
+def test_a_setting_that_cannot_be_honoured_is_refused(tmp_path, override, message):
+    with pytest.raises(UserError) as error:
+        run(tmp_path / "run", override)
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_without_wandb_is_refused_with_the_line_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        run(tmp_path, "train.wandb.enabled=True")
+
+
+def test_fast_dev_run_is_twenty_iterations(tmp_path):
+    run(tmp_path, "train.fast_dev_run.enabled=True", "train.max_iter=500", "train.log_period=7")
+    assert len(fake_run.curve(tmp_path)) == 20
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path, "train.checkpointer.period=2", "train.checkpointer.max_to_keep=2")
+    names = sorted(path.name for path in tmp_path.glob("*.pth"))
+    assert names == ["model_0000007.pth", "model_0000009.pth", "model_final.pth"]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_an_earlier_runs_higher_numbers_do_not_push_out_the_new_checkpoints(tmp_path):
+    (tmp_path / "model_0099999.pth").touch()
+    os.utime(tmp_path / "model_0099999.pth", (1, 1))
+    run(tmp_path, "train.checkpointer.period=5", "train.checkpointer.max_to_keep=1")
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_0000009.pth", "model_final.pth"]
+
+
+def test_training_starts_from_weights_as_far_as_they_fit_and_says_what_did_not(tmp_path):
+    state = {"layer.weight": torch.full((1, 3), 5.0), "head.bias": torch.zeros(2)}
+    torch.save(state, tmp_path / "start.pth")
+    start = ("train.max_iter=1", f"train.init_checkpoint={tmp_path / 'start.pth'}")
+    with pytest.raises(UserError, match=r"only some of layer fits \(layer\.bias\).*train\.init_partial=true"):
+        run(tmp_path / "run", *start)
+    said, _ = run(tmp_path / "run", *start, "train.init_partial=true")
+    assert weights(tmp_path / "run")["layer.weight"].min() > 4.9
+    report = (tmp_path / "run" / "load_report.txt").read_text()
+    assert report.strip() in said
+    assert "head: 1 unexpected" in report
+
+
+def test_the_run_leaves_its_config_versions_and_curves_and_not_the_callers_config_changed(tmp_path):
+    cfg = fake_run.config(tmp_path)
+    before = cfg.copy()
+    train(cfg, progress=Console(quiet=True))
+    assert cfg == before
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert versions["seed"] == 3
+    assert versions["torch"] == torch.__version__
+    assert "max_iter: 10" in (tmp_path / "config.yaml").read_text()
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_evaluate_restores_every_modules_mode(tmp_path):
+    model = fake_run.Model().train()
+    model.layer.eval()
+    scores = evaluate(fake_run.config(tmp_path), model, progress=Console(quiet=True))
+    assert set(scores) == {"line", "speed"}
+    assert model.training
+    assert not model.layer.training
+
+
+def test_evaluate_alone_takes_the_averaged_weights_if_the_config_says_so(tmp_path):
+    _, scores = run(tmp_path, "train.model_ema.enabled=True", "train.model_ema.decay=0.5")
+    final = (f"train.init_checkpoint={tmp_path / 'model_final.pth'}",)
+    ema = ("train.model_ema.enabled=True", "train.model_ema.use_ema_weights_for_eval_only=True")
+    quiet = Console(quiet=True)
+    assert evaluate(fake_run.config(tmp_path, *final), progress=quiet)["line"] == scores["line"]
+    assert evaluate(fake_run.config(tmp_path, *final, *ema), progress=quiet)["line"] == scores["ema_line"]
+
+
+def test_averaged_weights_carry_the_names_that_weights_have_on_disk(tmp_path):
+    ema = ("train.model_ema.enabled=True", "train.model_ema.decay=0.5", "model._target_=fake_run.Renamed")
+    _, scores = run(tmp_path, *ema)
+    assert set(weights(tmp_path, key="ema_state")) == {"w", "layer.bias", "scale"}
+    final = (
+        f"train.init_checkpoint={tmp_path / 'model_final.pth'}",
+        "train.model_ema.use_ema_weights_for_eval_only=True",
+    )
+    alone = evaluate(fake_run.config(tmp_path, *ema, *final), progress=Console(quiet=True))
+    assert alone["line"] == scores["ema_line"]
+
+
+def test_an_earlier_run_keeps_its_place_when_a_new_one_in_its_folder_is_refused(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="no such checkpoint"):
+        run(tmp_path, "train.init_checkpoint=nowhere.pth", "train.max_iter=99")
+    torch.save({"alien": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other\.pth: weights of another model"):
+        run(tmp_path, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+    (tmp_path / "other.pth").unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_last_checkpoint_is_refused_with_the_one_before(tmp_path):
+    run(tmp_path)
+    final = tmp_path / "model_final.pth"
+    final.write_bytes(final.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"model_final\.pth: damaged, .*\. To go on from model_0000007\.pth"):
+        run(tmp_path, resume=True)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    assert "at iteration 8" in run(tmp_path, resume=True)[0]
+
+
+def test_a_resume_with_another_model_is_refused_and_changes_nothing(tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"model_final\.pth: weights of another model"):
+        run(tmp_path, "model._target_=fake_run.Renamed", "train.max_iter=20", resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_model_refuses_names_the_iteration_and_the_clips(tmp_path):
+    with pytest.raises(UserError, match=r"^iteration 5: the pred.*, in clips of video 100 \(key 3/5/0\)"):
+        run(tmp_path, "model.events.5=refuse")
+
+
+def test_a_finite_loader_is_refused(tmp_path):
+    with pytest.raises(UserError, match="ended after 2 batches; it must be endless"):
+        run(tmp_path, "dataloader.train._target_=fake_run.Finite")
+
+
+def test_two_processes_are_one_with_the_same_global_batch_and_stop_together(tmp_path):
+    """A clean run of two processes, then one in which only the first meets a loss that is not finite."""
+    lean = ("train.max_iter=5", "train.clip_grad.enabled=True")
+    run(tmp_path / "one", *lean)
+    clean, bad = [str(tmp_path / "two"), *lean], [str(tmp_path / "bad"), "model.events.2=nan"]
+    script = [str(HERE / "fake_run.py"), *clean, "--then", *bad]
+    done = subprocess.run(
+        launch_command(script, 2), env=environment(), capture_output=True, text=True, check=False, timeout=90
+    )
+    one, two = fake_run.curve(tmp_path / "one"), fake_run.curve(tmp_path / "two")
+    assert [e["total_loss"] for e in two] == pytest.approx([e["total_loss"] for e in one], rel=1e-5)
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "two")[name], value)
+    assert len(list((tmp_path / "two").glob("events*"))) == 1
+    assert len(load_checkpoint(tmp_path / "two" / "model_final.pth")["random"]) == 2
+    assert done.returncode == 1
+    assert "torch/distributed/run.py" not in done.stderr
+    assert "iteration 2: loss_size is nan, in clips of video 100 (key 3/2/0), video 101" in done.stderr
+
+
+def test_launch_command_needs_an_address_for_several_machines():
+    assert "--standalone" in launch_command(["x.py"], 4)
+    command = launch_command(["x.py"], 4, machines=2, machine_rank=1, dist_url="tcp://head:29500")
+    assert {"--nnodes=2", "--node-rank=1", "--master-addr=head", "--master-port=29500"} <= set(command)
+    with pytest.raises(UserError, match="tcp://HOST:PORT"):
+        launch_command(["x.py"], 4, machines=2)

@@ -1,0 +1,129 @@
+"""Checkpoints: whole or not there, plain, and honest about what fits."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from local2global.errors import UserError
+from local2global.weights.checkpoint import find_config, load_checkpoint, load_weights, save_checkpoint
+
+
+def model():
+    return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+
+def test_what_is_saved_is_read(tmp_path):
+    content = {"model": model().state_dict(), "iteration": 7, "nested": [{"a": (1.5, None, True)}, "word"]}
+    save_checkpoint(tmp_path / "new" / "a.pth", content)
+    read = load_checkpoint(tmp_path / "new" / "a.pth")
+    assert read["nested"] == content["nested"]
+    assert torch.equal(read["model"]["0.weight"], content["model"]["0.weight"])
+
+
+def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_checkpoint(path, {"iteration": 1})
+
+    def crash(content, file):
+        file.write(b"half of")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", crash)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(path, {"iteration": 2})
+    assert load_checkpoint(path) == {"iteration": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [np.float64(1), {1, 2}, model(), print])
+def test_only_tensors_and_plain_values_are_saved(tmp_path, value):
+    with pytest.raises(TypeError, match=r"checkpoint\.outer\[0\]"):
+        save_checkpoint(tmp_path / "a.pth", {"outer": [value]})
+    assert not list(tmp_path.iterdir())
+
+
+class Evil:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_bad_files_are_one_clear_line(tmp_path, capsys):
+    good = tmp_path / "good.pth"
+    save_checkpoint(good, {"x": torch.zeros(1000)})
+    (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:-200])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "text.pt").write_text("not weights")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    (tmp_path / "name.pkl").touch()
+    (tmp_path / "name.npz").touch()
+    for name in [
+        "cut.pth",
+        "empty.pth",
+        "code.pth",
+        "text.pt",
+        "text.safetensors",
+        "list.pth",
+        "name.pkl",
+        "none.pth",
+    ]:
+        with pytest.raises(UserError, match=name.replace(".", r"\.")) as error:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_safetensors_are_read(tmp_path):
+    save_file(model().state_dict(), tmp_path / "a.safetensors")
+    assert load_weights(model(), load_checkpoint(tmp_path / "a.safetensors")).missing == ()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "iteration": 3, "trainer": {}}])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_is_loaded_bare_or_from_a_trainers_checkpoint(wrap, prefix):
+    source, target = model(), model()
+    report = load_weights(target, wrap({prefix + name: value for name, value in source.state_dict().items()}))
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+    assert report.summary() == ["0: 2 loaded", "1: 2 loaded"]
+
+
+def test_another_models_weights_are_refused_and_nothing_is_changed():
+    target = model()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "head.x": torch.zeros(1)}
+    with pytest.raises(
+        UserError, match="weights of another model: 1 tensors fit, 2 are missing, 1 have another"
+    ):
+        load_weights(target, state)
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+    with pytest.raises(UserError, match="weights of another model"):
+        load_weights(target, {"head.x": torch.zeros(1)}, strict=False)
+    with pytest.raises(UserError, match="no tensors"):
+        load_weights(target, {"iteration": 3})
+
+
+def test_the_report_counts_by_module_and_names_shapes():
+    state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "head.x": torch.zeros(1)}
+    report = load_weights(model(), state, strict=False, partial=True)
+    assert report.loaded == ("0.weight",)
+    assert report.mismatched == (("0.bias", (3,), (5,)),)
+    assert report.summary() == [
+        "0: 1 loaded, 1 of another shape",
+        "1: 2 missing",
+        "head: 1 unexpected",
+        "0.bias: (5,) for (3,)",
+    ]
+
+
+def test_the_config_lies_beside_the_weights(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.yaml beside it"):
+        find_config(tmp_path / "model_final.pth")
+    (tmp_path / "config.yaml").touch()
+    assert find_config(tmp_path / "model_final.pth") == tmp_path / "config.yaml"
