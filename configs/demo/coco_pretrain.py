@@ -2,8 +2,8 @@ r"""COCO pre-training (section 4.2) at small size: the segmenter of `coco_segmen
 
     L2G_DATA=path/to/data l2g train configs/demo/coco_pretrain.py \
         train.init_checkpoint=output/coco_segmenter/model_final.pth
-    L2G_DATA=path/to/data python scripts/pretraining.py configs/demo/coco_pretrain.py \
-        --before output/coco_segmenter --after output/coco_pretrain
+    L2G_DATA=path/to/data l2g eval configs/demo/coco_pretrain.py \
+        train.init_checkpoint=output/coco_pretrain/model_final.pth
 
 About a minute of one core.  Learned queries reach AP 92.4 through the aligner, the segmenter by itself 94.6; told of
 another image they reach 47, for the decoder still looks at the right one.  Video training goes on from the result:
