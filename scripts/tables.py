@@ -1,8 +1,6 @@
-"""The paper's tables beside what runs measured; the command `l2g tables`.
+"""The paper's tables beside the scores of runs; the same as the command `l2g tables`.
 
 python scripts/tables.py output --output tables.md --output tables.csv
-
-prints them, and writes them where it is told to.
 """
 
 from __future__ import annotations

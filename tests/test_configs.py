@@ -1,9 +1,11 @@
-"""Every config of the repository: it loads, its model can be built without data, and every part of it learns."""
+"""All configs: they load, their models can be built without data, and every parameter gets a gradient."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 from local2global.app.tables import read_rows
+from local2global.config.find import find_config_file
 from local2global.engine.run import DEFAULTS
+from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, resolve
 from local2global.structures import Clip, ClipTargets
 from local2global.weights.checkpoint import load_weights
@@ -23,9 +27,9 @@ CONFIGS = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rgl
 CONFIGS = [p for p in CONFIGS if p.parts[0] != "detrex"]
 RECIPES = [str(p) for p in CONFIGS if p.parts[0] != "common"]
 PAPER = "ytvis2021/l2g_r50.py"
-# A class list of the file: none until there is one.
+# Its class list is read from the annotation file of `data.annotations`.
 CUSTOM = "custom/l2g_r50.py"
-# The folders whose data sets are public and lie below $DETECTRON2_DATASETS.
+# Recipes of public datasets below $DETECTRON2_DATASETS.
 PUBLIC = [n for n in RECIPES if n.split("/")[0] not in ("demo", "custom", "detrex")]
 
 
@@ -35,13 +39,13 @@ def _loaded(name: str) -> Any:
 
 
 def config(name: str) -> Any:
-    """A config of its own, loaded once."""
+    """A copy of a config that is loaded once."""
     return copy.deepcopy(_loaded(name))
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Miniatures of every public data set, laid out as recipes expect them."""
+    """Miniatures of all public datasets in the layout that the recipes expect."""
     root = tmp_path_factory.mktemp("datasets")
     classes = {
         key: _loaded(f"{key}/l2g_r50.py").model.classes
@@ -49,14 +53,14 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     coco = _loaded("coco/l2g_r50_60k.py").model.classes
     for year in (2019, 2021):
-        own = classes[f"ytvis{year}"]
-        write_videos(root / f"ytvis_{year}/train/JPEGImages", root / f"ytvis_{year}/train.json", own)
-        write_videos(root / f"ytvis_{year}/valid/JPEGImages", root / f"ytvis_{year}/valid.json", own, False)
+        names = classes[f"ytvis{year}"]
+        write_videos(root / f"ytvis_{year}/train/JPEGImages", root / f"ytvis_{year}/train.json", names)
+        write_videos(root / f"ytvis_{year}/valid/JPEGImages", root / f"ytvis_{year}/valid.json", names, False)
         write_images(
             root / "coco/train2017", root / f"coco/annotations/coco2ytvis{year}_train.json", coco, [1, 40]
         )
-    own = classes["ytvis2021"]
-    write_videos(root / "ytvis_2022/valid/JPEGImages", root / "ytvis_2022/valid.json", own, False)
+    names = classes["ytvis2021"]
+    write_videos(root / "ytvis_2022/valid/JPEGImages", root / "ytvis_2022/valid.json", names, False)
     write_videos(root / "ovis/train", root / "ovis/annotations/train.json", classes["ovis"])
     write_videos(root / "ovis/valid", root / "ovis/annotations_valid.json", classes["ovis"], False)
     write_images(root / "coco/train2017", root / "coco/annotations/coco2ovis_train.json", coco, [1, 25])
@@ -67,35 +71,35 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def found_in(root: Path, node: Any) -> Any:
-    """The same config with data sets elsewhere."""
+def with_datasets_in(root: Path, node: Any) -> Any:
+    """Replaces `datasets/` in all paths of a plain config."""
     if isinstance(node, str):
         return node.replace("datasets/", f"{root}/", 1) if node.startswith("datasets/") else node
     items = node.items() if hasattr(node, "items") else enumerate(node) if isinstance(node, list) else ()
     for key, value in list(items):
-        node[key] = found_in(root, value)
+        node[key] = with_datasets_in(root, value)
     return node
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_its_data_set_is_read_from_the_real_layout(name, datasets, tmp_path):
-    """A clip as it is fed, the first test video, and the truth that the evaluator is given."""
-    plain = found_in(datasets, resolve(config(name)))
+def test_the_dataset_of_a_recipe_is_read_from_its_public_layout(name, datasets, tmp_path):
+    """Loads a training clip, the first test video and the evaluator's truth."""
+    plain = with_datasets_in(datasets, resolve(config(name)))
     plain["dataloader"]["train"]["num_workers"] = 0
     plain["dataloader"]["evaluator"]["output_dir"] = str(tmp_path)
     loader = instantiate(plain["dataloader"]["train"])
     assert loader.clips.mixture.classes == plain["model"]["classes"]
-    made = loader.clips[(0, 0)]
-    assert made.complaints == ()
-    assert len(made.clip) == plain["dataloader"]["train"]["clip_length"]
-    assert made.clip.targets.labels.max() < len(plain["model"]["classes"])
+    sample = loader.clips[(0, 0)]
+    assert sample.complaints == ()
+    assert len(sample.clip) == plain["dataloader"]["train"]["clip_length"]
+    assert sample.clip.targets.labels.max() < len(plain["model"]["classes"])
     (first,) = next(iter(instantiate(plain["dataloader"]["test"])))
     assert min(first.frames[0].shape[1:]) == min(plain["model"]["test_size"])
     instantiate(plain["dataloader"]["evaluator"]).reset()
 
 
-def test_a_custom_data_set_brings_its_classes_and_holds_videos_out(tmp_path):
-    """Paths on the command line are all there is to say."""
+def test_a_custom_dataset_defines_the_classes_and_holds_out_videos(tmp_path):
+    """Only two paths are given on the command line."""
     classes = [{"id": 3, "name": "newt"}, {"id": 8, "name": "toad"}, {"id": 9, "name": "frog"}]
     write_videos(tmp_path / "images", tmp_path / "mine.json", classes, videos=10)
     paths = [f"data.images={tmp_path / 'images'}", f"data.annotations={tmp_path / 'mine.json'}"]
@@ -111,7 +115,7 @@ def test_a_custom_data_set_brings_its_classes_and_holds_videos_out(tmp_path):
     assert resolve(cfg)["model"]["classes"] == classes
 
 
-# ------------------------------------------------------------------------------------------- the paper's rows
+# --- Rows of the paper ---
 
 ROWS = {
     (1, "YTVIS-19"): 1,
@@ -130,18 +134,15 @@ POSITIONS = {
     "model.tracker.positions.dim": 256,
 }
 ABSENT = "absent"
-# What a row changes in the main config; every key that is not named here is the same.
+# The keys that a row changes in the full model's config; all other keys are equal.
 CHANGES = {
     "table3_baseline": {**POSITIONS, "model.tracker.aligner": None},
     "table3_aligner": POSITIONS,
-    "table3_trajectory": {},
     "table5_512": {"model.tracker.aligner.dim_feedforward": 512},
-    "table5_1024": {},
     "table5_2048": {"model.tracker.aligner.dim_feedforward": 2048},
     "table6_no_reduced": {
         "model.criterion.supervision._target_": "local2global.modeling.criterion.FullSupervision"
     },
-    "table6_static": {},
     "table6_dynamic": {
         "model.tracker.local_positions._target_": "local2global.modeling.positions.DynamicLocalPositions",
         "model.tracker.local_positions.num_queries": ABSENT,
@@ -164,24 +165,52 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def test_every_row_of_the_paper_has_one_config():
     """`read_rows` refuses two configs for one row."""
     rows = read_rows(ROOT / "configs")
-    counts: dict[tuple[int, str], int] = {}
+    assert Counter((row.names[0], row.names[2]) for row in rows) == ROWS
     for row in rows:
-        counts[row.names[0], row.names[2]] = counts.get((row.names[0], row.names[2]), 0) + 1
         assert row.command.split()[2] == f"configs/{row.config}"
-    assert counts == ROWS
+
+
+def test_rows_of_the_full_model_share_its_recipe():
+    """Four rows on OVIS and two on YouTube-VIS 2021 are the same model, trained once."""
+    rows = read_rows(ROOT / "configs")
+    served = {
+        dataset: [r for r in rows if r.config == f"{dataset}/l2g_r50.py"] for dataset in ("ovis", "ytvis2021")
+    }
+    assert [r.names[:2] for r in served["ovis"]] == [
+        (2, "Local2Global"), (3, "+ trajectory"), (5, "1024"), (6, "static l_pos")
+    ]  # fmt: skip
+    assert [r.names[:2] for r in served["ytvis2021"]] == [(1, "Local2Global"), (3, "+ trajectory")]
+    for results in served.values():
+        assert {(r.scores["AP"], r.scores["AP50"], r.scores["AP75"], r.scores["AR1"]) for r in results} == {
+            tuple(results[0].scores[name] for name in ("AP", "AP50", "AP75", "AR1"))
+        }
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("configs/ablation/table3_trajectory_ytvis2021.py", "ytvis2021"),
+        ("ablation/table5_1024_ovis.py", "ovis"),
+        ("configs/ablation/table6_static_ovis", "ovis"),
+    ],
+)
+def test_a_merged_ablation_config_names_its_recipe(name, recipe):
+    with pytest.raises(UserError, match=f"use configs/{recipe}/l2g_r50.py"):
+        find_config_file(name)
 
 
 def test_every_ablation_is_a_row():
     stems = {Path(name).stem.removesuffix("_ovis").removesuffix("_ytvis2021") for name in ABLATIONS}
     assert stems == set(CHANGES)
-    assert len(ABLATIONS) == 12
+    assert len(ABLATIONS) == 8
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_changes_what_the_table_says_and_nothing_else(name):
+def test_an_ablation_changes_only_the_keys_of_its_row(name):
     stem, _, dataset = Path(name).stem.rpartition("_")
-    main, own = (flat(resolve(_loaded(n))) for n in (f"{dataset}/l2g_r50.py", name))
-    changed = {k: own.get(k, ABSENT) for k in {*main, *own} if own.get(k, ABSENT) != main.get(k, ABSENT)}
+    main, ablation = (flat(resolve(_loaded(n))) for n in (f"{dataset}/l2g_r50.py", name))
+    keys = {*main, *ablation}
+    changed = {k: ablation.get(k, ABSENT) for k in keys if ablation.get(k, ABSENT) != main.get(k, ABSENT)}
     changed = {
         k: v for k, v in changed.items() if not k.startswith("paper.") and not k.endswith("output_dir")
     }
@@ -189,13 +218,13 @@ def test_an_ablation_changes_what_the_table_says_and_nothing_else(name):
     if stem == "table3_baseline":
         expected |= {k: ABSENT for k in main if k.startswith("model.tracker.aligner.")}
     assert changed == expected
-    assert own["train.output_dir"] == f"output/{Path(name).stem}"
-    code = (ROOT / "configs" / name).read_text().split('"""')[2]
-    assert 3 <= len(list(filter(None, code.splitlines()))) <= 8
+    assert ablation["train.output_dir"] == f"output/{Path(name).stem}"
+    statements = ast.parse((ROOT / "configs" / name).read_text()).body[1:]  # without the docstring
+    assert 3 <= len(statements) <= 8
 
 
 def small_clip(classes: int, index: int, length: int = 2) -> Clip:
-    """Two squares that move on noise, 64x96; the second is absent from the first frame."""
+    """A 64x96 clip of two squares moving on noise; the second square is absent from the first frame."""
     generator = torch.Generator().manual_seed(index)
     frames = torch.randint(0, 255, (length, 3, 64, 96), generator=generator, dtype=torch.uint8)
     masks = torch.zeros(2, length, 64, 96, dtype=torch.bool)
@@ -211,26 +240,26 @@ def small_clip(classes: int, index: int, length: int = 2) -> Clip:
 
 
 @pytest.mark.parametrize("name", [str(p) for p in CONFIGS])
-def test_it_loads(name):
+def test_a_config_loads(name):
     _loaded(name)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_it_has_what_the_trainer_reads(name):
+def test_a_recipe_has_the_keys_that_the_trainer_reads(name):
     cfg = config(name)
     assert {"model", "optimizer", "lr_multiplier", "dataloader", "train"} <= set(cfg)
     assert {"train", "test", "evaluator"} <= set(cfg.dataloader)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_its_schedule_starts_and_ends(name):
-    """Trainers ask for the rate at where = 1.0 too."""
+def test_a_schedule_is_defined_on_the_closed_interval(name):
+    """Trainers evaluate the schedule at progress 1.0 too."""
     schedule = instantiate(config(name).lr_multiplier)
     assert all(0 <= schedule(where) <= 1 for where in (0.0, 0.3, 0.999, 1.0))
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != CUSTOM])
-def test_its_model_knows_its_classes(name):
+def test_the_class_head_matches_the_class_list(name):
     cfg = config(name)
     with torch.device("meta"):
         model = instantiate(cfg.model)
@@ -249,7 +278,7 @@ def test_the_papers_model_has_the_papers_size():
 
 
 def shrunk(cfg: Any) -> Any:
-    """The same parts, narrower: R50's recipes take seconds to step otherwise."""
+    """The config with the layer widths of the tiny model, which makes a training step fast."""
     model, tiny = cfg.model, config("demo/l2g_tiny.py").model
     model.segmenter.backbone, model.segmenter.encoder = tiny.segmenter.backbone, tiny.segmenter.encoder
     model.segmenter.decoder = tiny.segmenter.decoder
@@ -292,7 +321,7 @@ def test_pre_training_trains_what_the_paper_says():
 
 @pytest.mark.parametrize("video", ["ytvis2021", "ovis", "vipseg"])
 def test_video_training_starts_from_pre_training(video):
-    """Sec. 4.2: everything is handed over but the learned queries; a person's row of the class head is COCO's first."""
+    """Sec. 4.2: only the learned queries are dropped; the class-head row of "person" is COCO's first row."""
     source = instantiate(shrunk(config("coco/l2g_r50_60k.py")).model).state_dict()
     model = instantiate(shrunk(config(f"{video}/l2g_r50.py")).model)
     report = load_weights(model, {"model": source}, strict=False)
@@ -305,7 +334,7 @@ def test_video_training_starts_from_pre_training(video):
     assert all(torch.equal(loaded[name][person], source[name][0]) for name in heads)
 
 
-def test_every_key_that_the_trainer_honours_can_be_overridden():
+def test_every_train_key_of_the_trainer_is_in_the_config():
     assert DEFAULTS.keys() == config(PAPER).train.keys()
 
 
@@ -317,8 +346,8 @@ def test_an_ablation_is_one_override():
 
 
 @pytest.mark.parametrize("word", ["dynamic", "static"])
-def test_local_positions_are_one_word(word):
-    """Table 6: l_pos by rank or by the local boxes."""
+def test_local_positions_are_selected_by_one_word(word):
+    """Table 6: l_pos by confidence rank or from the local boxes."""
     for name in RECIPES:
         cfg = load_config(ROOT / "configs" / name, [f"model.tracker.local_positions={word}"])
         part = instantiate(cfg.model.tracker.local_positions)

@@ -1,8 +1,8 @@
-"""Table 5 on OVIS: hidden dimension 2048 in the aligner.  Paper: 37.0 AP.
+"""Table 5 on OVIS: aligner with hidden dimension 2048 instead of 1024.  Paper: 37.0 AP.
 
-l2g train configs/ablation/table5_2048_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
+    l2g train configs/ablation/table5_2048_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
 
-Everything else, WEIGHTS too, is `configs/ovis/l2g_r50.py`'s.
+All other settings, machine and WEIGHTS are those of `configs/ovis/l2g_r50.py`.
 """
 
 from ..ovis.l2g_r50 import dataloader, lr_multiplier, model, optimizer, train

@@ -1,8 +1,8 @@
-"""Table 6 on OVIS: l_pos follows the local queries' boxes.  Paper: 36.5 AP.
+"""Table 6 on OVIS: l_pos is computed from the boxes of the local queries.  Paper: 36.5 AP.
 
-l2g train configs/ablation/table6_dynamic_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
+    l2g train configs/ablation/table6_dynamic_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
 
-Everything else, WEIGHTS too, is `configs/ovis/l2g_r50.py`'s.
+All other settings, machine and WEIGHTS are those of `configs/ovis/l2g_r50.py`.
 """
 
 from local2global.lazy import LazyCall as L

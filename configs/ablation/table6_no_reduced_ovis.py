@@ -1,8 +1,8 @@
-"""Table 6 on OVIS: a loss on every frame.  Paper: 36.4 AP.
+"""Table 6 on OVIS: every frame of a clip is supervised.  Paper: 36.4 AP.
 
-l2g train configs/ablation/table6_no_reduced_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
+    l2g train configs/ablation/table6_no_reduced_ovis.py train.init_checkpoint=WEIGHTS --gpus 4
 
-Everything else, WEIGHTS too, is `configs/ovis/l2g_r50.py`'s.
+All other settings, machine and WEIGHTS are those of `configs/ovis/l2g_r50.py`.
 """
 
 from local2global.lazy import LazyCall as L

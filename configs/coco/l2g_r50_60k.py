@@ -1,10 +1,11 @@
-"""COCO pre-training (section 4.2): the aligner learns to turn N learned queries into the objects of an image.
+"""COCO pre-training (section 4.2): the aligner learns to decode N learned queries into the objects of an image.
 
     l2g train configs/coco/l2g_r50_60k.py train.init_checkpoint=MASKDINO --gpus 4
 
-MASKDINO is its R50 COCO instance checkpoint.  60 K iterations of 16 images.  Trained: the aligner, l_pos, the learned
-queries, and the decoder's position MLP; the positions of the initial (local) queries are g_pos.  Video training starts
-from the last checkpoint and leaves the learned queries behind.  The paper gives no score.
+Machine: four V100 GPUs, 60,000 iterations of 16 images.  The paper reports no score.
+MASKDINO is the COCO instance checkpoint of MaskDINO R50.  Trained parameters: aligner, l_pos, learned queries, and the
+position MLP of the decoder.  g_pos is computed from the boxes of the local queries.  Video training starts from the
+last checkpoint and drops the learned queries.
 """
 
 from local2global.lazy import LazyCall as L
@@ -18,7 +19,7 @@ from ..common.train import train
 
 model.classes = CLASSES
 model.test_size = [800, 1333]
-model.tracker.first_frame = L(Learned)(num_queries="${...segmenter.num_queries}", dim=256)
+model.tracker.first_frame = L(Learned)(num_queries="${...segmenter.num_queries}", dim="${...segmenter.dim}")
 model.trainable = [r"^tracker\.", r"^segmenter\.decoder\.ref_point_head\."]
 optimizer.lr = 1e-4
 train.output_dir = "output/coco_l2g_r50_60k"

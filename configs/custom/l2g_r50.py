@@ -1,8 +1,9 @@
-"""The paper's model on your own videos or images, whose classes are the annotation file's.
+"""Your own videos or images: the paper's model with the classes of your annotation file.
 
     l2g train configs/custom/l2g_r50.py data.images=FOLDER data.annotations=FILE train.init_checkpoint=WEIGHTS
 
-See `common/data/custom.py`; WEIGHTS as in `configs/ytvis2021/l2g_r50.py`.
+`common/data/custom.py` describes the formats and the held-out videos.  WEIGHTS as in `configs/ytvis2021/l2g_r50.py`.
+The schedule is the paper's: 120,000 iterations on four V100 GPUs.  The score depends on your data.
 """
 
 from ..common.data.custom import CLASSES, data, dataloader

@@ -1,9 +1,9 @@
-"""The identity bench's held-out videos in pieces of 16 frames: finding and following, without long memory.
+"""Identity benchmark in excerpts of 16 frames: detection and short-term tracking, without long-term memory.
 
     l2g eval configs/demo/hard_excerpts.py train.init_checkpoint=output/hard/model_final.pth
 
-A model that segments every frame perfectly but forgets what has been hidden for three frames has AP 12 on the whole
-videos, and one that follows nothing but the large occluder has 23: there, AP is memory.  Here most of it is not.
+Long occlusions dominate AP on the whole videos: a model with perfect masks that forgets an object after three hidden
+frames scores AP 12, and a model that tracks only the large occluder scores AP 23.  Excerpts reduce this effect.
 """
 
 from local2global.data.excerpts import excerpts

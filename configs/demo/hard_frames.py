@@ -1,8 +1,8 @@
-"""The identity bench, stage 1 of 2: the segmenter on single frames of the `hard` preset, without an aligner.
+"""Identity benchmark, stage 1 of 2: the segmenter on single frames of the `hard` preset, without aligner.
 
-l2g train configs/demo/hard_frames.py
+    l2g train configs/demo/hard_frames.py
 
-Every row of Table 3 starts from its weights; `l2g_hard.py` says the rest.
+Runs on a CPU.  All rows of Table 3 on the benchmark start from these weights; see `l2g_hard.py`.
 """
 
 from local2global.lazy import LazyCall as L

@@ -1,12 +1,12 @@
-"""The identity bench, stage 2 of 2: clips of the `hard` preset, where look-alikes hide behind one another.
+"""Identity benchmark, stage 2 of 2: clips of the `hard` preset, in which look-alikes occlude one another.
 
-    l2g train configs/demo/hard_frames.py    # 1: the segmenter, on single frames
+    l2g train configs/demo/hard_frames.py    # stage 1: the segmenter, on single frames
     l2g train configs/demo/l2g_hard.py && python scripts/identity.py output/hard
 
-The six frames of a clip are drawn from nine, so that an object moves between them little more than between those that
-are scored.  The aligner is not pre-trained: it starts as identity, where the segmenter is.  Backbone and encoder, which
-see single frames, are frozen.  The 50 held-out videos are the preset's own bench, seed 0; training draws from seed 1.
-There is one class, so that nothing but identity is hard.
+Runs on a CPU.  Expected AP on the whole held-out videos: 24.4 to 24.7; in excerpts of 16 frames: 37.4 to 38.0.
+The six frames of a clip are sampled from nine, so objects move about as far between them as between test frames.  The
+aligner is not pre-trained: it is initialised as the identity map.  Backbone and encoder process single frames and are
+frozen.  The 50 held-out videos use seed 0, training uses seed 1.  All objects share one class.
 """
 
 from local2global.data.generated.shapes import PRESETS as _PRESETS

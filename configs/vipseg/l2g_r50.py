@@ -1,9 +1,10 @@
-"""Table 4 on VIPSeg, the paper's model.  Paper: 46.3 VPQ.  4 GPUs, 120 K iterations of 8 four-frame clips.
+"""Table 4 on VIPSeg: the full model.  Paper: 46.3 VPQ.
 
     l2g train configs/vipseg/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
-WEIGHTS is MaskDINO R50's COCO panoptic checkpoint, its aligner pre-trained as in `configs/coco/l2g_r50_60k.py`.
-Things and stuff are queries alike; only things have boxes to learn.
+Machine: four V100 GPUs, 120,000 iterations of 8 clips of 4 frames.
+WEIGHTS is the COCO panoptic checkpoint of MaskDINO R50, its aligner pre-trained as in `configs/coco/l2g_r50_60k.py`.
+Queries predict things and stuff alike; only things have box losses.
 """
 
 from local2global.lazy import LazyCall as L
@@ -18,7 +19,9 @@ from ..common.train import train
 model.classes = CLASSES
 model.test_size = [720, 1333]
 model.criterion.things = NUM_THINGS
-model.panoptic = L(Panoptic)(things=NUM_THINGS, keep=0.25, temperature=0.06, overlap=0.8, final=False)
+model.panoptic = L(Panoptic)(
+    things="${..criterion.things}", keep=0.25, temperature=0.06, overlap=0.8, final=False
+)
 train.output_dir = "output/vipseg_l2g_r50"
 train.amp.enabled = True
 

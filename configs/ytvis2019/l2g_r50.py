@@ -1,9 +1,11 @@
-"""Table 1 on YouTube-VIS 2019, the paper's model.  Paper: 54.3 AP.  4 GPUs, 120 K iterations of 8 four-frame clips.
+"""Table 1 on YouTube-VIS 2019: the full model.  Paper: 54.3 AP.
 
     l2g train configs/ytvis2019/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
-WEIGHTS is `configs/coco/l2g_r50_60k.py`'s last checkpoint: MaskDINO R50, its aligner pre-trained on COCO (section 4.2).
-Its text says 53.4: a slip.
+Machine: four V100 GPUs, 120,000 iterations of 8 clips of 4 frames.
+WEIGHTS is the last checkpoint of `configs/coco/l2g_r50_60k.py`: MaskDINO R50 with the aligner pre-trained on COCO
+(section 4.2).
+The text of the paper says 53.4 AP, which is a misprint of the value in the table.
 """
 
 from ..common.data.ytvis2019 import CLASSES, dataloader

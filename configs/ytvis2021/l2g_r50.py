@@ -1,8 +1,10 @@
-"""Table 1 on YouTube-VIS 2021, the paper's model.  Paper: 49.4 AP.  4 GPUs, 120 K iterations of 8 four-frame clips.
+"""Tables 1 and 3 on YouTube-VIS 2021: the full model.  Paper: 49.4 AP.
 
     l2g train configs/ytvis2021/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
-WEIGHTS is `configs/coco/l2g_r50_60k.py`'s last checkpoint: MaskDINO R50, its aligner pre-trained on COCO (section 4.2).
+Machine: four V100 GPUs, 120,000 iterations of 8 clips of 4 frames.
+WEIGHTS is the last checkpoint of `configs/coco/l2g_r50_60k.py`: MaskDINO R50 with the aligner pre-trained on COCO
+(section 4.2).
 """
 
 from ..common.data.ytvis2021 import CLASSES, dataloader
@@ -18,3 +20,4 @@ train.amp.enabled = True
 paper = dict(
     table=1, row="Local2Global", dataset="YTVIS-21", AP=49.4, AP50=70.6, AP75=53.6, AR1=41.7, AR10=56.6
 )
+paper_also = [dict(paper, table=3, row="+ trajectory")]

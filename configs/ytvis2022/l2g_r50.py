@@ -1,9 +1,11 @@
-"""Table 2 on YouTube-VIS 2022, the paper's model.  Paper: 42.3 AP.  4 GPUs, 120 K iterations of 8 four-frame clips.
+"""Table 2 on YouTube-VIS 2022: the full model.  Paper: 42.3 AP.
 
     l2g train configs/ytvis2022/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
-WEIGHTS is `configs/coco/l2g_r50_60k.py`'s last checkpoint: MaskDINO R50, its aligner pre-trained on COCO (section 4.2).
-The paper does not say whether its number is the mean of the short and the long videos' scores.
+Machine: four V100 GPUs, 120,000 iterations of 8 clips of 4 frames.
+WEIGHTS is the last checkpoint of `configs/coco/l2g_r50_60k.py`: MaskDINO R50 with the aligner pre-trained on COCO
+(section 4.2).
+The paper does not say whether 42.3 is the mean of the scores on short and on long videos.
 """
 
 from ..common.data.ytvis2022 import CLASSES, dataloader

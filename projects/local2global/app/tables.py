@@ -1,35 +1,29 @@
-"""The paper's tables beside what runs measured: one row for each config with a `paper`, one more for each run of it."""
+"""The paper's tables: one line per row of the paper, followed by one line per run of its config."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..config.saved import write_text
 from ..errors import UserError
-from ..lazy import load_config
+from ..lazy import LazyConfig, load_config
+from .files import csv_table, markdown_table
 
-#: What names a row of the paper; everything else in `paper` is a number of it.
+#: The keys of `paper` that identify a row; all other keys are scores.
 NAMES = ("table", "row", "dataset")
-#: The paper's numbers in the order of its columns, and where a run's metrics have them.
+#: The paper's score columns in order, and the key of each score in `metrics.jsonl`.
 SCORES = {
-    "AP": ("segm/AP",),
-    "AP50": ("segm/AP50",),
-    "AP75": ("segm/AP75",),
-    "AR1": ("segm/AR1",),
-    "AR10": ("segm/AR10",),
-    "VPQ": ("panoptic/VPQ",),
-    "VPQ_Th": ("panoptic/VPQ_Th",),
-    "VPQ_St": ("panoptic/VPQ_St",),
-    "STQ": ("panoptic/STQ",),
+    **{name: f"segm/{name}" for name in ("AP", "AP50", "AP75", "AR1", "AR10")},
+    **{name: f"panoptic/{name}" for name in ("VPQ", "VPQ_Th", "VPQ_St", "STQ")},
 }
+#: What a table shows about a run besides its scores.
+FACTS = ("iterations", "seed", "commit", "hardware", "command")
 
 
 @dataclass(frozen=True)
@@ -37,10 +31,10 @@ class Row:
     """A row of the paper.
 
     Attributes:
-        config: its config, relative to configs/.
-        names: table, row and dataset.
-        scores: the paper's numbers.
-        command: the first command of the config's docstring.
+        config: path of the config that reproduces the row, relative to configs/.
+        names: (table, row, dataset).
+        scores: the paper's scores in percent.
+        command: the training command in the config's docstring.
     """
 
     config: str
@@ -51,13 +45,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run says of itself.
+    """The scores of one run.
 
     Attributes:
-        folder: the run's folder.
-        names: the row that its config names.
-        scores: of its last evaluation; those that are not defined (-1) are left out.
-        facts: iteration, commit, hardware, command and more, as far as the run saved them.
+        folder: output folder of the run.
+        names: the row in the `paper` dict of the run's config.
+        scores: scores of the last evaluation in percent; undefined scores (-1) are left out.
+        facts: iteration, commit, hardware, command etc. as saved by the run.
     """
 
     folder: Path
@@ -67,44 +61,47 @@ class Measured:
 
 
 def read_rows(configs: Path) -> list[Row]:
-    """Every row of the paper that a config below a folder names, in the paper's order.
+    """Reads `paper` and `paper_also` of all configs below a folder, sorted in the paper's order.
+
+    `paper` is the row that the config is named after.  `paper_also` lists further rows of the same model.
 
     Raises:
-        UserError: if two configs name one row.
+        UserError: if two configs claim the same row.
     """
-    rows: list[Row] = []
+    rows: dict[tuple[Any, ...], Row] = {}
     for path in sorted(configs.rglob("*.py")):
-        if path.relative_to(configs).parts[0] == "common" or "paper = " not in path.read_text(
-            encoding="utf-8"
-        ):
+        config, text = str(path.relative_to(configs)), path.read_text(encoding="utf-8")
+        if config.startswith("common/") or "paper = " not in text:
             continue
-        paper = dict(load_config(path).paper)
-        lines = path.read_text(encoding="utf-8").splitlines()
-        command = next((line.strip() for line in lines if line.strip().startswith("l2g train")), "")
-        names = tuple(paper.pop(name, None) for name in NAMES)
-        twin = next((row.config for row in rows if row.names == names), None)
-        if twin is not None:
-            raise UserError(
-                f"{path.relative_to(configs)}: table {names[0]}, {names[1]}, is {twin}'s row too."
-            )
-        rows.append(Row(str(path.relative_to(configs)), names, paper, command))
-    return sorted(rows, key=_place)
+        entries = [load_config(path).paper]
+        if "paper_also = " in text:
+            entries += LazyConfig.load(str(path), "paper_also")
+        lines = map(str.strip, text.splitlines())
+        command = next((line for line in lines if line.startswith("l2g train")), "")
+        for entry in map(dict, entries):
+            names = tuple(entry.pop(name, None) for name in NAMES)
+            if names in rows:
+                raise UserError(
+                    f"{config}: table {names[0]}, {names[1]}, is a row of {rows[names].config} too."
+                )
+            rows[names] = Row(config, names, entry, command)
+    return sorted(rows.values(), key=_order)
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    """By table and data set; then as the paper builds its rows up, from fewer to more and from worse to better."""
+def _order(row: Row) -> tuple[Any, ...]:
+    """Sort key: table, dataset, then numeric row name or ascending first score, as in the paper."""
     table, name, dataset = row.names
     size = int(name) if str(name).isdigit() else 0
     return table, str(dataset), size, next(iter(row.scores.values()), 0.0), str(name)
 
 
 def read_runs(folders: Iterable[Path]) -> list[Measured]:
-    """Every run of a row of the paper in these folders or below.
+    """Finds all runs below the folders whose config has a `paper` dict.
 
     Raises:
-        UserError: for a folder that is not there, or a run's file that cannot be read.
+        UserError: if a folder does not exist, or a config.yaml cannot be read.
     """
-    found = []
+    runs = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of runs.")
@@ -115,87 +112,80 @@ def read_runs(folders: Iterable[Path]) -> list[Measured]:
                 raise UserError(f"{config}: cannot be read ({' '.join(str(error).split())}).") from error
             paper = content.get("paper") if isinstance(content, dict) else None
             if paper:
-                found.append(_read_run(config.parent, tuple(paper.get(name) for name in NAMES)))
-    return found
+                runs.append(_read_run(config.parent, tuple(paper.get(name) for name in NAMES)))
+    return runs
 
 
 def _read_run(folder: Path, names: tuple[Any, ...]) -> Measured:
     scores: dict[str, float] = {}
-    iteration = None
-    for entry in _entries(folder / "metrics.jsonl"):
-        latest = {name: _score(entry, keys) for name, keys in SCORES.items()}
-        if any(value is not None for value in latest.values()):
-            scores = {name: value for name, value in latest.items() if value is not None}
-            iteration = entry["iteration"] + 1
+    iterations = None
+    for entry in read_metrics(folder):
+        latest = {name: entry[key] for name, key in SCORES.items() if entry.get(key) is not None}
+        defined = {name: float(value) for name, value in latest.items() if value >= 0}
+        if defined:
+            scores, iterations = defined, entry["iteration"] + 1
     versions = folder / "versions.json"
     facts = json.loads(versions.read_text()) if versions.is_file() else {}
-    return Measured(folder, names, scores, {"iterations": iteration, **facts})
+    return Measured(folder, names, scores, {"iterations": iterations, **facts})
 
 
-def _entries(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of metrics.jsonl; a run that was killed may have left half a line."""
-    for line in path.read_text().splitlines() if path.is_file() else ():
+def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
+    """Yields the entries of a run's metrics.jsonl; a line cut off by a killed run is skipped."""
+    path = run / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
             continue
 
 
-def _score(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
-    values = [entry[key] for key in keys if entry.get(key) is not None]
-    return float(values[0]) if values and values[0] >= 0 else None
-
-
 def build_table(rows: Sequence[Row], runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One line for each row of the paper, and below it one for each run of it.
+    """Lists each row of the paper, followed by the runs of its config.
+
+    Returns:
+        One dict per line; all have the same keys, and unknown values are None.
 
     Raises:
         UserError: if a run names a row that no config has.
     """
-    known = {row.names for row in rows}
+    configs = {row.names: row.config for row in rows}
     for run in runs:
-        if run.names not in known:
+        if run.names not in configs:
             raise UserError(f"{run.folder}: table {run.names[0]}, {run.names[1]}: no config has this row.")
-    lines: list[dict[str, Any]] = []
+    lines = []
     for row in rows:
-        head = dict(zip(NAMES, row.names, strict=True))
-        scores = {name: row.scores.get(name) for name in SCORES}
-        lines.append({**head, "source": "paper", **scores, **_facts({}), "command": row.command})
-        for run in (run for run in runs if run.names == row.names):
-            scores = {name: run.scores.get(name) for name in SCORES}
-            lines.append({**head, "source": str(run.folder), **scores, **_facts(run.facts)})
+        lines.append(_line(row.names, "paper", row.scores, {"command": row.command}))
+        for run in runs:
+            if configs[run.names] == row.config:
+                lines.append(_line(row.names, str(run.folder), run.scores, run.facts))
     return lines
 
 
-def _facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("iterations", "seed", "commit", "hardware", "command")
-    return {name: facts.get(name) for name in names}
+def _line(
+    names: tuple[Any, ...], source: str, scores: Mapping[str, float], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    line = {**dict(zip(NAMES, names, strict=True)), "source": source}
+    return line | {name: scores.get(name) for name in SCORES} | {name: facts.get(name) for name in FACTS}
 
 
 def as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The lines as csv; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [*NAMES], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    """Formats the lines as CSV."""
+    return csv_table([*NAMES, "source", *SCORES, *FACTS], [list(line.values()) for line in lines])
 
 
 def as_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One table for each of the paper's; the paper's numbers, and below them a run's with the difference."""
+    """Formats one Markdown table per table of the paper; scores of runs show their difference from the paper."""
     parts = []
-    for number in dict.fromkeys(line["table"] for line in lines):
-        own = [line for line in lines if line["table"] == number]
+    for table in dict.fromkeys(line["table"] for line in lines):
+        own = [line for line in lines if line["table"] == table]
         scores = [name for name in SCORES if any(line[name] is not None for line in own)]
-        heads = ["row", "dataset", "source", *scores, "iterations", "commit", "hardware", "command"]
-        body, paper = [], own[0]
+        head = ["row", "dataset", "source", *scores, "iterations", "commit", "hardware", "command"]
+        cells, paper = [], own[0]
         for line in own:
             paper = line if line["source"] == "paper" else paper
-            cells = [_cell(line, name, paper) for name in heads]
-            body.append("| " + " | ".join(cells) + " |")
-        rule = "|" + "|".join("---:" if name in scores else "---" for name in heads) + "|"
-        parts.append("\n".join([f"## Table {number}", "", "| " + " | ".join(heads) + " |", rule, *body]))
-    return "\n\n".join(parts) + "\n"
+            cells.append([_cell(line, name, paper) for name in head])
+        parts.append(f"## Table {table}\n\n{markdown_table(head, cells, scores)}\n")
+    return "\n".join(parts)
 
 
 def _cell(line: Mapping[str, Any], name: str, paper: Mapping[str, Any]) -> str:
@@ -211,13 +201,11 @@ def _cell(line: Mapping[str, Any], name: str, paper: Mapping[str, Any]) -> str:
 
 
 def write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write a .md or .csv file, whole or not at all.
+    """Writes the lines to a .md or .csv file atomically.
 
     Raises:
-        UserError: for another ending.
+        UserError: if the path has another suffix.
     """
     if path.suffix not in (".md", ".csv"):
         raise UserError(f"{path}: tables are written as .md or .csv.")
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(as_csv(lines) if path.suffix == ".csv" else as_markdown(lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, as_csv(lines) if path.suffix == ".csv" else as_markdown(lines))
