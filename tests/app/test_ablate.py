@@ -1,4 +1,4 @@
-"""Ablations: which runs a command means, what is kept of them, and the arithmetic of the table."""
+"""`l2g ablate`: the grid of settings, reuse and resumption of runs, and the statistics of the table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ dataloader, train = OmegaConf.to_container(_cfg.dataloader), _cfg.train
 
 @pytest.fixture
 def config(tmp_path):
-    """A run of four steps on y = w x + b."""
+    """A config that fits y = w x + b in four steps."""
     path = tmp_path / "line.py"
     path.write_text(CONFIG.format(folder=tmp_path / "line"))
     return path
@@ -35,7 +35,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def started(monkeypatch):
-    """The folders in which a run was started, in order."""
+    """The folders of all runs that were started, in order."""
     folders, train = [], module._train
     monkeypatch.setattr(
         module, "_train", lambda config, run, *rest: (folders.append(run.folder), train(config, run, *rest))
@@ -46,7 +46,7 @@ def started(monkeypatch):
 # --- The grid ---
 
 
-def test_keys_with_several_values_span_a_grid():
+def test_keys_with_several_values_are_expanded_to_a_grid():
     settings = grid(["a.x=1,2", "b=7", "c.y=u,v"])
     assert [setting.name for setting in settings] == ["x=1,y=u", "x=1,y=v", "x=2,y=u", "x=2,y=v"]
     assert settings[1].overrides == ("b=7", "a.x=1", "c.y=v")
@@ -58,20 +58,20 @@ def test_a_list_is_one_value():
     assert [setting.name for setting in grid(["a=[1,2]"])] == ["config"]
 
 
-def test_keys_that_end_alike_are_named_in_full():
+def test_keys_with_the_same_last_part_are_named_in_full():
     first = next(iter(grid(["a.dim=1", "a.x=1,2", "b.x=3,4"])))
     assert first.name == "a.x=1,b.x=3"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"), [(["a=1,2", "a=3,4"], "swept already"), (["a"], "'a' is not an override")]
+    ("overrides", "message"), [(["a=1,2", "a=3,4"], "swept twice"), (["a"], "'a' is not an override")]
 )
-def test_what_is_no_grid_is_refused(overrides, message):
+def test_invalid_overrides_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         grid(overrides)
 
 
-def test_rows_that_are_no_grid_have_names_and_each_spans_the_grid():
+def test_rows_are_named_and_the_grid_is_repeated_for_each():
     rows = ["baseline=a.x=null b=static", "aligner='b=static'", "ours="]
     settings = grid(["c=7"], rows)
     assert [setting.name for setting in settings] == ["baseline", "aligner", "ours"]
@@ -94,23 +94,23 @@ def test_rows_that_are_no_grid_have_names_and_each_spans_the_grid():
     [
         (["baseline"], "expected NAME="),
         (["..=a=1"], "expected NAME="),
-        (["x=a=1", "x=a=2"], "two called x"),
-        (["x=a=1,2"], "one value a key"),
+        (["x=a=1", "x=a=2"], "two rows called x"),
+        (["x=a=1,2"], "one value per key"),
         (["x=a"], "'a' is not an override"),
         (["x='a=1"], "No closing quotation"),
     ],
 )
-def test_a_row_that_cannot_be_read_is_refused(rows, message):
+def test_an_invalid_row_is_refused(rows, message):
     with pytest.raises(UserError, match=message):
         grid([], rows)
 
 
-def test_a_row_does_not_change_what_is_swept():
-    with pytest.raises(UserError, match=r"--row ours: model\.x is swept outside the rows already"):
+def test_a_row_must_not_set_a_swept_key():
+    with pytest.raises(UserError, match=r"--row ours: model\.x is also swept"):
         grid(["model.x=1,2"], ["ours=model.y=1 model.x=3"])
 
 
-def test_every_setting_gets_the_same_seeds_and_a_folder_of_its_own(config, tmp_path):
+def test_settings_share_seeds_and_have_separate_folders(config, tmp_path):
     runs = plan(config, ["optimizer.lr=0.1,0.2"], 2, tmp_path / "out")
     assert [(run.setting.name, run.seed) for run in runs] == [
         ("lr=0.1", 5), ("lr=0.2", 5), ("lr=0.1", 6), ("lr=0.2", 6)
@@ -120,7 +120,7 @@ def test_every_setting_gets_the_same_seeds_and_a_folder_of_its_own(config, tmp_p
     assert all(run.cfg.train.output_dir == str(run.folder) for run in runs)
 
 
-def test_a_misspelt_key_is_refused_before_anything_runs(config, tmp_path):
+def test_a_misspelt_key_is_refused_before_training(config, tmp_path):
     with pytest.raises(UserError, match=r"no key 'optimizer\.lrr'"):
         ablate(config, ["optimizer.lrr=1,2"], 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -129,7 +129,7 @@ def test_a_misspelt_key_is_refused_before_anything_runs(config, tmp_path):
 # --- The runs ---
 
 
-def test_an_ablation_is_trained_scored_and_tabled(config, tmp_path):
+def test_an_ablation_trains_scores_and_writes_its_tables(config, tmp_path):
     out = tmp_path / "out"
     table = ablate(config, ["optimizer.lr=0.05,0.5"], 2, out).read_text()
     assert table.startswith(f"`l2g ablate {config} optimizer.lr=0.05,0.5 --seeds 2 --output {out}`")
@@ -143,7 +143,7 @@ def test_an_ablation_is_trained_scored_and_tabled(config, tmp_path):
     assert rows[0]["difference"] == ""
 
 
-def test_finished_runs_are_kept_and_new_ones_added(config, tmp_path, started):
+def test_finished_runs_are_reused_and_new_seeds_are_added(config, tmp_path, started):
     ablate(config, ["optimizer.lr=0.05"], 1, tmp_path / "out")
     first = (tmp_path / "out" / "ablation.csv").read_text()
     ablate(config, ["optimizer.lr=0.05"], 1, tmp_path / "out")
@@ -153,8 +153,8 @@ def test_finished_runs_are_kept_and_new_ones_added(config, tmp_path, started):
     assert [folder.name for folder in started] == ["seed5", "seed6"]
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(config, tmp_path):
-    """Ctrl-C in the third step of each run: the same command again continues it, then meets the next one."""
+def test_an_interrupted_ablation_resumes_to_the_same_table(config, tmp_path):
+    """Each run is interrupted in its third step; the repeated command resumes it."""
     whole = ablate(config, ["optimizer.lr=0.05,0.5"], 1, tmp_path / "whole")
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -163,14 +163,16 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(config, tmp_p
     assert again.with_suffix(".csv").read_text() == whole.with_suffix(".csv").read_text()
 
 
-def test_a_folder_of_another_config_is_refused(config, tmp_path):
+def test_a_folder_with_a_run_of_another_config_is_refused(config, tmp_path):
     ablate(config, ["optimizer.lr=0.05"], 1, tmp_path / "out")
     with pytest.raises(UserError, match=r"a run of another config: train\.max_iter was 4, not 6\..*--output"):
         ablate(config, ["optimizer.lr=0.05", "train.max_iter=6"], 1, tmp_path / "out")
 
 
-def test_one_failed_run_does_not_stop_the_others(config, tmp_path):
-    with pytest.raises(UserError, match=r"1 of 2 runs failed: \[1/2\] 1=refuse, seed 5\. The rest is kept"):
+def test_a_failed_run_does_not_stop_the_others(config, tmp_path):
+    with pytest.raises(
+        UserError, match=r"1 of 2 runs failed: \[1/2\] 1=refuse, seed 5\. The others are saved"
+    ):
         ablate(config, ["+model.events.1=refuse,nothing"], 1, tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "ablation.csv").open()))
     assert [row["+model.events.1"] for row in rows] == ["nothing"]
@@ -179,7 +181,7 @@ def test_one_failed_run_does_not_stop_the_others(config, tmp_path):
 # --- The table ---
 
 
-def test_the_interval_is_students():
+def test_the_confidence_interval_is_students_t():
     """Differences 1, 2, 3: mean 2, deviation 1, t(.975, 2) = 4.3027 -> 2 +- 4.3027 / sqrt(3)."""
     mean, low, high = interval([1.0, 2.0, 3.0])
     assert (mean, low, high) == pytest.approx((2.0, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
@@ -188,7 +190,7 @@ def test_the_interval_is_students():
 
 
 def test_differences_are_paired_by_seed():
-    """Seeds far apart from one another, settings always 1 apart: the spread is wide, the difference certain."""
+    """Scores vary a lot between seeds but differ by 1 between settings: large spread, narrow interval."""
     results = {
         "a": {1: {"t/AP": 10.0}, 2: {"t/AP": 30.0}, 3: {"t/AP": 50.0}},
         "b": {1: {"t/AP": 11.1}, 2: {"t/AP": 31.0}, 3: {"t/AP": 50.9}},
@@ -200,7 +202,7 @@ def test_differences_are_paired_by_seed():
     assert second.verdict == "higher"
 
 
-def test_only_seeds_that_both_have_are_compared():
+def test_only_common_seeds_are_compared():
     results = {"a": {1: {"t/AP": 1.0}, 2: {"t/AP": 5.0}}, "b": {2: {"t/AP": 4.0}, 3: {"t/AP": 9.0}}}
     assert (summarise(results)[1].seeds, summarise(results)[1].difference) == (2, -1.0)
 
@@ -208,5 +210,5 @@ def test_only_seeds_that_both_have_are_compared():
 @pytest.mark.parametrize(
     ("low", "high", "verdict"), [(0.1, 2, "higher"), (-2, -0.1, "lower"), (-1, 2, "inconclusive")]
 )
-def test_a_sign_is_claimed_only_where_the_interval_excludes_zero(low, high, verdict):
+def test_the_verdict_needs_an_interval_without_zero(low, high, verdict):
     assert Row("b", "t/AP", 3, 0.0, 1.0, 0.5, low, high).verdict == verdict

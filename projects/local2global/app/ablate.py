@@ -1,15 +1,13 @@
-"""Ablations: one config trained over a grid of values, with the same seeds for each, and one table of what differs.
+"""`l2g ablate`: trains a config over a grid of values and seeds, and writes one table of the differences.
 
-Every run has a folder of its own and is an ordinary run of `l2g train`: a finished one is kept, an interrupted one goes
-on from its last checkpoint.  Runs of one seed see the same clips and draw the same numbers, so differences are taken
-seed by seed.
+Every run has its own folder and equals a run of `l2g train`.  Finished runs are reused, interrupted runs are resumed.
+All settings use the same seeds.  Runs of one seed sample the same clips, so differences are paired by seed.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import re
 import shlex
@@ -22,23 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, make_folder
+from .files import csv_table, markdown_table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-#: Scores by setting and seed; a score that could not be computed is left out.
+#: Scores by setting and seed; undefined scores are left out.
 Results = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the grid.
+    """A point of the grid.
 
     Attributes:
-        name: its folder's name.
-        values: what each swept key is set to, as written.
-        overrides: all of its overrides, fixed ones too.
+        name: folder name.
+        values: value of each swept key, as written on the command line.
+        overrides: all overrides of the setting, the fixed ones included.
     """
 
     name: str
@@ -48,36 +47,40 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run.
+    """A training run.
 
     Attributes:
-        setting: its point of the grid.
+        setting: the point of the grid.
         seed: `train.seed`.
         folder: `train.output_dir`.
-        overrides: the setting's, seed and folder too.
-        cfg: the config with all of them applied.
+        cfg: the config with all overrides applied.
     """
 
     setting: Setting
     seed: int
     folder: Path
-    overrides: tuple[str, ...]
     cfg: DictConfig
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """All overrides of the config file, seed and folder included."""
+        folder = f"++train.output_dir='{self.folder}'"
+        return (*self.setting.overrides, f"++train.seed={self.seed}", folder)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One score of one setting.
+    """Statistics of one score of one setting.
 
     Attributes:
-        setting: its name.
-        score: such as "segm/AP".
-        seeds: how many runs it is the mean of.
-        mean: over the seeds.
-        spread: standard deviation over the seeds; NaN for one.
-        difference: mean difference from the first setting, seed by seed; NaN for the first itself.
-        low: lower end of the difference's 95 % interval (Student's t); NaN for fewer than two pairs.
-        high: its upper end.
+        setting: name of the setting.
+        score: e.g. "segm/AP".
+        seeds: number of runs.
+        mean: mean over the runs.
+        spread: standard deviation over the runs; NaN for a single run.
+        difference: mean of the paired differences from the first setting; NaN for the first setting itself.
+        low: lower end of the 95 % confidence interval of the difference; NaN for fewer than two pairs.
+        high: upper end.
     """
 
     setting: str
@@ -91,62 +94,69 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """The sign of the difference, claimed only where its interval excludes 0."""
+        """The sign of the difference, "higher" or "lower", or "inconclusive" if the interval contains 0."""
         if math.isnan(self.difference):
             return ""
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "inconclusive"
 
+    def format_difference(self) -> str:
+        """The difference with its interval, such as "+0.50 [+0.10, +0.90]"; empty for the first setting."""
+        if math.isnan(self.difference):
+            return ""
+        interval = "" if math.isnan(self.low) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.difference:+.2f}{interval}"
 
-# --- The grid ---
+
+# --- Settings and runs ---
 
 
 def grid(overrides: Sequence[str], rows: Sequence[str] = ()) -> list[Setting]:
-    """The settings that overrides with several values, `key=a,b,c`, span; the last key changes fastest.
+    """Expands overrides with several values, `key=a,b,c`, to the settings of the grid.  The last key varies fastest.
 
     Args:
         overrides: `key=value` and `key=a,b,c`.
-        rows: `name=key=value key=value ...` each, settings that are no grid, such as a table's cumulative rows; every
-            one spans the grid anew.
+        rows: `NAME=key=value key=value ...`, settings that are not a grid, such as the rows of a table.  The grid is
+            repeated for each row.
 
     Raises:
-        UserError: an override or a row cannot be read, or a key or a row comes twice.
+        UserError: if an override or a row cannot be parsed, or a key or a row occurs twice.
     """
+    points = _expand(overrides)
     if not rows:
-        return _grid(overrides)
-    named = [_read_row(text) for text in rows]
-    twice = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
-    if twice:
-        raise UserError(f"--row: there are two called {twice[0]}")
+        return points
+    parsed = [_parse_row(text) for text in rows]
+    duplicate, count = Counter(name for name, _ in parsed).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"--row: there are two rows called {duplicate}")
     settings = []
-    for row, own in named:
-        for point in _grid(overrides):
-            taken = {text.partition("=")[0].lstrip("+~") for text in own}.intersection(
-                key.lstrip("+~") for key in point.values
-            )
-            if taken:  # its value would stand in the table, and the row's would be trained
-                raise UserError(f"--row {row}: {taken.pop()} is swept outside the rows already")
-            name = row if not point.values else f"{row},{point.name}"
-            settings.append(Setting(name, {"row": row, **point.values}, (*point.overrides, *own)))
+    for (row, row_overrides), point in itertools.product(parsed, points):
+        swept = {key.lstrip("+~") for key in point.values}
+        for text in row_overrides:
+            key = text.partition("=")[0].lstrip("+~")
+            if key in swept:
+                raise UserError(f"--row {row}: {key} is also swept by {key}=...; set it in one place")
+        name = row if not point.values else f"{row},{point.name}"
+        settings.append(Setting(name, {"row": row, **point.values}, (*point.overrides, *row_overrides)))
     return settings
 
 
-def _read_row(text: str) -> tuple[str, list[str]]:
-    """A row's name and its overrides, which change one value each."""
+def _parse_row(text: str) -> tuple[str, list[str]]:
+    """Splits `NAME=key=value key=value ...` into the name and the overrides."""
     name, equals, rest = text.partition("=")
     if not equals or not re.fullmatch(r"\w[\w.+-]*", name):
         raise UserError(f"--row '{text}': expected NAME='KEY=VALUE KEY=VALUE ...'")
     try:
-        own = shlex.split(rest)
+        overrides = shlex.split(rest)
     except ValueError as error:
         raise UserError(f"--row '{text}': {error}") from error
-    if _grid(own)[0].values:
-        raise UserError(f"--row '{text}': one value a key; what is swept stands outside the rows")
-    return name, own
+    if _expand(overrides)[0].values:
+        raise UserError(f"--row '{text}': a row has one value per key; sweep a key outside the rows")
+    return name, overrides
 
 
-def _grid(overrides: Sequence[str]) -> list[Setting]:
+def _expand(overrides: Sequence[str]) -> list[Setting]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -155,136 +165,119 @@ def _grid(overrides: Sequence[str]) -> list[Setting]:
     swept: dict[str, list[str]] = {}
     for text in overrides:
         try:
-            [override] = parser.parse_overrides([text])
+            override = parser.parse_override(text)
             if not override.is_sweep_override():
                 fixed.append(text)
                 continue
             key = override.get_key_element()
             values = list(dict.fromkeys(override.sweep_string_iterator()))
         except HydraException as error:
-            reason = " ".join(str(error).splitlines()[1:2])
+            reason = str(error).partition("\n")[0]
             raise UserError(f"'{text}' is not an override such as key=value or key=a,b: {reason}") from error
         if key in swept:
-            raise UserError(f"'{text}': {key} is swept already; write all its values in one: {key}=a,b,c")
+            raise UserError(f"'{text}': {key} is swept twice; write all its values as {key}=a,b,c")
         swept[key] = values
-    settings: list[Setting] = []
+    settings: dict[str, Setting] = {}
     short = _short_names(list(swept))
     for point in itertools.product(*swept.values()):
-        chosen = dict(zip(swept, point, strict=True))
-        name = ",".join(f"{short[key]}={value}" for key, value in chosen.items()) or "config"
+        values_by_key = dict(zip(swept, point, strict=True))
+        name = ",".join(f"{short[key]}={value}" for key, value in values_by_key.items()) or "config"
         name = re.sub(r"[^\w.=,+-]+", "_", name)
-        if any(setting.name == name for setting in settings):
+        if name in settings:
             name += f"_{len(settings)}"
-        settings.append(Setting(name, chosen, (*fixed, *(f"{key}={value}" for key, value in chosen.items()))))
-    return settings
+        chosen = (f"{key}={value}" for key, value in values_by_key.items())
+        settings[name] = Setting(name, values_by_key, (*fixed, *chosen))
+    return list(settings.values())
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Each key's last part, or the whole key where two end alike."""
-    ends = [key.lstrip("+").rpartition(".")[2] for key in keys]
-    return {
-        key: end if ends.count(end) == 1 else key.lstrip("+") for key, end in zip(keys, ends, strict=True)
-    }
+    """Maps each key to its last part, or to the whole key where last parts collide."""
+    full = [key.lstrip("+") for key in keys]
+    last = [key.rpartition(".")[2] for key in full]
+    return {key: b if last.count(b) == 1 else a for key, a, b in zip(keys, full, last, strict=True)}
 
 
 def plan(
     config: Path, overrides: Sequence[str], seeds: int, output: Path | None, rows: Sequence[str] = ()
 ) -> list[Run]:
-    """Every run of an ablation, its config checked before the first one starts; setting by setting of each seed.
+    """Lists all runs, the settings of one seed next to each other.  All configs are checked first.
 
     Args:
-        config: the config file.
+        config: config file.
         overrides: `key=value` and `key=a,b,c`.
-        seeds: runs of each setting; their seeds count up from the config's own.
-        output: the ablation's folder; by default named after the config's and what is swept.
-        rows: settings that are no grid, see `grid`.
+        seeds: runs per setting; seeds count up from the config's `train.seed`.
+        output: folder of the ablation; the default is named after `train.output_dir` and the swept keys.
+        rows: settings that are not a grid, see `grid`.
 
     Raises:
-        UserError: an override is refused, or nothing would be scored.
+        UserError: if an override is refused, or the config has no evaluator.
     """
     from ..lazy import load_config
 
-    settings = grid(overrides, rows)
     runs = []
-    for number, setting in itertools.product(range(seeds), settings):
+    for number, setting in itertools.product(range(seeds), grid(overrides, rows)):
         cfg = load_config(config, setting.overrides)
         if "evaluator" not in cfg.get("dataloader", {}):
-            raise UserError(f"{config}: no dataloader.evaluator, so there would be nothing to compare")
+            raise UserError(f"{config}: no dataloader.evaluator, so there are no scores to compare")
         seed = max(int(cfg.train.get("seed", 0)), 0) + number
-        default = "_".join(
-            [cfg.train.get("output_dir", "output"), "ablation", *_short_names(list(setting.values)).values()]
-        )
+        keys = _short_names(list(setting.values)).values()
+        default = "_".join([cfg.train.get("output_dir", "output"), "ablation", *keys])
         folder = (output or Path(default)) / setting.name / f"seed{seed}"
         cfg.train.seed, cfg.train.output_dir = seed, str(folder)
-        added = (f"++train.seed={seed}", f"++train.output_dir='{folder}'")
-        runs.append(Run(setting, seed, folder, (*setting.overrides, *added), cfg))
+        runs.append(Run(setting, seed, folder, cfg))
     return runs
 
 
-# --- The runs ---
+# --- Training ---
 
 
 def scores_of(run: Run) -> dict[str, float] | None:
-    """The scores at the end of a finished run, without those that are not defined (-1); None if it is not finished.
+    """Reads the final scores of a finished run, without undefined scores (-1); None if the run is not finished.
 
     Raises:
-        UserError: the run's folder holds a run of another config.
+        UserError: if the folder holds a run of another config.
     """
     from ..engine.run import train_settings
+    from .tables import read_metrics
 
-    settings = train_settings(copy.deepcopy(run.cfg))
-    _expect_same_config(run)
-    file = run.folder / "metrics.jsonl"
-    if not file.is_file() or not (run.folder / "model_final.pth").is_file():
+    cfg = copy.deepcopy(run.cfg)
+    last = train_settings(cfg).max_iter - 1
+    _check_same_config(run.folder, cfg)
+    if not (run.folder / "model_final.pth").is_file():
         return None
-    scores: dict[str, float] | None = None
-    for line in file.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the run was killed while it wrote
-        if entry.pop("iteration") == settings.max_iter - 1 and any("/" in name for name in entry):
-            scores = {
-                name: value
-                for name, value in entry.items()
-                if "/" in name
-                and value not in (None, -1)
-                and not name.removeprefix("ema_").startswith("speed/")
-            }
+    scores = None
+    for entry in read_metrics(run.folder):
+        defined = {name: value for name, value in entry.items() if "/" in name and value not in (None, -1)}
+        if entry["iteration"] == last and any("/" in name for name in entry):
+            scores = {k: v for k, v in defined.items() if not k.removeprefix("ema_").startswith("speed/")}
     return scores
 
 
-def _expect_same_config(run: Run) -> None:
+def _check_same_config(folder: Path, cfg: DictConfig) -> None:
     import yaml
 
-    from ..engine.run import train_settings
     from ..lazy import resolve
 
-    path = run.folder / "config.yaml"
+    path = folder / "config.yaml"
     if not path.is_file():
         return
-    cfg = copy.deepcopy(run.cfg)
-    train_settings(cfg)
-    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(resolve(cfg))
-    other = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if other:
-        key = other[0]
-        raise UserError(
-            f"{run.folder}: a run of another config: {key} was {before.get(key)}, not {now.get(key)}. "
-            "Choose another folder with --output, or delete this one."
-        )
+    saved, current = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(resolve(cfg))
+    for key in {**saved, **current}:
+        if saved.get(key) != current.get(key):
+            raise UserError(
+                f"{folder}: a run of another config: {key} was {saved.get(key)}, not {current.get(key)}. "
+                "Choose another folder with --output, or delete this one."
+            )
 
 
-def _flat(value: Any, key: str = "") -> dict[str, str]:
-    """Nested values by dotted key, without the addresses of objects."""
-    items: Any = ()
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    if not items:
+def _flatten(value: Any, key: str = "") -> dict[str, str]:
+    """Nested values by dotted key, as text without memory addresses."""
+    items = (
+        enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, Mapping) else ()
+    )
+    if not value or not items:
         return {key: re.sub(r" at 0x[0-9a-f]+", "", repr(value))}
-    return {k: v for name, each in items for k, v in _flat(each, f"{key}.{name}".lstrip(".")).items()}
+    return {k: v for name, item in items for k, v in _flatten(item, f"{key}.{name}".lstrip(".")).items()}
 
 
 def _train(config: Path, run: Run, gpus: int, console: Console) -> None:
@@ -297,7 +290,7 @@ def _train(config: Path, run: Run, gpus: int, console: Console) -> None:
 
     arguments = ["-m", "local2global", "train", str(config), *run.overrides, "--resume"]
     if subprocess.run(launch_command(arguments, gpus), check=False).returncode:
-        raise UserError("the run ended before its time; see above")
+        raise UserError("the training processes failed; see the messages above")
 
 
 def ablate(
@@ -308,157 +301,149 @@ def ablate(
     gpus: int = 1,
     rows: Sequence[str] = (),
 ) -> Path:
-    """Train what is not trained yet and write the table after every run.
+    """Trains all runs that are not finished and rewrites the table after each of them.
 
     Args:
-        config: the config file.
+        config: config file.
         overrides: `key=value` and `key=a,b,c`.
-        seeds: runs of each setting.
-        output: the ablation's folder.
-        gpus: processes of each run.
-        rows: settings that are no grid, see `grid`.
+        seeds: runs per setting.
+        output: folder of the ablation.
+        gpus: processes per run.
+        rows: settings that are not a grid, see `grid`.
 
     Returns:
-        The table, `ablation.md`; `ablation.csv` lies beside it.
+        Path of the table, `ablation.md`; `ablation.csv` is written beside it.
 
     Raises:
-        UserError: bad input, before anything runs; at the end, if runs have failed.
+        UserError: for bad input, before any run starts; after the last run, if runs failed.
     """
     from rich.console import Console
 
     console = Console(stderr=True)
     runs = plan(config, overrides, seeds, output, rows)
     for run in runs:
-        scores_of(run)  # a folder of another config is refused before hours are spent
+        scores_of(run)  # refuses folders of other configs before training starts
     folder = runs[0].folder.parents[1]
     make_folder(folder, "--output")
+    command = _command(config, overrides, seeds, output, gpus, rows)
     results: dict[str, dict[int, dict[str, float]]] = {run.setting.name: {} for run in runs}
     failed = []
     for number, run in enumerate(runs, start=1):
         scores = scores_of(run)
-        what = f"[{number}/{len(runs)}] {run.setting.name}, seed {run.seed}"
-        console.print(
-            f"{what}: {'is done' if scores is not None else run.folder}", highlight=False, soft_wrap=True
-        )
+        title = f"[{number}/{len(runs)}] {run.setting.name}, seed {run.seed}"
+        status = run.folder if scores is None else "already finished"
+        console.print(f"{title}: {status}", highlight=False, soft_wrap=True)
         if scores is None:
             try:
                 _train(config, run, gpus, console)
                 scores = scores_of(run)
             except UserError as error:
-                console.print(f"{what}: {error}", highlight=False, soft_wrap=True)
+                console.print(f"{title}: {error}", highlight=False, soft_wrap=True)
         if scores is None:
-            failed.append(what)
+            failed.append(title)
             continue
         results[run.setting.name][run.seed] = scores
-        command = _command(config, overrides, seeds, output, gpus, rows)
         write_tables(folder, runs, summarise(results), command)
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}. The rest is kept.")
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed: {'; '.join(failed)}. The others are saved."
+        )
     return folder / "ablation.md"
 
 
 def _command(
-    config: Path,
-    overrides: Sequence[str],
-    seeds: int,
-    output: Path | None,
-    gpus: int,
-    rows: Sequence[str] = (),
+    config: Path, overrides: Sequence[str], seeds: int, output: Path | None, gpus: int, rows: Sequence[str]
 ) -> str:
+    """The command line that repeats the ablation."""
     words = ["l2g", "ablate", str(config), *overrides]
     words += [word for row in rows for word in ("--row", row)] + ["--seeds", str(seeds)]
     words += ["--output", str(output)] if output is not None else []
-    return shlex.join([*words, *(["--gpus", str(gpus)] if gpus > 1 else [])])
+    return shlex.join(words + (["--gpus", str(gpus)] if gpus > 1 else []))
 
 
 # --- The table ---
 
 
 def summarise(results: Results) -> list[Row]:
-    """Mean, spread and paired difference from the first setting, of every score of every setting."""
+    """Mean, standard deviation and paired difference from the first setting, for all scores of all settings."""
     rows = []
     first = next(iter(results))
     for setting, by_seed in results.items():
-        names = dict.fromkeys(name for scores in by_seed.values() for name in scores)
-        for name in names:
+        for name in dict.fromkeys(name for scores in by_seed.values() for name in scores):
             values = {seed: scores[name] for seed, scores in by_seed.items() if name in scores}
             spread = statistics.stdev(values.values()) if len(values) > 1 else math.nan
-            row = Row(setting, name, len(values), statistics.fmean(values.values()), spread)
+            difference = (math.nan, math.nan, math.nan)
             if setting != first:
                 base = {seed: scores[name] for seed, scores in results[first].items() if name in scores}
-                pairs = [values[seed] - base[seed] for seed in values if seed in base]
-                row = Row(setting, name, row.seeds, row.mean, spread, *interval(pairs))
-            rows.append(row)
+                difference = interval([values[seed] - base[seed] for seed in values if seed in base])
+            mean = statistics.fmean(values.values())
+            rows.append(Row(setting, name, len(values), mean, spread, *difference))
     return rows
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of paired differences and its 95 % interval by Student's t; NaN where there are too few."""
+    """Mean of paired differences and its 95 % confidence interval (Student's t).
+
+    Returns:
+        (mean, low, high); all NaN without differences, low and high NaN for a single one.
+    """
     if not differences:
         return math.nan, math.nan, math.nan
-    mean = statistics.fmean(differences)
-    if len(differences) == 1:
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
         return mean, math.nan, math.nan
     from scipy.stats import t
 
-    reach = float(t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences)
-    reach /= math.sqrt(len(differences))
-    return mean, mean - reach, mean + reach
+    margin = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return mean, mean - margin, mean + margin
 
 
 def write_tables(folder: Path, runs: Sequence[Run], rows: Sequence[Row], command: str) -> None:
-    """Write `ablation.md` and `ablation.csv` into the ablation's folder."""
+    """Writes `ablation.md` and `ablation.csv` into the folder of the ablation."""
     from ..config.saved import write_text
 
     settings = {run.setting.name: run.setting for run in runs}
-    write_text(folder / "ablation.md", markdown(settings, rows, command))
-    write_text(folder / "ablation.csv", csv_text(settings, rows))
+    write_text(folder / "ablation.md", _markdown(settings, rows, command))
+    write_text(folder / "ablation.csv", _csv(settings, rows))
 
 
-def markdown(settings: Mapping[str, Setting], rows: Sequence[Row], command: str) -> str:
-    """The table for people: one row a setting; the scores of the first task, and how its first score differs."""
-    keys = list(next(iter(settings.values())).values)
+def _markdown(settings: Mapping[str, Setting], rows: Sequence[Row], command: str) -> str:
+    """One line per setting: the scores of the first task, and the difference of its first score."""
     task = rows[0].score.rpartition("/")[0]
     scores = list(dict.fromkeys(row.score for row in rows if row.score.rpartition("/")[0] == task))
-    main = scores[0]
     titles = [score.rpartition("/")[2] for score in scores]
-    head = [*keys, "seeds", *titles, f"{titles[0]} against the first [95 %]", ""]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    keys = list(next(iter(settings.values())).values)
+    cells = []
     for name, setting in settings.items():
-        own = {row.score: row for row in rows if row.setting == name}
-        if main not in own:
-            continue
-        cells = [*setting.values.values(), str(own[main].seeds)]
-        cells += [_mean(own[score]) if score in own else "-" for score in scores]
-        lines.append(f"| {' | '.join([*cells, _difference(own[main]), own[main].verdict])} |")
-    note = (
-        "Mean ± standard deviation over seeds; differences are paired by seed, their interval is Student's t."
-    )
-    return "\n".join([f"`{command}`", "", *lines, "", note, ""])
+        by_score = {row.score: row for row in rows if row.setting == name}
+        main = by_score.get(scores[0])
+        if main is not None:
+            means = [_mean(by_score[score]) if score in by_score else "-" for score in scores]
+            cells.append(
+                [
+                    *setting.values.values(),
+                    str(main.seeds),
+                    *means,
+                    main.format_difference() or "-",
+                    main.verdict,
+                ]
+            )
+    head = [*keys, "seeds", *titles, f"{titles[0]} against the first [95 %]", ""]
+    note = "Mean ± standard deviation over seeds; differences are paired by seed, with Student's t interval."
+    return f"`{command}`\n\n{markdown_table(head, cells)}\n\n{note}\n"
 
 
 def _mean(row: Row) -> str:
     return f"{row.mean:.2f}" if math.isnan(row.spread) else f"{row.mean:.2f} ± {row.spread:.2f}"
 
 
-def _difference(row: Row) -> str:
-    if math.isnan(row.difference):
-        return "-"
-    between = "" if math.isnan(row.low) else f" [{row.low:+.2f}, {row.high:+.2f}]"
-    return f"{row.difference:+.2f}{between}"
-
-
-def csv_text(settings: Mapping[str, Setting], rows: Sequence[Row]) -> str:
-    """The table for programs: one row for every score of every setting; what does not exist is empty."""
-    import csv
-    import io
-
+def _csv(settings: Mapping[str, Setting], rows: Sequence[Row]) -> str:
+    """One line per score and setting; undefined statistics are empty."""
     keys = list(next(iter(settings.values())).values)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "score", "seeds", "mean", "spread", "difference", "low_95", "high_95", "verdict"])
+    names = ["score", "seeds", "mean", "spread", "difference", "low_95", "high_95", "verdict"]
+    lines: list[list[Any]] = []
     for row in rows:
-        numbers = (row.mean, row.spread, row.difference, row.low, row.high)
-        cells = ["" if math.isnan(number) else repr(number) for number in numbers]
-        writer.writerow([*settings[row.setting].values.values(), row.score, row.seeds, *cells, row.verdict])
-    return text.getvalue()
+        statistics_ = (row.mean, row.spread, row.difference, row.low, row.high)
+        cells = ["" if math.isnan(x) else repr(x) for x in statistics_]
+        lines.append([*settings[row.setting].values.values(), row.score, row.seeds, *cells, row.verdict])
+    return csv_table([*keys, *names], lines)
