@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Our modules against numbers of the real detrex and detectron2: one row a fixture, exit 1 if any fails.
+"""Compare our modules with recorded numbers of the real detrex and detectron2; exit 1 if any fixture fails.
 
+    python scripts/parity.py                # the fixtures in tests/parity/recorded
     python scripts/parity.py FOLDER
 
-Columns: the largest absolute difference of outputs, the same over max(1, largest entry), which may be 1e-5, and of
-gradients over their largest entry, which may be 1e-4.  `tests/parity/fixtures.py` says what a folder holds.
+Columns: the largest absolute difference of outputs; the same divided by max(1, largest entry), limit 1e-5; the largest
+difference of gradients divided by their largest entry, limit 1e-4. `tests/parity/fixtures.py` describes the format of a
+folder, `tests/parity/record.py` writes one.
 """
 
 from __future__ import annotations
@@ -21,24 +23,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from parity.families import Result, check
 from parity.fixtures import read_fixtures
 
+RECORDED = Path(__file__).resolve().parents[1] / "tests" / "parity" / "recorded"
+
 
 def line(result: Result, width: int) -> str:
-    """One row."""
+    """Format one fixture's row."""
     output, scaled, gradient = result.worst
     gradients = f"{gradient:9.1e}" if gradient is not None else f"{'-':>9}"
     verdict = "pass" if result.passed else "FAIL"
-    counted = f"{result.compared:3d} arrays"
+    compared = f"{result.compared:3d} arrays"
     numbers = f"{output:9.1e}  {scaled:9.1e}  {gradients}"
-    return f"{result.name:{width}}  {result.family:20}  {counted}  {numbers}  {verdict}"
+    return f"{result.name:{width}}  {result.family:20}  {compared}  {numbers}  {verdict}"
 
 
 def main() -> int:
-    """Compare every fixture of a folder; the number of failures decides the exit code."""
+    """Compare every fixture of a folder and print one row each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; the fixtures were made with one")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", default=RECORDED)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads; the fixtures used one")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:

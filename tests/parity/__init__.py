@@ -1,1 +1,1 @@
-"""Number for number: our modules on inputs, weights and draws of the real detrex, against its answers."""
+"""Parity of our modules with recorded inputs, weights, random draws and results of the real detrex."""

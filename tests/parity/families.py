@@ -1,4 +1,4 @@
-"""Which check a fixture is for: found by its constructor's class or function, never by its file's name."""
+"""Choose a fixture's check by the class or function that its constructor names, not by its file name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .fixtures import Comparison, Fixture, UnsupportedError
 
 Check = Callable[[Fixture, Comparison], None]
 
-#: (what the class or functions must name, what the family is called, its check); the first that fits decides.
+#: (part of the class or function name, name of the family, its check); the first match is used.
 FAMILIES: tuple[tuple[str, str, Check], ...] = (
     ("MultiScaleDeformableAttention", "a attention", network.attention),
     ("multi_scale_deformable_attn", "a sampling", network.sampling),
@@ -34,14 +34,14 @@ FAMILIES: tuple[tuple[str, str, Check], ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """One fixture's row.
+    """The result of one fixture.
 
     Attributes:
-        name: the fixture.
-        family: what it checks.
-        compared: arrays that were compared.
+        name: name of the fixture.
+        family: name of the checked part.
+        compared: number of compared arrays.
         worst: see `Comparison.worst`.
-        problems: why it fails; empty if it agrees.
+        problems: reasons why the fixture fails; empty if it passes.
     """
 
     name: str
@@ -52,35 +52,35 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether it agrees as a whole."""
+        """Whether every array agrees."""
         return not self.problems
 
 
 def family_of(fixture: Fixture) -> tuple[str, Check] | None:
-    """The family and its check, or None.  A fixture of no masks has no constructor; its outputs name the rules."""
-    named = " ".join(str(fixture.constructor.get(key, "")) for key in ("class", "function", "functions"))
-    for sign, family, run in FAMILIES:
-        if sign in named:
+    """Return the family and its check, or None; boxes of masks are recognised by their outputs alone."""
+    names = " ".join(str(fixture.constructor.get(key, "")) for key in ("class", "function", "functions"))
+    for part, family, run in FAMILIES:
+        if part in names:
             return family, run
-    if not named.strip() and fixture.names("out/mask2box") + fixture.names("out/bitmask"):
+    if not names.strip() and fixture.names("out/mask2box") + fixture.names("out/bitmask"):
         return "g masks to boxes", objective.mask_boxes
     return None
 
 
 def check(fixture: Fixture) -> Result:
-    """Run a fixture through our module."""
-    found = family_of(fixture)
-    if found is None:
-        about = dict(fixture.constructor)
-        return Result(fixture.name, "unknown", 0, (0.0, 0.0, None), (f"no family for {about}",))
-    family, run = found
+    """Run our module on a fixture and compare the results."""
+    match = family_of(fixture)
+    if match is None:
+        arguments = dict(fixture.constructor)
+        return Result(fixture.name, "unknown", 0, (0.0, 0.0, None), (f"no family for {arguments}",))
+    family, run = match
     compare = Comparison(fixture)
     try:
         run(fixture, compare)
         problems = tuple(compare.problems())
     except (UnsupportedError, UserError) as error:
         problems = (f"cannot be run: {error}",)
-    except Exception as error:  # arguments and arrays may be wrong in any way there is
+    except Exception as error:  # a damaged fixture can fail in any way
         reason = next(iter(str(error).splitlines()), "")
         problems = (f"cannot be run: {type(error).__name__}: {reason}",)
     return Result(

@@ -1,13 +1,12 @@
-"""Fixtures, arrays that another project produced, and the comparison with ours.
+"""The format of a parity fixture, and the comparison of our results with its arrays.
 
-A folder holds `meta.json` (for each file the constructor's arguments and a note) and `.npz` files with
-`state/<their name>`, `in/`, `out/`, `mid/`, `grad/` and, in call order, the random draws `rng/`.  `stateq/` is a state
-in whole steps, whose size `state_quantisation` states.
+A folder holds `meta.json` (constructor arguments and a note for each file) and `.npz` files with the arrays
+`state/<detrex name>`, `in/`, `out/`, `mid/`, `grad/` and the random draws `rng/` in call order. `stateq/` stores
+weights as integers; `state_quantisation` in `meta.json` gives their step.
 
-An output agrees to 1e-5 of its largest entry, or of 1 where that is smaller; a gradient to 1e-4 of its largest entry.
-Not to 1e-5 absolutely, because the real detrex does not agree with itself to that: on another processor it differs by
-1.1e-5 from the numbers it recorded (mask logits up to 21, of which 1.9e-6 is the last binary place).  An array that
-nobody compares and an input that nobody reads are failures too: a fixture agrees as a whole or not at all.
+Tolerances: outputs 1e-5 of max(1, largest entry), gradients 1e-4 of the largest entry. An absolute 1e-5 is too strict:
+on another processor the real detrex differs from its own recording by 1.1e-5 where mask logits reach 21. A fixture
+fails if any array is not compared or any input is not read.
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ _EXPECTED = ("out", "mid", "grad")
 
 
 class UnsupportedError(Exception):
-    """The fixture asks for something that no module of ours does."""
+    """The fixture needs a feature that our modules do not have."""
 
 
 @dataclass
 class Fixture:
-    """One file.
+    """One fixture file.
 
     Attributes:
-        name: the file's name without its ending.
-        constructor: arguments.
-        note: what meta.json says of it.
-        arrays: by their full names.
-        quantisation: the step of a quantised state is one over this.
+        name: file name without suffix.
+        constructor: constructor arguments of the upstream module.
+        note: the note in meta.json.
+        arrays: tensors by full name.
+        quantisation: `stateq/` weights are multiples of one over this number.
         beside: the other fixtures of the folder, by name.
-        read: full names of the inputs and draws that were asked for.
-        built: what is done to a module before it is run, e.g. to check another implementation of it.
+        read: full names of the inputs and draws read so far.
+        built: transforms our module before it runs, for example into the benchmark's peer.
     """
 
     name: str
@@ -70,68 +69,68 @@ class Fixture:
         return self.arrays[name]
 
     def get(self, name: str) -> Tensor | None:
-        """The array, or None."""
+        """Return an array, or None if the fixture has no array of this name."""
         return self[name] if name in self.arrays else None
 
     def names(self, prefix: str) -> list[str]:
-        """What follows `prefix` in the names of arrays."""
+        """Return the array names that start with `prefix`, without the prefix."""
         return [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]
 
     def series(self, prefix: str) -> list[Tensor]:
-        """The arrays `prefix`0, `prefix`1, ... ."""
-        found: list[Tensor] = []
-        while f"{prefix}{len(found)}" in self.arrays:
-            found.append(self[f"{prefix}{len(found)}"])
-        return found
+        """Return the arrays `prefix`0, `prefix`1, ... ."""
+        arrays: list[Tensor] = []
+        while f"{prefix}{len(arrays)}" in self.arrays:
+            arrays.append(self[f"{prefix}{len(arrays)}"])
+        return arrays
 
     def argument(self, name: str, default: Any = None) -> Any:
-        """A constructor's argument."""
+        """Return a constructor argument."""
         if name not in self.constructor and default is None:
             raise UnsupportedError(f"the constructor has no {name}")
         return self.constructor.get(name, default)
 
     def expect(self, **arguments: Any) -> None:
-        """Refuse arguments that a module of ours does not have, unless they have these values."""
+        """Raise unless each constructor argument is absent or has the value that our module implements."""
         for name, value in arguments.items():
-            given = self.constructor.get(name, value)
-            if given != value:
-                raise UnsupportedError(f"{name}={given} is not built here, only {value}")
+            actual = self.constructor.get(name, value)
+            if actual != value:
+                raise UnsupportedError(f"{name}={actual} is not supported, only {value}")
 
     def state(self) -> dict[str, Tensor]:
-        """The weights, by their names."""
+        """Return the weights by their upstream names."""
         state = {name: self.arrays[f"state/{name}"] for name in self.names("state/")}
         for name in self.names("stateq/"):
             state[name] = self.arrays[f"stateq/{name}"].float() / self.quantisation
         return state
 
     def leaf(self, name: str) -> Tensor:
-        """An input, ready to collect its gradient if the fixture holds it."""
+        """Return an input; it requires a gradient if the fixture stores one."""
         value = self[f"in/{name}"]
         return value.clone().requires_grad_() if f"grad/{name}" in self.arrays else value
 
     def load(self, module: nn.Module, rows: Iterable[Row]) -> dict[str, str]:
-        """Load the weights into a module of ours; every tensor on both sides must have its fellow.
+        """Load the weights into our module; both sides must have the same tensors.
 
         Returns:
-            Their names and ours.
+            Our parameter names by upstream names.
         """
         theirs = self.state()
         translation = to_ours(theirs, rows)
         if translation.unknown:
-            raise UnsupportedError(f"no name here for {', '.join(translation.unknown[:3])}")
+            raise UnsupportedError(f"no parameter for {', '.join(translation.unknown[:3])}")
         module.load_state_dict(translation.state)
         return {name: next(iter(to_ours({name: value}, rows).state)) for name, value in theirs.items()}
 
 
 @dataclass
 class Comparison:
-    """What came out, against what should have.
+    """Differences between our results and the arrays of a fixture.
 
     Attributes:
         fixture: the fixture.
-        outputs: largest absolute difference of every array compared; infinite where shapes or infinities differ.
-        scaled: the same over the array's largest entry where that is more than 1.
-        gradients: largest difference over largest entry.
+        outputs: largest absolute difference of every compared array; infinite where shapes or infinities differ.
+        scaled: the same divided by max(1, the array's largest entry).
+        gradients: largest difference divided by the largest entry.
     """
 
     fixture: Fixture
@@ -140,7 +139,7 @@ class Comparison:
     gradients: dict[str, float] = field(default_factory=dict)
 
     def output(self, name: str, ours: Tensor) -> None:
-        """Compare with the array of this full name."""
+        """Compare a tensor with the array of this full name."""
         theirs = self.fixture[name]
         finite = theirs[theirs.isfinite()].abs()
         scale = max(1.0, finite.max().item()) if finite.numel() else 1.0
@@ -148,7 +147,7 @@ class Comparison:
         self.scaled[name] = self.outputs[name] / scale
 
     def gradient(self, name: str, ours: Tensor | None) -> None:
-        """Compare with `grad/<name>`."""
+        """Compare a gradient with `grad/<name>`; None counts as zero."""
         theirs = self.fixture[f"grad/{name}"]
         scale = theirs.abs().max().item() if theirs.numel() else 0.0
         ours = torch.zeros_like(theirs) if ours is None else ours
@@ -160,7 +159,7 @@ class Comparison:
         module: nn.Module | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """Compare all gradients that the fixture holds, of inputs and (`state.<their name>`) of weights."""
+        """Compare every stored gradient of inputs (`<name>`) and of weights (`state.<upstream name>`)."""
         parameters = dict(module.named_parameters()) if module is not None else {}
         for name in self.fixture.names("grad/"):
             theirs = name.removeprefix("state.")
@@ -171,13 +170,13 @@ class Comparison:
 
     @property
     def worst(self) -> tuple[float, float, float | None]:
-        """The largest difference of outputs, absolute and scaled, and of gradients, None without any."""
+        """Largest difference of outputs, absolute and scaled, and of gradients (None without gradients)."""
         absolute = max(self.outputs.values(), default=0.0)
         scaled = max(self.scaled.values(), default=0.0)
         return absolute, scaled, max(self.gradients.values(), default=None)
 
     def problems(self) -> Iterator[str]:
-        """Everything that keeps the fixture from agreeing."""
+        """Yield every reason why the fixture fails."""
         arrays = self.fixture.arrays
         for name in arrays:
             if name.split("/")[0] in _EXPECTED and name not in self.outputs and name not in self.gradients:
@@ -185,18 +184,18 @@ class Comparison:
             if name.split("/")[0] in ("in", "rng") and name not in self.fixture.read:
                 yield f"{name} was not read"
         if not (self.outputs or self.gradients):
-            yield "there is nothing to compare"
-        for kind, found, tolerance in (
+            yield "nothing was compared"
+        for kind, differences, tolerance in (
             ("max(1, its largest entry)", self.scaled, OUTPUT_TOLERANCE),
             ("its largest entry", self.gradients, GRADIENT_TOLERANCE),
         ):
-            for name, difference in found.items():
+            for name, difference in differences.items():
                 if not difference <= tolerance:
                     yield f"{name} differs by {difference:.1e} of {kind}"
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; infinite where shapes, infinities or whole numbers are not the same."""
+    """Largest absolute difference; infinite where shapes, infinities or integers differ."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.is_floating_point():
@@ -209,19 +208,21 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 
 
 def read_fixtures(folder: str | Path) -> dict[str, Fixture]:
-    """Every fixture of a folder, by name.
+    """Read every fixture of a folder, by name.
 
     Raises:
-        UserError: without meta.json, or where files and meta.json do not go together.
+        UserError: if meta.json is missing or does not match the files.
     """
     folder = Path(folder)
     if not (folder / "meta.json").is_file():
-        raise UserError(f"{folder}: no meta.json in it, so these are no fixtures.")
+        raise UserError(
+            f"{folder}: no meta.json in this folder; record fixtures with tests/parity/record.py."
+        )
     described = _described(folder / "meta.json")
     files = {path.stem: path for path in sorted(folder.glob("*.npz"))}
-    for alone, where in ((files.keys() - described, "meta.json"), (described.keys() - files, "the folder")):
-        if alone:
-            raise UserError(f"{folder}: {', '.join(sorted(alone))}: not in {where}.")
+    for missing, where in ((files.keys() - described, "meta.json"), (described.keys() - files, "the folder")):
+        if missing:
+            raise UserError(f"{folder}: {', '.join(sorted(missing))}: not in {where}.")
     beside: dict[str, Fixture] = {}
     for name, path in files.items():
         about = described[name]
@@ -238,7 +239,7 @@ def read_fixtures(folder: str | Path) -> dict[str, Fixture]:
 
 
 def _described(path: Path) -> dict[str, dict[str, Any]]:
-    """What meta.json says of each fixture."""
+    """Read and check meta.json."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -256,10 +257,10 @@ def _described(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays of a file; numbers only."""
+    """Read the arrays of a file; pickled objects are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: torch.from_numpy(file[key]) for key in file.files}
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: damaged, or more than arrays of numbers ({reason}).") from error
+        raise UserError(f"{path}: damaged, or not only numeric arrays ({reason}).") from error
