@@ -6,7 +6,6 @@ user waits for: frames from the host in, run lengths of ten masks at 720p out, b
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +20,6 @@ from peer_layout import upsample_twice
 from pycocotools import mask as coco_mask
 
 from local2global.modeling.model import Local2Global
-from local2global.modeling.recording import Recorder
 from local2global.results.instances import VideoPostprocessor, one_behind
 from local2global.structures import FramePredictions
 
@@ -36,21 +34,15 @@ def gpu(bench: Bench) -> Iterator[Row]:
     largest = SIZES[-1]
     for size in (largest,) if bench.quick else SIZES:
         # to compile takes a minute or two each
-        modes = ("eager", "graph", *(("compiled",) if bench.compiled and size == largest else ()))
+        modes = ("eager", *(("compiled",) if bench.compiled and size == largest else ()))
         for mode in modes:
             for dtype in ("fp32", "bf16"):
                 yield from _rows(bench, size, mode, dtype)
 
 
 def in_mode(model: Local2Global, mode: str) -> Local2Global:
-    """The model as it is, or a copy whose streams are recorded."""
-    if mode == "eager":
-        return model
-    if mode == "compiled":
-        return compiled(model)
-    copied = copy.deepcopy(model)
-    copied.recorder = Recorder(fuse=False)
-    return copied
+    """The model, or a copy whose streams are compiled."""
+    return compiled(model) if mode == "compiled" else model
 
 
 @torch.inference_mode()
@@ -63,7 +55,7 @@ def _rows(bench: Bench, size: tuple[int, int], mode: str, dtype: str) -> Iterato
 
     def ours() -> FramePredictions:
         with precision(bench.device, dtype):
-            return model.advance(image, past)
+            return model.step(model.encode([image]), past)
 
     def theirs() -> FramePredictions:
         return peer.step(peer.encode([image]), past)

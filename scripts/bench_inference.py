@@ -15,7 +15,7 @@ from peer_layout import grid_sample_levels, read_out, upsample_twice
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from local2global.modeling.layers import sample_levels
+from local2global.modeling.ops import deformable_sample
 from local2global.results.instances import VideoPostprocessor
 
 HEADS, DEPTH, LEVELS, POINTS = 8, 32, 4, 4
@@ -63,9 +63,9 @@ def _attention_at(bench: Bench, place: str, size: tuple[int, int]) -> Iterator[R
     shapes = levels_of(size)
     values, places, weights = attention_inputs(place, size, bench.device)
     x, y = places[..., 0].contiguous(), places[..., 1].contiguous()
-    functions: dict[str, Callable[..., Tensor]] = {"eager": sample_levels}
+    functions: dict[str, Callable[..., Tensor]] = {"eager": deformable_sample}
     if bench.compiled:
-        functions["compiled"] = torch.compile(sample_levels, dynamic=False)  # as `compile_stream`
+        functions["compiled"] = torch.compile(deformable_sample, dynamic=False)  # as `compile_stream`
     label = f"{place}" if size == SIZES[0] else f"{place} {size[0]}x{size[1]}"
     with torch.no_grad():
         expected = grid_sample_levels(values, shapes, places, weights)
@@ -98,7 +98,7 @@ def _attention_training(bench: Bench, label: str, shapes: Any, given: tuple[Tens
     cotangent = torch.randn(1, places.shape[1], HEADS * DEPTH, device=values.device)
 
     def ours() -> tuple[Tensor, ...]:
-        out = sample_levels(values, shapes, places[..., 0], places[..., 1], weights)
+        out = deformable_sample(values, shapes, places[..., 0], places[..., 1], weights)
         return torch.autograd.grad(out, (values, places, weights), cotangent)
 
     def peer() -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from local2global.modeling import backbone, decoder, encoder, layers, segmenter
+from local2global.modeling import backbone, decoder, deformable, encoder, layers, segmenter
 from local2global.modeling.criterion import Criterion
 from local2global.modeling.layers import inverse_sigmoid
 from local2global.modeling.losses import (
@@ -31,7 +31,6 @@ from local2global.modeling.losses import (
     sigmoid_focal_loss,
 )
 from local2global.modeling.matcher import assign
-from local2global.modeling.ops.bags import Shapes
 from local2global.randomness import keyed_generator
 from local2global.structures import (
     Clip,
@@ -41,6 +40,7 @@ from local2global.structures import (
     Positions,
     Proposals,
     Queries,
+    Shapes,
     padded_pixels,
 )
 
@@ -70,7 +70,7 @@ def grid_sample_levels(values: Tensor, shapes: Shapes, places: Tensor, weights: 
     return summed.view(batch, heads * depth, queries).transpose(1, 2).contiguous()
 
 
-class DeformableAttention(layers.DeformableAttention):
+class DeformableAttention(deformable.DeformableAttention):
     """Deformable attention level by level."""
 
     def forward(
@@ -134,14 +134,6 @@ class MLP(layers.MLP):
         return self.layers[-1](x)
 
 
-class ConvNorm(layers.ConvNorm):
-    """Convolution, then norm."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the package's."""
-        return self.norm(nn.Conv2d.forward(self, x))
-
-
 class FrozenBatchNorm(backbone.FrozenBatchNorm):
     """Batch normalisation in its own pass over the map, as detectron2's."""
 
@@ -157,14 +149,14 @@ class FrozenBatchNorm(backbone.FrozenBatchNorm):
 
 
 class ResNet(backbone.ResNet):
-    """Convolution, norm, activation: three passes."""
+    """Maps in torch's default memory format."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """As the package's."""
-        x = self.embedder(images)
+        x = F.max_pool2d(F.relu(self.stem["conv1"](images)), 3, stride=2, padding=1)
         maps = {}
-        for name, stage in zip(self.channels, self.encoder.stages, strict=True):
-            x = stage(x)
+        for name in self.channels:
+            x = self.get_submodule(name)(x)
             maps[name] = x
         return maps
 
@@ -191,9 +183,9 @@ class PixelEncoder(encoder.PixelEncoder):
         for proj in self.input_proj[len(self.features) :]:
             coarsest = proj(coarsest)
             made.append(coarsest)
-        return [*reversed(made), *given] if self.made_first else [*given, *made]
+        return [*reversed(made), *given] if self.extra_first else [*given, *made]
 
-    def refine(self, lateral: Tensor, top: Tensor) -> Tensor:
+    def fuse(self, lateral: Tensor, top: Tensor) -> Tensor:
         """As the package's."""
         top = F.interpolate(top, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_features(F.relu(self.layer_1(self.adapter_1(lateral) + top)))
@@ -457,11 +449,10 @@ def read_out(
 
 
 _PEERS: dict[type[nn.Module], type[nn.Module]] = {
-    layers.DeformableAttention: DeformableAttention,
+    deformable.DeformableAttention: DeformableAttention,
     layers.Attention: Attention,
     layers.FeedForward: FeedForward,
     layers.MLP: MLP,
-    layers.ConvNorm: ConvNorm,
     backbone.FrozenBatchNorm: FrozenBatchNorm,
     backbone.ResNet: ResNet,
     encoder.EncoderLayer: EncoderLayer,

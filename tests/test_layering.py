@@ -28,11 +28,11 @@ MAY_IMPORT = {
 }
 # Inside modeling a file may import its own floor and those below.
 FLOORS = {
+    "ops": 0,
     "ops.bags": 0,
     "ops.triton_kernel": 0,
-    "products": 0,
-    "recording": 0,
     "layers": 0,
+    "deformable": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
     **dict.fromkeys(["segmenter", "tracker", "variants", "matcher", "mask_losses"], 2),
     "criterion": 3,

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from local2global.lazy import instantiate, load_config
-from local2global.modeling.ops import bags as sampling
 from local2global.structures import FrameFeatures
 
 HERE = Path(__file__).resolve().parent
@@ -303,13 +302,10 @@ def in_double(pair, monkeypatch):
     """Both models in float64, with what they make or turn to float32 to be exact: the sines of positions, boxes."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(torch, "float32", torch.float64)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # it has no float64
     torch.set_default_dtype(torch.float64)
-    sampling._kept_strides.cache_clear()  # it keeps its float32 tensors
     yield [model.double() for model in pair]
     monkeypatch.undo()
     torch.set_default_dtype(torch.float32)
-    sampling._kept_strides.cache_clear()
     for model in pair:
         model.float()
 

@@ -34,9 +34,16 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def constant(values: Any, like: Tensor) -> Tensor:
-    """Numbers as a tensor of another one's type and device.  Unlike `like.new_tensor`, nobody waits for the device."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+#: (height, width) of every feature level.
+Shapes = Sequence[tuple[int, int]]
+
+
+def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers as a tensor on the device of `like`, in its dtype or another.
+
+    Unlike `like.new_tensor`, this avoids a device synchronisation.
+    """
+    return torch.tensor(values, dtype=dtype or like.dtype).to(like.device, non_blocking=True)
 
 
 def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:

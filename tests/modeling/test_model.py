@@ -57,7 +57,7 @@ def test_sizes_are_the_papers(paper):
     frozen = {name for name, p in paper.named_parameters() if not p.requires_grad}
     assert frozen == {
         "segmenter.label_enc.weight",
-        "segmenter.backbone.embedder.embedder.convolution.weight",
+        "segmenter.backbone.stem.conv1.conv.weight",
     }
 
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from local2global.boxes import mask_to_box
 from local2global.modeling.backbone import ResNet
 from local2global.modeling.decoder import Decoder
+from local2global.modeling.deformable import DeformableAttention
 from local2global.modeling.encoder import Geometry, PixelEncoder, grid_sine_embedding, pixel_centres
-from local2global.modeling.layers import DeformableAttention, inverse_sigmoid, mask_logits, sine_waves
-from local2global.modeling.ops.bags import Shapes, sample_levels
+from local2global.modeling.layers import inverse_sigmoid, mask_logits, sine_waves
+from local2global.modeling.ops import deformable_sample
 from local2global.modeling.positions import box_sine_embedding
 from local2global.modeling.segmenter import Segmenter, proposal_anchors
-from local2global.structures import FrameFeatures, LayerPredictions, Positions
+from local2global.structures import FrameFeatures, LayerPredictions, Positions, Shapes
 from local2global.weights.names import DECODER, PIXEL_DECODER, PREDICTOR
 
 from .fixtures import Comparison, Fixture, UnsupportedError
@@ -90,7 +91,7 @@ def sampling(fixture: Fixture, compare: Comparison) -> None:
     """The sum over sampling points alone."""
     leaves = {name: fixture.leaf(name) for name in ("value", "sampling_locations", "attention_weights")}
     value, place, weights = leaves.values()
-    out = sample_levels(value, _shapes(fixture), place[..., 0], place[..., 1], weights)
+    out = deformable_sample(value, _shapes(fixture), place[..., 0], place[..., 1], weights)
     compare.output("out/output", out)
     _backward(fixture, out)
     compare.gradients_of(leaves)
@@ -144,8 +145,8 @@ def _order_of_positions(module: PixelEncoder) -> list[int]:
     """
     levels = list(range(len(module.input_proj)))
     given = len(module.features)
-    made = levels[: len(levels) - given] if module.made_first else levels[given:]
-    return [*made[::-1], *levels[len(made) :]] if module.made_first else [*levels[:given], *made[::-1]]
+    made = levels[: len(levels) - given] if module.extra_first else levels[given:]
+    return [*made[::-1], *levels[len(made) :]] if module.extra_first else [*levels[:given], *made[::-1]]
 
 
 def _by_stride(fixture: Fixture) -> dict[str, tuple[int, int]]:

@@ -134,7 +134,7 @@ def _plugins() -> Iterator[Check]:
 def _attention() -> Iterator[Check]:
     import torch
 
-    from ..modeling.layers import DeformableAttention
+    from ..modeling.deformable import DeformableAttention
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes = ((6, 10), (12, 20), (24, 40), (48, 80))

@@ -1,24 +1,26 @@
-"""The backbone: images to named feature maps.
+"""The backbone: images to feature maps.
 
-Any module works that returns a dict of (B, C, H / stride, W / stride) maps; `ResNet` is the paper's.  It is built from
-its sizes and never downloads anything.
+`ResNet` is the paper's.  Any module works that returns a dict of (B, C, H / stride, W / stride) maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..weights.names import HF_RESNET, rename
-from .layers import convolution
+from .layers import ConvNorm
+
+#: Builds the norm of a number of channels.
+MakeNorm = Callable[[int], nn.Module]
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation whose statistics and affine terms are constants: buffers, not parameters."""
+    """Batch normalisation with constant statistics and affine terms, stored as buffers."""
 
     weight: Tensor
     bias: Tensor
@@ -35,37 +37,79 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        scale, shift = self.affine()
-        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """The whole norm as (C,) scale and shift."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+        shift = self.bias - self.running_mean * scale
+        # One pass over the map; unlike `F.batch_norm`, it saves nothing for backward.
+        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
 
 @dataclass(frozen=True)
 class GroupNorms:
-    """Makes GroupNorms, for a backbone that is trained from scratch, where frozen statistics would mean nothing."""
+    """Builds GroupNorms, for backbones that train from scratch and have no statistics to freeze."""
 
     channels_per_group: int = 8
 
     def __call__(self, channels: int) -> nn.GroupNorm:
-        """The norm of so many channels."""
+        """A GroupNorm of `channels` channels."""
         return nn.GroupNorm(max(1, channels // self.channels_per_group), channels)
 
 
-class ResNet(nn.Module):
-    """ResNet (He et al., CVPR 2016; stride in the 3x3), built by transformers, under detectron2's names on disk.
+class Block(nn.Module):
+    """A residual block: its convolutions, each with a norm, a shortcut, and a ReLU after the sum.
 
     Args:
-        depths: blocks in res2 .. res5.
-        hidden_sizes: their channels.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        stride: stride of the block.
+        bottleneck: 1x1, 3x3, 1x1 convolutions of a quarter of the width; otherwise two 3x3 convolutions.
+        norm: builds the norms.
+        stride_in_1x1: apply a bottleneck's stride in its first convolution instead of its 3x3 convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        bottleneck: bool,
+        norm: MakeNorm,
+        stride_in_1x1: bool = False,
+    ) -> None:
+        super().__init__()
+        conv = partial(ConvNorm, norm=norm)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = conv(in_channels, out_channels, 1, stride)
+        if bottleneck:
+            width = out_channels // 4
+            first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+            self.conv1 = conv(in_channels, width, 1, first)
+            self.conv2 = conv(width, width, 3, second)
+            self.conv3 = conv(width, out_channels, 1)
+        else:
+            self.conv1 = conv(in_channels, out_channels, 3, stride)
+            self.conv2 = conv(out_channels, out_channels, 3)
+        self.bottleneck = bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H / stride, W / stride)."""
+        out = self.conv2(F.relu(self.conv1(x)))
+        if self.bottleneck:
+            out = self.conv3(F.relu(out))
+        return (out + self.shortcut(x)).relu_()
+
+
+class ResNet(nn.Module):
+    """ResNet (He et al., CVPR 2016) with the parameter names of detectron2, on disk.
+
+    Args:
+        depths: blocks of res2 .. res5.
+        hidden_sizes: channels of res2 .. res5.
         embedding_size: channels of the stem.
         layer_type: "bottleneck" or "basic".
-        norm: makes the norm of so many channels.
-        freeze_stem: the stem's convolution doesn't train (detectron2's FREEZE_AT 1).
-        stride_in_1x1: halve in the first convolution of a bottleneck, as the Caffe weights (detectron2's MSRA) do.
+        norm: builds the norm of a number of channels.
+        freeze_stem: exclude the stem from training (detectron2's FREEZE_AT 1).
+        stride_in_1x1: apply a bottleneck's stride in its first convolution, as detectron2's Caffe weights (MSRA) do.
     """
 
     def __init__(
@@ -74,72 +118,36 @@ class ResNet(nn.Module):
         hidden_sizes: Sequence[int] = (256, 512, 1024, 2048),
         embedding_size: int = 64,
         layer_type: str = "bottleneck",
-        norm: Callable[[int], nn.Module] = FrozenBatchNorm,
+        norm: MakeNorm = FrozenBatchNorm,
         freeze_stem: bool = True,
         stride_in_1x1: bool = False,
     ) -> None:
         super().__init__()
-        from transformers import ResNetConfig, ResNetModel  # a second to import: only when a ResNet is built
-
-        config = ResNetConfig(
-            depths=list(depths),
-            hidden_sizes=list(hidden_sizes),
-            embedding_size=embedding_size,
-            layer_type=layer_type,
-            downsample_in_bottleneck=stride_in_1x1,
-        )
-        network = ResNetModel(config)
-        self.embedder, self.encoder = network.embedder, network.encoder
-        for module in list(self.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.BatchNorm2d):
-                    setattr(module, name, norm(child.num_features))
-        self.embedder.requires_grad_(not freeze_stem)
+        if layer_type not in ("bottleneck", "basic"):
+            raise ValueError(f"layer_type: expected 'bottleneck' or 'basic', got {layer_type!r}")
         self.channels = {f"res{i + 2}": channels for i, channels in enumerate(hidden_sizes)}
-        self._ours = {name: rename(name, HF_RESNET) for name in self.state_dict()}
-        self._register_state_dict_hook(_rename_saved)
-        self._register_load_state_dict_pre_hook(self._rename_loaded)
+        self.stem = nn.ModuleDict({"conv1": ConvNorm(3, embedding_size, 7, 2, norm=norm)})
+        channels = embedding_size
+        for (name, out_channels), depth in zip(self.channels.items(), depths, strict=True):
+            blocks = nn.Sequential()
+            for i in range(depth):
+                stride = 2 if i == 0 and name != "res2" else 1
+                bottleneck = layer_type == "bottleneck"
+                blocks.append(Block(channels, out_channels, stride, bottleneck, norm, stride_in_1x1))
+                channels = out_channels
+            self.add_module(name, blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.stem.requires_grad_(not freeze_stem)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised images to res2 .. res5 at strides 4 .. 32."""
-        # channels last: convolutions of one pixel are matrix products, and tokens come out of maps without a copy
+        """(B, 3, H, W) normalised images to maps res2 .. res5 of strides 4 .. 32."""
+        # In channels_last, 1x1 convolutions are matrix products and maps become tokens without a copy.
         images = images.contiguous(memory_format=torch.channels_last)
-        x = self.embedder.pooler(_convolved(self.embedder.embedder, images))
+        x = F.max_pool2d(F.relu(self.stem["conv1"](images)), 3, stride=2, padding=1)
         maps = {}
-        for name, stage in zip(self.channels, self.encoder.stages, strict=True):
-            blocks: Any = stage.layers
-            for block in blocks:
-                x = _residual(block, x)
+        for name in self.channels:
+            x = self.get_submodule(name)(x)
             maps[name] = x
         return maps
-
-    def _rename_loaded(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        for theirs, ours in self._ours.items():
-            if prefix + ours in state:
-                state[prefix + theirs] = state.pop(prefix + ours)
-
-
-def _residual(block: Any, x: Tensor) -> Tensor:
-    """A block of transformers' ResNet."""
-    *first, last = block.layer
-    out = x
-    for layer in first:
-        out = _convolved(layer, out)
-    # nobody needs x behind its block: the maps that are returned are those that a block with a shortcut reads
-    identity = isinstance(block.shortcut, nn.Identity)
-    return _convolved(last, out, x if identity else _convolved(block.shortcut, x, relu=False))
-
-
-def _convolved(layer: Any, x: Tensor, add: Tensor | None = None, relu: bool = True) -> Tensor:
-    """Convolution and norm, then a sum, then a ReLU; a frozen norm is a scale and a shift of the convolution."""
-    if isinstance(layer.normalization, FrozenBatchNorm):
-        return convolution(layer.convolution, x, layer.normalization, add, relu)
-    out = layer.normalization(convolution(layer.convolution, x))
-    out = out if add is None else out + add
-    return out.relu() if relu else out
-
-
-def _rename_saved(module: ResNet, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for theirs, ours in module._ours.items():
-        if prefix + theirs in state:
-            state[prefix + ours] = state.pop(prefix + theirs)

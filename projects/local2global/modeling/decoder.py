@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..structures import FrameFeatures
-from .layers import MLP, Attention, DeformableAttention, FeedForward, inverse_sigmoid
-from .ops.bags import Shapes
+from ..structures import FrameFeatures, Shapes
+from .deformable import DeformableAttention
+from .layers import MLP, Attention, FeedForward, inverse_sigmoid
 from .positions import box_sine_embedding
 
 
@@ -52,10 +52,10 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         shapes: Shapes,
         padding: Tensor | None,
-        barred: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
-        x = self.self_attn(x, pos, barred=barred)
+        x = self.self_attn(x, pos, attn_mask=attn_mask)
         x = self.norm(x + self.cross_attn(x + pos, references, memory, shapes, padding))
         return self.ffn(x)
 
@@ -106,11 +106,11 @@ class Decoder(nn.Module):
             return (self.bbox_embed(x.float()) + inverse_sigmoid(boxes.float())).sigmoid()
 
     def forward(
-        self, queries: Tensor, boxes: Tensor, features: FrameFeatures, barred: Tensor | None = None
+        self, queries: Tensor, boxes: Tensor, features: FrameFeatures, attn_mask: Tensor | None = None
     ) -> DecoderOutput:
         """Decode (B, N, C) queries that start at (B, N, 4) boxes.
 
-        `barred` (N, N), True where a query may not look at another, is what denoising asks of a decoder.
+        `attn_mask` (N, N), True where a query may not look at another, is what denoising asks of a decoder.
 
         The box that a layer predicts comes from its normed output (`refine(hidden[i], references[i])`), the reference
         that the next layer starts from comes from the raw one, as in MaskDINO.  A layer but the first looks from a
@@ -127,7 +127,7 @@ class Decoder(nn.Module):
                 features.memory,
                 features.shapes,
                 features.padding,
-                barred,
+                attn_mask,
             )
             raw.append(queries)
             references.append(self.refine(queries, start))

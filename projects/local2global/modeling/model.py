@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..results.instances import Aggregate, VideoPostprocessor, one_behind
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
-from .recording import Recorder
 from .segmenter import Segmenter
 from .tracker import Tracker
 from .variants import BypassTracker
@@ -48,9 +47,6 @@ class Local2Global(nn.Module):
         trainable: regular expressions; if given, only parameters with a match in their name train.
         divisor: images are padded to a multiple of this.
         panoptic: if given, what a video's result is made with: maps of things and stuff instead of tracks.
-
-    Attributes:
-        recorder: if there is one, a stream's frames behind the first are replays of a recorded step.
     """
 
     pixel_mean: Tensor
@@ -75,7 +71,6 @@ class Local2Global(nn.Module):
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic
-        self.recorder: Recorder | None = None
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if trainable is not None:
@@ -93,30 +88,10 @@ class Local2Global(nn.Module):
             features: E(f_t) of B frames.
             past: their slots after frame t - 1; None on the first frame.
         """
-        return self.tracker.link(past, self._look(features, past))
-
-    def _look(self, features: FrameFeatures, past: Queries | None) -> FramePredictions:
         local = self.segmenter.propose(features)
         embed, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)
-        return self.segmenter.decode(embed, positions, features, local.predictions)
-
-    def advance(self, frame: Tensor, past: Queries | None) -> FramePredictions:
-        """One frame of a stream, encoded and decoded.
-
-        Args:
-            frame: (3, H, W) uint8 RGB.
-            past: as in `step`.
-        """
-        if self.recorder is None or past is None or self.training or torch.is_grad_enabled():
-            return self.step(self.encode([frame]), past)
-        given = frame.to(self.device, non_blocking=True), past.embed, past.boxes
-        logits, boxes, masks, extent, *slots = self.recorder(self, self._look_at, given)
-        found = FramePredictions(logits, boxes, masks, extent, Queries(*slots))
-        return self.tracker.link(past, found)
-
-    def _look_at(self, frame: Tensor, embed: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
-        found = self._look(self.encode([frame]), Queries(embed, boxes))
-        return found.logits, found.boxes, found.masks, found.extent, found.queries.embed, found.queries.boxes
+        predictions = self.segmenter.decode(embed, positions, features, local.predictions)
+        return self.tracker.link(past, predictions)
 
     def forward(
         self, clips: Sequence[Clip]
@@ -167,23 +142,14 @@ class Local2Global(nn.Module):
         """
         past = None
         for frame in frames:
-            predictions = self.advance(frame, past)
+            predictions = self.step(self.encode([frame]), past)
             past = predictions.queries
             yield predictions
 
     def compile_stream(self) -> None:
-        """Makes streams faster, at the price of a minute or more at the first frames of every size.
-
-        On a GPU the whole step is compiled and captured (`recording.py`), elsewhere the layers that take the time are
-        compiled, for up to eight sizes.  The model, its names and its results stay what they are.  A CPU needs a C++
-        compiler (torch says which it misses).
-        """
-        if self.pixel_mean.is_cuda:
-            self.recorder = Recorder()
-            return
+        """Compile the transformer layers, which takes a minute at the first frames of every size."""
         aligner = self.tracker.aligner
         layers = [*self.segmenter.encoder.layers, *self.segmenter.decoder.layers]
-        # a CPU's backbone is oneDNN's from end to end: there is nothing to fuse
         for part in (*layers, *(aligner.layers if aligner else ())):
             part.compile(dynamic=False)
 

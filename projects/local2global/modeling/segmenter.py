@@ -18,12 +18,12 @@ from ..structures import (
     Positions,
     Proposals,
     Queries,
+    Shapes,
     constant,
 )
 from .decoder import Decoder
 from .encoder import PixelEncoder
-from .layers import MLP, linear, mask_logits
-from .ops.bags import Shapes
+from .layers import MLP, mask_logits
 
 
 class Segmenter(nn.Module):
@@ -74,7 +74,7 @@ class Segmenter(nn.Module):
     def propose(self, features: FrameFeatures) -> Proposals:
         """Local queries: the N encoder tokens with the most confident class, most confident first."""
         memory, anchors = proposal_anchors(features)
-        tokens = self.enc_output_norm(linear(self.enc_output, memory))
+        tokens = self.enc_output_norm(self.enc_output(memory))
         if tokens.shape[1] < self.num_queries:
             raise ValueError(
                 f"frames of {features.shapes} tokens cannot give {self.num_queries} local queries: use larger frames"
@@ -138,7 +138,7 @@ class Segmenter(nn.Module):
     def _classify(self, x: Tensor) -> Tensor:
         """Class logits, in float32 because they rank."""
         with torch.autocast(x.device.type, enabled=False):
-            return linear(self.class_embed, x.float())
+            return self.class_embed(x.float())
 
     @torch.no_grad()
     def _locate(self, mask_embed: Tensor, fallback: Tensor, features: FrameFeatures) -> Tensor:

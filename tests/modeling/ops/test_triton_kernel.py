@@ -1,4 +1,4 @@
-"""The sampling kernel against the bags of `sampling.py`: in Triton's interpreter, or on a GPU where there is one."""
+"""The Triton kernel against the bags: in Triton's interpreter, or on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from local2global.modeling.ops import bags as sampling
+from local2global.modeling import ops
+from local2global.modeling.ops.bags import sample_bags
 
 pytest.importorskip("triton", reason="no Triton here: the kernel is not tested")
 
-from local2global.modeling.ops import triton_kernel as sampling_triton
+from local2global.modeling.ops import triton_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = ((5, 7), (3, 4), (1, 2))
@@ -30,11 +31,11 @@ def inputs(batch=2, queries=7, heads=3, depth=5, shapes=SHAPES, points=3, dtype=
 
 
 def kernel(*given, shapes=SHAPES):
-    return sampling_triton.sample(*given, sampling._levels(shapes, DEVICE))
+    return triton_kernel.sample(*given, ops.level_table(shapes, given[1]))
 
 
-def bags(*given, shapes=SHAPES):
-    return sampling._Sampling.apply(*given, shapes)
+def bags(values, *points, shapes=SHAPES):
+    return sample_bags(values, shapes, *points)
 
 
 def compared(given, shapes=SHAPES, tolerance=1e-5):
@@ -61,7 +62,7 @@ def test_maps_of_one_row_or_column(side):
 
 
 def test_many_queries_take_the_larger_blocks(monkeypatch):
-    monkeypatch.setattr(sampling_triton, "BUSY", 1)
+    monkeypatch.setattr(triton_kernel, "BUSY", 1)
     compared(inputs(queries=21, heads=1, points=1))
 
 
@@ -135,36 +136,36 @@ def test_gradcheck():
 
 def test_torchs_own_checks_of_an_operator(monkeypatch):
     """Its schema, its gradient's registration, and that it can be traced; the interpreter can't run a traced one."""
-    launch = sampling_triton._launch
+    launch = triton_kernel._launch
 
     def only_real(kernel, values, x, given):
         if DEVICE.type == "cuda" or not is_fake(torch.utils._pytree.tree_leaves(values)[0]):
             launch(kernel, values, x, given)
 
-    monkeypatch.setattr(sampling_triton, "_launch", only_real)
-    given = (*inputs(batch=1, queries=2), sampling._levels(SHAPES, DEVICE))
+    monkeypatch.setattr(triton_kernel, "_launch", only_real)
+    given = (*inputs(batch=1, queries=2), ops.level_table(SHAPES, torch.zeros((), device=DEVICE)))
     torch.library.opcheck(
-        sampling_triton.sample,
+        triton_kernel.sample,
         given,
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )
 
 
 def test_the_first_use_compares_the_kernel_with_the_bags():
-    assert sampling._trusted(DEVICE, torch.float32, 2, 5, 3, 2) is sampling_triton.sample
-    assert sampling._trusted(DEVICE, torch.bfloat16, 2, 5, 3, 2) is sampling_triton.sample
+    assert ops.checked_kernel(DEVICE, torch.float32) is triton_kernel.sample
+    assert ops.checked_kernel(DEVICE, torch.bfloat16) is triton_kernel.sample
 
 
 def test_a_kernel_that_fails_or_errs_is_not_used_and_said_once(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("no such instruction\non this device")
 
-    right = sampling_triton.sample
-    for wrong, reason in ((fails, "no such instruction"), (lambda *a: right(*a) * 1.01, "of their size off")):
+    right = triton_kernel.sample
+    for wrong, reason in ((fails, "no such instruction"), (lambda *a: right(*a) * 1.01, "relative error")):
         caplog.clear()
-        monkeypatch.setattr(sampling_triton, "sample", wrong)
+        monkeypatch.setattr(triton_kernel, "sample", wrong)
         with caplog.at_level(logging.WARNING):
-            assert sampling._trusted(DEVICE, torch.float32, 1, 2, 1, 2) is None
+            assert ops.checked_kernel(DEVICE, torch.float32) is None
         (record,) = caplog.records
         assert reason in record.getMessage()
         assert "on this device" not in record.getMessage()
@@ -172,19 +173,19 @@ def test_a_kernel_that_fails_or_errs_is_not_used_and_said_once(monkeypatch, capl
 
 def test_the_environment_can_refuse_it(monkeypatch):
     monkeypatch.setenv("L2G_TRITON", "0")
-    assert sampling._trusted(DEVICE, torch.float32, 1, 2, 1, 2) is None
+    assert ops.checked_kernel(DEVICE, torch.float32) is None
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [100, 6885])
 def test_on_a_gpu_at_the_models_size(dtype, queries):
-    """One encoder layer and one decoder layer at 480x864; and `sample_levels` chooses the kernel."""
+    """One encoder layer and one decoder layer at 480x864; and `deformable_sample` chooses the kernel."""
     shapes = ((8, 14), (15, 27), (30, 54), (60, 108))
     given = inputs(1, queries, 8, 32, shapes, 4, dtype)
     on_cpu = [tensor.detach().float().cpu().requires_grad_() for tensor in given]
-    ours, theirs = sampling.sample_levels(*given[:1], shapes, *given[1:]), bags(*on_cpu, shapes=shapes)
-    assert sampling._kernel(given[0], given[1]) is sampling_triton.sample
+    ours, theirs = ops.deformable_sample(*given[:1], shapes, *given[1:]), bags(*on_cpu, shapes=shapes)
+    assert ops._gpu_kernel(given[0]) is triton_kernel.sample
     cotangent = torch.randn(theirs.shape)
     found = (ours, *torch.autograd.grad(ours, given, cotangent.to(ours)))
     wanted = (theirs, *torch.autograd.grad(theirs, on_cpu, cotangent.to(ours).float().cpu()))

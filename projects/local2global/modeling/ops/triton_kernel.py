@@ -1,12 +1,12 @@
-"""The sum of `sampling.py` as one kernel each way, for devices that Triton compiles for.
+"""The sum of deformable attention as one Triton kernel forward and one backward, for GPUs.
 
-A program takes a block of queries of one head and clip and walks their sampling points: nothing but the inputs is read
-and nothing but the results is written, where bags of a table also write and read rows and shares, four for every point.
-Values may be half as wide; positions, shares and sums are float32.  On the way back the values' gradient is added
-up in float32 by atomic additions, in no fixed order (asked for deterministic algorithms, `sampling.py` keeps its bags).
+A program handles a block of queries of one head and sample, and loops over their sampling points.  It reads only the
+inputs and writes only the results; bags also write and read four rows and weights per point.  Values may be bfloat16 or
+float16; locations, weights and sums are float32.  Backward adds up the values' gradient by float32 atomics, so its
+order is not deterministic.
 
-Its numbers have been checked in Triton's interpreter, and it compiles for sm_80, sm_90 and sm_100; it has not yet run
-on a GPU.  `sampling.py` therefore compares it with its own bags at its first use on a device.
+The kernel's results are tested in Triton's interpreter, and it compiles for sm_80, sm_90 and sm_100.  It has not run on
+a GPU yet, so its first call is compared with the bags (`ops/__init__.py`).
 """
 
 from __future__ import annotations
