@@ -30,7 +30,7 @@ from local2global.modeling.losses import (
     sigmoid_ce_loss,
     sigmoid_focal_loss,
 )
-from local2global.modeling.matcher import assign
+from local2global.modeling.matcher import assign, match_clip
 from local2global.randomness import keyed_generator
 from local2global.structures import (
     Clip,
@@ -362,9 +362,7 @@ class PeerCriterion(Criterion):
                 local[t, b] = np.full(len(clip.targets), -1)
                 local[t, b][seen[columns]] = rows
         slots = [
-            self.track(
-                np.stack(final[b]), clip.targets.visible.cpu().numpy().T, len(clip.targets)
-            ).slots.numpy()
+            match_clip(dict(enumerate(final[b])), clip.targets.visible.cpu().numpy().T)
             for b, clip in enumerate(clips)
         ]
         return slots, local

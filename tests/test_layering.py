@@ -34,7 +34,7 @@ FLOORS = {
     "layers": 0,
     "deformable": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
-    **dict.fromkeys(["segmenter", "tracker", "variants", "matcher", "mask_losses"], 2),
+    **dict.fromkeys(["segmenter", "tracker", "variants", "matcher"], 2),
     "criterion": 3,
     "model": 4,
 }

@@ -165,9 +165,8 @@ def test_a_track_is_read_by_its_rank():
         lambda: features(extent=torch.zeros(3, 2)),
         lambda: Clip(torch.zeros(3, 3, 4, 6, dtype=torch.uint8), (4, 6), frame_ids=(1, 2)),
         lambda: structures.Positions(torch.zeros(1, 5, 8), torch.zeros(1, 4, 4)),
-        lambda: structures.Tracks(torch.zeros(3)),
     ],
-    ids=["visible", "padding", "extent", "frame_ids", "positions", "tracks"],
+    ids=["visible", "padding", "extent", "frame_ids", "positions"],
 )
 def test_what_the_attributes_say_is_checked(wrong):
     """Section 4: validated at construction."""

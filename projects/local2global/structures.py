@@ -318,20 +318,6 @@ class FramePredictions:
 
 
 @dataclass(frozen=True)
-class Tracks:
-    """Which slot owns which instance of one clip.
-
-    Attributes:
-        slots: (M,) int64 query index, -1 while the instance is unborn.
-    """
-
-    slots: Tensor
-
-    def __post_init__(self) -> None:
-        _expect(self.slots.dtype == torch.int64, f"slots: expected int64, got {self.slots.dtype}")
-
-
-@dataclass(frozen=True)
 class FrameResult:
     """The objects reported on one frame of a stream.
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from local2global.engine.run import train_settings
 from local2global.engine.trainer import Trainer
 from local2global.lazy import instantiate, load_config
-from local2global.modeling import criterion, mask_losses
+from local2global.modeling import criterion
 from local2global.modeling.backbone import ResNet
 from local2global.randomness import keyed_generator
 from waits import waits
@@ -58,8 +58,7 @@ def _meta_is_a_gpu(monkeypatch):
     # meta has no autocast
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *kind: False)
-    for module in (criterion, mask_losses):
-        monkeypatch.setattr(module, "keyed_generator", lambda *key, device=None: keyed_generator(*key))
+    monkeypatch.setattr(criterion, "keyed_generator", lambda *key, device=None: keyed_generator(*key))
 
 
 @pytest.fixture

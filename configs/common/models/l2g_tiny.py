@@ -38,4 +38,6 @@ model.tracker.local_positions.dim = DIM
 model.criterion.matcher.num_points = 512
 model.criterion.sampler.num_points = 512
 model.criterion.weights.cls = 20.0
+# The class cost keeps MaskDINO's weight; by default it would follow the loss weight.
+model.criterion.matcher.cost_class = 4.0
 model.tracker.first_frame = L(FromProposals)()

@@ -1,16 +1,18 @@
-"""The training objective, Eq. (4): L = sum_t (l_cls L_cls + l_ce L_ce + l_dice L_dice), and the box terms.
+"""The training objective, Eq. (4): L = sum_t (l_cls L_cls + l_ce L_ce + l_dice L_dice), plus two box terms.
 
-Each instance is matched once, on the first frame where it is visible, by the final layer; that assignment serves all
-layers and all later frames.  Reduced supervision leaves some early frames out of the sum.  The local queries, which
-have no identity, are matched anew on every supervised frame.
+`Criterion.forward` reads top-down: prepare targets, match, then `loss_labels`, `loss_masks`, `loss_boxes`.
 
-All layers, frames and clips are worked on together.  Letters of this file: F = T * B frames, time-major (t * B + b);
-S sets of predictions of a frame, the layers first and the local queries last; M instances of a clip, padded.
+Matching: each instance is matched once, on the first frame where it is visible, by the final layer's costs.  All layers
+and all later frames use this assignment.  Local queries carry no identity and are re-matched on every supervised frame.
+Reduced supervision: some early frames of a clip have no loss.
+
+Shapes: F = T * B frames, time-major (frame t of clip b is row t * B + b); F' supervised frames; M instances of a clip,
+padded to the largest clip; S sets of predictions; R candidate points and P points of a mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,73 +24,127 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ..randomness import keyed_generator
-from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions, Tracks
+from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions
 from .layers import mask_logits
-from .losses import PointSampler, giou_loss, l1_box_loss, sample_points, sigmoid_focal_loss
-from .mask_losses import mask_losses, pad_rows
-from .matcher import Matcher, assign
+from .losses import (
+    WEIGHTS,
+    PointSampler,
+    dice_loss,
+    giou_loss,
+    l1_box_loss,
+    sample_points,
+    sigmoid_ce_loss,
+    sigmoid_focal_loss,
+)
+from .matcher import Matcher, match_clip, match_frame
 
-#: MaskDINO's weights, which are the matching costs too.
-WEIGHTS = {"cls": 4.0, "mask": 5.0, "dice": 5.0, "box": 5.0, "giou": 2.0}
+#: Names of prediction sets, used as suffixes of loss names.  Layer i before the final layer is `_i`.
+FINAL, LOCAL = "", "_local"
+Sets = Mapping[str, LayerPredictions]
 
 
 @dataclass(frozen=True)
 class FullSupervision:
-    """A loss on every frame (Table 6, row 1)."""
+    """Every frame has a loss (Table 6, row 1)."""
 
     def __call__(self, length: int, generator: torch.Generator) -> list[bool]:
-        """Which of `length` frames are supervised."""
+        """Whether each of `length` frames has a loss: all do."""
         del generator
         return [True] * length
 
 
 @dataclass(frozen=True)
 class ReducedSupervision:
-    """Reduced supervision (section 3.2): between 1 and T - 2 of the frames before the last have no loss."""
+    """Reduced supervision (section 3.2): 1 to T - 2 of the frames before the last have no loss."""
 
     def __call__(self, length: int, generator: torch.Generator) -> list[bool]:
-        """Which of `length` frames are supervised: at least two (or all there are), always the last."""
+        """Whether each of `length` frames has a loss: the last one always, at least two (or all there are)."""
         if length < 3:
             return [True] * length
-        skipped = int(torch.randint(1, length - 1, (), generator=generator))
-        order = torch.randperm(length - 1, generator=generator)[:skipped].tolist()
-        return [t not in order for t in range(length)]
+        num_skipped = int(torch.randint(1, length - 1, (), generator=generator))
+        skipped = torch.randperm(length - 1, generator=generator)[:num_skipped].tolist()
+        return [t not in skipped for t in range(length)]
 
 
 @dataclass(frozen=True)
-class _Truth:
-    """The truth of all frames.
+class _Batch:
+    """Targets and mask features of all F frames of B clips.
 
     Attributes:
-        labels: (F, M) int64.
+        clips: B clips.
+        labels: (F, M) int64 class indices, 0 at padding.
         boxes: (F, M, 4).
-        visible: (F, M) bool on the host; False at padding.
-        supervised: (F,) bool on the host.
+        visible: (F, M) bool on the host, False at padding.
+        supervised: (F',) int64 on the host, the frames with a loss in ascending order.
+        frames: the same on the device.
+        scale: (F',) float32, 1 / normaliser.
+        mask_features: F tensors of (C, h, w).
+        extent: (F, 2) width and height of the unpadded frame in mask pixels.
     """
 
+    clips: Sequence[Clip]
     labels: Tensor
     boxes: Tensor
     visible: NDArray[np.bool_]
-    supervised: NDArray[np.bool_]
+    supervised: NDArray[np.int64]
+    frames: Tensor
+    scale: Tensor
+    mask_features: Sequence[Tensor]
+    extent: Tensor
+
+    def src_masks(self, f: int, embed: Tensor) -> Tensor:
+        """(n, h, w) mask logits of (n, C) mask embeddings on frame f."""
+        return mask_logits(embed[None], self.mask_features[f][None], self.extent[f : f + 1])[0]
+
+    def tgt_masks(self, f: int) -> Tensor:
+        """(m, H, W) float target masks of frame f, without padding rows."""
+        targets = self.clips[f % len(self.clips)].targets
+        assert targets is not None
+        return targets.masks[:, f // len(self.clips)].float()
+
+    def generator(self, f: int, purpose: str) -> torch.Generator:
+        """The random generator of frame f for one purpose, on the device."""
+        clip = self.clips[f % len(self.clips)]
+        return keyed_generator(*clip.key, purpose, f // len(self.clips), device=self.scale.device)
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """The queries matched to instances on the supervised frames.
+
+    Attributes:
+        indices: (F', M) int64 query of each instance; 0 for unmatched pairs.
+        matched: (F', M) float32, 1 for visible instances with a query, else 0.
+    """
+
+    indices: Tensor
+    matched: Tensor
+
+    def src(self, values: Tensor) -> Tensor:
+        """The rows of matched queries: (F', N, C) to (F', M, C)."""
+        return values.gather(1, self.indices[..., None].expand(-1, -1, values.shape[-1]))
 
 
 class Criterion(nn.Module):
     """The losses of a batch of clips.
 
     Args:
-        matcher: costs.
+        matcher: matching costs; a cost without a weight of its own uses the loss weight.
         sampler: points of the mask losses.
-        supervision: which frames have a loss.
-        weights: of the terms `cls`, `mask`, `dice`, `box`, `giou`; all five must be there.
-        things: the first so many labels are things; the others, stuff, have no box, neither as a cost nor as a
-            loss. None: all are things.
+        supervision: draws which of T frames have a loss.
+        weights: weights of the terms `cls`, `mask`, `dice`, `box`, `giou`; all five are required.
+        things: labels below `things` are things.  The others are stuff: no box cost and no box loss.  None: all are
+            things.
+
+    Raises:
+        ValueError: if `weights` lacks a term or has an unknown one.
     """
 
     def __init__(
         self,
         matcher: Matcher,
         sampler: PointSampler,
-        supervision: ReducedSupervision | FullSupervision,
+        supervision: Callable[[int, torch.Generator], list[bool]],
         weights: Mapping[str, float] | None = None,
         things: int | None = None,
     ) -> None:
@@ -104,241 +160,247 @@ class Criterion(nn.Module):
         clips: Sequence[Clip],
         features: Sequence[FrameFeatures],
         predictions: Sequence[FramePredictions],
+        normalizer: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses, weighted, to be added up.
+        """Weighted losses, to be summed.
 
         Args:
-            clips: B clips of T frames with targets, on the predictions' device.
+            clips: B clips of T frames with targets on the predictions' device.
             features: of the T time steps.
             predictions: of the T time steps, with all layers.
+            normalizer: (T,) divisors of the losses of each time step; `self.normalizer(clips)` if None.
 
         Returns:
-            `loss_<term>` of the final layer, `loss_<term>_<i>` of layer i < last (0 is the aligner's output, which has
-            no box), `loss_<term>_local` of the local queries.
+            Scalars: `loss_<term>` of the final layer, `loss_<term>_<i>` of the layers before it (layer 0 is the
+            aligner's output and has no box terms), `loss_<term>_local` of the local queries.
+
+        Raises:
+            ValueError: for an empty batch.
         """
+        if not clips:
+            raise ValueError("expected at least one clip")
         with torch.autocast(predictions[0].logits.device.type, enabled=False):
-            # as they are: copies would lie beside all that a clip keeps for the way back
-            maps = [one for step in features for one in step.mask_features.float().unbind()]
-            extent = torch.cat([step.extent for step in features])
-            truth = self._truth(clips, len(features))
-            sets = [_join([_sets(p)[i] for p in predictions]) for i in range(len(_sets(predictions[0])))]
-            slots = self._match(clips, truth, (sets[-2], sets[-1]), maps, extent)
-            per_set = self._losses(clips, truth, sets, slots, maps, extent)
-        names = [f"_{i}" for i in range(len(sets) - 2)] + ["", "_local"]
+            batch = self._prepare(clips, features, normalizer)
+            outputs = _join_time_steps(predictions)
+            matches = self._match(outputs, batch)
+            outputs = {
+                name: _apply(lambda x: x.index_select(0, batch.frames), output)
+                for name, output in outputs.items()
+            }
+            terms = (
+                self.loss_labels(outputs, matches, batch)
+                | self.loss_masks(outputs, matches, batch)
+                | self.loss_boxes(outputs, matches, batch)
+            )
         return {
-            f"loss_{term}{name}": self.weights[term] * value
-            for term, values in per_set.items()
-            for name, value in zip(names[-len(values) :], values, strict=True)
+            f"loss_{term}{name}": self.weights[term] * loss
+            for term, losses in terms.items()
+            for name, loss in losses.items()
         }
 
-    def _truth(self, clips: Sequence[Clip], length: int) -> _Truth:
-        """Pads and stacks the clips' targets, and draws which frames are supervised."""
+    def normalizer(self, clips: Sequence[Clip], device: torch.device | str = "cpu") -> Tensor:
+        """Divisors of the losses of each time step: the number of instances visible there, at least 1.
+
+        Only clips that supervise a time step count.  Counts are averaged over processes, as DDP averages gradients.
+        To accumulate gradients, compute the normaliser of all clips of an optimizer step and pass it to every
+        `forward`: the micro-batch losses then add up to the loss of one large batch.
+
+        Args:
+            clips: all clips of this process, with targets.
+            device: where the counts are summed over processes.
+
+        Returns:
+            (T,) float32, T of the longest clip.
+        """
+        counts = np.zeros(max(map(len, clips)), dtype=np.float32)
+        for clip in clips:
+            assert clip.targets is not None
+            visible = clip.targets.visible.cpu().numpy().sum(axis=0)
+            counts[: len(clip)] += visible * self._supervised(clip)
+        normalizer = _send(counts, device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(normalizer)
+            normalizer = normalizer / dist.get_world_size()
+        return normalizer.clamp(min=1)
+
+    def _supervised(self, clip: Clip) -> NDArray[np.bool_]:
+        """(T,) bool, the frames of a clip that have a loss."""
+        return np.array(self.supervision(len(clip), keyed_generator(*clip.key, "supervision")))
+
+    def _prepare(
+        self, clips: Sequence[Clip], features: Sequence[FrameFeatures], normalizer: Tensor | None
+    ) -> _Batch:
+        """Pads the targets of all clips to M instances, stacks them, and draws the supervised frames."""
+        extent = torch.cat([step.extent for step in features])
         targets = [clip.targets for clip in clips if clip.targets is not None]
         labels = pad_sequence([t.labels for t in targets], batch_first=True)
         boxes = pad_sequence([t.boxes for t in targets], batch_first=True)
         visible = pad_sequence([t.visible.cpu() for t in targets], batch_first=True)
-        kept = [self.supervision(length, keyed_generator(*clip.key, "supervision")) for clip in clips]
-        return _Truth(
-            labels=labels.repeat(length, 1),
+        supervised = np.flatnonzero(np.stack([self._supervised(clip) for clip in clips], axis=1))
+        normalizer = self.normalizer(clips, extent.device) if normalizer is None else normalizer
+        return _Batch(
+            clips=clips,
+            labels=labels.repeat(len(features), 1),
             boxes=boxes.permute(2, 0, 1, 3).flatten(0, 1),
             visible=visible.permute(2, 0, 1).flatten(0, 1).numpy(),
-            supervised=np.array(kept).T.flatten(),
+            supervised=supervised,
+            frames=_send(supervised, extent.device),
+            scale=1 / normalizer[_send(supervised // len(clips), extent.device)],
+            # Single frames: a stacked copy would add to the peak memory of the step.
+            mask_features=[frame for step in features for frame in step.mask_features.float().unbind()],
+            extent=extent,
         )
 
     @torch.no_grad()
-    def _match(
-        self,
-        clips: Sequence[Clip],
-        truth: _Truth,
-        sets: tuple[LayerPredictions, LayerPredictions],
-        maps: Sequence[Tensor],
-        extent: Tensor,
-    ) -> NDArray[np.int64]:
-        """Slots of all instances by the final layer and by the local queries: (2, F, M), -1 for none.
+    def _match(self, outputs: Sets, batch: _Batch) -> dict[str, _Matches]:
+        """Matches instances to slots by the final layer, and to local queries on supervised frames."""
+        num_clips = len(batch.clips)
+        visible = [batch.visible[b::num_clips] for b in range(num_clips)]
+        # Costs are computed only on frames where a matching needs them.
+        first_visible = np.stack([(v & (v.cumsum(axis=0) == 1)).any(axis=1) for v in visible], axis=1)
+        final_frames = np.flatnonzero(first_visible).tolist()
+        local_frames = [f for f in batch.supervised.tolist() if batch.visible[f].any()]
+        costs = [self._cost(outputs[FINAL], batch, f) for f in final_frames]
+        costs += [self._cost(outputs[LOCAL], batch, f) for f in local_frames]
+        # The only device synchronisation of the criterion.
+        arrays = list(torch.stack(costs).cpu().numpy()) if costs else []
+        final_costs = dict(zip(final_frames, arrays[: len(final_frames)], strict=True))
 
-        The local queries are matched on supervised frames only.
-        """
-        batch = len(clips)
-        asked = _asked(truth, batch)
-        costs = (
-            self._costs(clips, truth, sets, asked, maps, extent).cpu().numpy()
-        )  # the only wait for the device
-        tracked = np.zeros((len(maps), *costs.shape[1:]), dtype=costs.dtype)
-        tracked[asked[0]], local = (
-            costs[: len(asked[0])],
-            dict(zip(asked[1], costs[len(asked[0]) :], strict=True)),
-        )
-        tracks = [
-            self.track(tracked[b::batch], truth.visible[b::batch], len(clip.targets or ()))
-            for b, clip in enumerate(clips)
-        ]
-        slots = np.full((2, *truth.visible.shape), -1, dtype=np.int64)
-        for f, visible in enumerate(truth.visible):
-            owned = tracks[f % batch].slots.numpy()
-            slots[0, f, : len(owned)] = owned
-            if f in local:
-                (seen,) = visible.nonzero()
-                rows, columns = assign(local[f][:, seen])
-                slots[1, f, seen[columns]] = rows
-        return slots
+        tracked, local = np.full((2, *batch.visible.shape), -1)
+        for b in range(num_clips):
+            clip_costs = {f // num_clips: cost for f, cost in final_costs.items() if f % num_clips == b}
+            tracked[b::num_clips] = match_clip(clip_costs, visible[b])
+        for f, cost in zip(local_frames, arrays[len(final_frames) :], strict=True):
+            local[f] = match_frame(cost, batch.visible[f])
+        shared = _matches(tracked, batch)
+        return {name: shared for name in outputs} | {LOCAL: _matches(local, batch)}
 
-    def _costs(
-        self,
-        clips: Sequence[Clip],
-        truth: _Truth,
-        sets: tuple[LayerPredictions, LayerPredictions],
-        asked: tuple[NDArray[np.int64], NDArray[np.int64]],
-        maps: Sequence[Tensor],
-        extent: Tensor,
-    ) -> Tensor:
-        """(A, N, M) costs of the A frames that are asked of each set, those of the first set first."""
-        costs = []
-        for one, frames in zip(sets, asked, strict=True):
-            # One frame at a time: what lies between masks and costs is many times as large as either, and would be
-            # added to all that a clip keeps for the way back just when that is at its most.
-            costs += [self._costs_of_frame(clips, truth, one, int(f), maps, extent) for f in frames]
-        if not costs:
-            return extent.new_zeros(0, sets[0].logits.shape[1], truth.labels.shape[1])
-        return torch.stack(costs)
-
-    def _costs_of_frame(
-        self,
-        clips: Sequence[Clip],
-        truth: _Truth,
-        one: LayerPredictions,
-        f: int,
-        maps: Sequence[Tensor],
-        extent: Tensor,
-    ) -> Tensor:
-        """(N, M) costs of frame f of one set."""
-        t, clip = f // len(clips), clips[f % len(clips)]
-        assert clip.targets is not None
-        generator = keyed_generator(*clip.key, "cost points", t, device=extent.device)
-        points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=extent.device)
-        true_masks = sample_points(clip.targets.masks[None, :, t].float(), points)[0]
-        masks = mask_logits(one.mask_embed[f : f + 1], maps[f][None], extent[f : f + 1])
-        labels = truth.labels[f]
+    def _cost(self, output: LayerPredictions, batch: _Batch, f: int) -> Tensor:
+        """(N, M) matching costs of frame f.  One frame at a time limits the peak memory."""
+        assert output.boxes is not None
+        labels, generator = batch.labels[f], batch.generator(f, "cost points")
+        points = torch.rand(1, self.matcher.num_points, 2, generator=generator, device=labels.device)
+        masks = batch.src_masks(f, output.mask_embed[f])[None]
         return self.matcher.cost(
-            one.logits[f],
-            _boxes(one)[f],
-            sample_points(masks, points, extent[f : f + 1])[0],
+            output.logits[f],
+            output.boxes[f],
+            sample_points(masks, points, batch.extent[f : f + 1])[0],
             labels,
-            truth.boxes[f],
-            pad_rows(true_masks, len(labels)),
-            None if self.things is None else labels < self.things,
+            batch.boxes[f],
+            _pad_rows(sample_points(batch.tgt_masks(f)[None], points)[0], len(labels)),
+            has_box=None if self.things is None else labels < self.things,
+            loss_weights=self.weights,
         )
 
-    @staticmethod
-    def track(costs: NDArray[np.float32], visible: NDArray[np.bool_], count: int) -> Tracks:
-        """Gives each instance of a clip one slot, at the first frame where it is visible.
+    def loss_labels(
+        self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
+    ) -> dict[str, dict[str, Tensor]]:
+        """Focal loss of all queries: one-hot for matched visible instances, zeros for all other queries."""
+        logits = torch.stack([output.logits for output in outputs.values()])  # (S, F', N, K)
+        target = torch.zeros_like(logits)
+        rows, labels = torch.arange(logits.shape[1], device=logits.device), batch.labels[batch.frames]
+        for s, name in enumerate(outputs):
+            # Unmatched pairs add 0.
+            where = (rows[:, None], matches[name].indices, labels)
+            target[s].index_put_(where, matches[name].matched, accumulate=True)
+        loss = sigmoid_focal_loss(logits, target).sum(dim=(2, 3)) * batch.scale
+        return {"cls": dict(zip(outputs, loss.sum(dim=1), strict=True))}
 
-        Args:
-            costs: (T, N, M) on every frame; read only where an instance is new.
-            visible: (T, M).
-            count: instances, the first of the M.
-        """
-        slots = np.full(count, -1, dtype=np.int64)
-        born = np.where(visible.any(axis=0), visible.argmax(axis=0), -1)[:count]
-        for t, cost in enumerate(costs):
-            (new,) = (born == t).nonzero()
-            taken = np.zeros(len(cost), dtype=bool)
-            taken[slots[slots >= 0]] = True
-            rows, columns = assign(cost[:, new], taken)
-            slots[new[columns]] = rows
-        return Tracks(torch.from_numpy(slots))
-
-    def _losses(
-        self,
-        clips: Sequence[Clip],
-        truth: _Truth,
-        sets: Sequence[LayerPredictions],
-        slots: NDArray[np.int64],
-        maps: Sequence[Tensor],
-        extent: Tensor,
-    ) -> dict[str, Tensor]:
-        """Every term of every set, (S,) each; of the last sets only, for boxes."""
-        device = extent.device
-        (kept,) = truth.supervised.nonzero()
-        frames = _send(kept, device)
-        # One assignment for all layers, another for the local queries: (S, F', M).  What picks rows is worked out on
-        # the host, so that nobody waits for the device.
-        given = slots[[0] * (len(sets) - 1) + [1]][:, kept]
-        matched = truth.visible[kept] & (given >= 0)
-        s, f, m = (_send(index, device) for index in matched.nonzero())
-        owned = _send(given.clip(min=0), device)
-        share = 1 / self._counts(truth, len(clips), device)[frames]  # (F',)
-        pair = _send(matched, device) * share[:, None]  # (S, F', M) weight of a pair
-        labels, boxes = truth.labels[frames], truth.boxes[frames]
-
-        logits = torch.stack([one.logits.index_select(0, frames) for one in sets])
-        wanted = torch.zeros_like(logits)
-        wanted[s, f, owned[s, f, m], labels[f, m]] = 1.0
-        terms = {"cls": (sigmoid_focal_loss(logits, wanted).sum(dim=(2, 3)) * share).sum(dim=1)}
-
-        embed = torch.stack(
-            [_at(one.mask_embed.index_select(0, frames), owned[i]) for i, one in enumerate(sets)]
-        )
-        mask, dice = mask_losses(
-            self.sampler, clips, kept, embed, [maps[int(f)] for f in kept], extent[frames]
-        )
-        terms["mask"], terms["dice"] = (mask * pair).sum(dim=(1, 2)), (dice * pair).sum(dim=(1, 2))
-
-        boxed = [i for i, one in enumerate(sets) if one.boxes is not None]  # the last ones
-        weight = pair[-len(boxed) :]
+    def loss_boxes(
+        self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
+    ) -> dict[str, dict[str, Tensor]]:
+        """L1 and generalized IoU loss at matched things, for every set with boxes."""
+        weight = batch.scale[:, None]
         if self.things is not None:
-            weight = weight * (labels < self.things)
-        predicted = torch.stack([_at(_boxes(sets[i]).index_select(0, frames), owned[i]) for i in boxed])
-        true_boxes = boxes.expand_as(predicted)
-        terms["box"] = (l1_box_loss(predicted, true_boxes) * weight).sum(dim=(1, 2))
-        terms["giou"] = (giou_loss(predicted, true_boxes) * weight).sum(dim=(1, 2))
-        return terms
+            weight = weight * (batch.labels[batch.frames] < self.things)
+        tgt_boxes = batch.boxes[batch.frames]
+        losses: dict[str, dict[str, Tensor]] = {"box": {}, "giou": {}}
+        for name, output in outputs.items():
+            if output.boxes is not None:
+                src_boxes, pair_weight = matches[name].src(output.boxes), matches[name].matched * weight
+                losses["box"][name] = (l1_box_loss(src_boxes, tgt_boxes) * pair_weight).sum()
+                losses["giou"][name] = (giou_loss(src_boxes, tgt_boxes) * pair_weight).sum()
+        return losses
 
-    def _counts(self, truth: _Truth, batch: int, device: torch.device) -> Tensor:
-        """(F,) visible instances of the clips that supervise a time step; the mean over processes, at least 1."""
-        visible = _send((truth.visible.sum(axis=1) * truth.supervised).astype(np.float32), device)
-        counts = visible.view(-1, batch).sum(dim=1)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-            counts = counts / dist.get_world_size()
-        return counts.clamp(min=1).repeat_interleave(batch)
+    def loss_masks(
+        self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
+    ) -> dict[str, dict[str, Tensor]]:
+        """Cross-entropy and dice loss at matched instances.
+
+        Whole masks are computed and then sampled: there are more candidate points than mask pixels.
+        """
+        embed = torch.stack([matches[name].src(out.mask_embed) for name, out in outputs.items()], dim=2)
+        if embed.numel():  # (F', M, S, C)
+            losses = []
+            for f, pairs in zip(batch.supervised.tolist(), embed, strict=True):
+                logits = batch.src_masks(f, pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+                losses.append(self._frame_mask_losses(f, logits, batch))
+            mask, dice = (torch.stack(term, dim=1) for term in zip(*losses, strict=True))  # (M, F', S)
+        else:
+            # No instance: a zero that depends on the mask head and the mask features, since DDP needs all gradients.
+            zero = embed.sum(dim=-1) + sum(features.sum() for features in batch.mask_features) * 0
+            mask = dice = zero.transpose(0, 1)
+        weight = torch.stack([(matches[name].matched * batch.scale[:, None]).T for name in outputs], dim=-1)
+        return {
+            term: dict(zip(outputs, (loss * weight).sum(dim=(0, 1)), strict=True))
+            for term, loss in (("mask", mask), ("dice", dice))
+        }
+
+    def _frame_mask_losses(self, f: int, logits: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and dice loss, (M, S) each, of (M, S, h, w) mask logits of frame f.
+
+        All sets share the candidate points of an instance, and each set selects its own points among them.
+        """
+        num_masks, num_sets = logits.shape[:2]
+        extent = batch.extent[f]
+        with torch.no_grad():
+            tgt_masks = batch.tgt_masks(f)
+            candidates = self.sampler.candidates(len(tgt_masks), batch.generator(f, "loss points"))
+            tgt = sample_points(tgt_masks[:, None], candidates)[:, 0]
+            candidates, tgt = _pad_rows(candidates, num_masks), _pad_rows(tgt, num_masks)  # (M, R, 2), (M, R)
+            chosen = self.sampler.choose(sample_points(logits, candidates, extent.expand(num_masks, -1)))
+            tgt = tgt[:, None].expand(-1, num_sets, -1).gather(2, chosen)  # (M, S, P)
+            coordinates = chosen[..., None].expand(-1, -1, -1, 2)
+            points = candidates[:, None].expand(-1, num_sets, -1, -1).gather(2, coordinates).flatten(0, 1)
+        masks = logits.flatten(0, 1)[:, None]
+        src = sample_points(masks, points, extent.expand(len(masks), -1)).view(chosen.shape)
+        return sigmoid_ce_loss(src, tgt), dice_loss(src, tgt)
 
 
-def _sets(predictions: FramePredictions) -> tuple[LayerPredictions, ...]:
-    """The sets of one frame: all layers, then the local queries."""
-    assert predictions.local is not None
-    return (*predictions.layers, predictions.local)
+def _join_time_steps(predictions: Sequence[FramePredictions]) -> dict[str, LayerPredictions]:
+    """Float32 predictions of all F frames by set name: the layers in order, then the local queries."""
+    names = [*(f"_{i}" for i in range(len(predictions[0].layers) - 1)), FINAL, LOCAL]
+    sets = zip(*((*step.layers, step.local) for step in predictions), strict=True)
+    return {
+        name: _apply(lambda *values: torch.cat(values).float(), *steps)
+        for name, steps in zip(names, sets, strict=True)
+    }
 
 
-def _join(steps: Sequence[LayerPredictions]) -> LayerPredictions:
-    """One set of all time steps as one of F frames."""
-    boxes = None if steps[0].boxes is None else torch.cat([_boxes(one) for one in steps]).float()
+def _apply(function: Callable[..., Tensor], *steps: LayerPredictions | None) -> LayerPredictions:
+    """Applies a function to the logits, the boxes and the mask embeddings of predictions."""
+    present = [step for step in steps if step is not None]
+    boxes = [step.boxes for step in present if step.boxes is not None]
     return LayerPredictions(
-        torch.cat([one.logits for one in steps]).float(),
-        boxes,
-        torch.cat([one.mask_embed for one in steps]).float(),
+        logits=function(*(step.logits for step in present)),
+        boxes=function(*boxes) if boxes else None,
+        mask_embed=function(*(step.mask_embed for step in present)),
     )
 
 
-def _asked(truth: _Truth, batch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Frames whose costs are read: the final layer's where an instance is new, the local queries' where a loss is."""
-    frames, count = truth.visible.shape
-    visible = truth.visible.reshape(frames // batch, batch, count)
-    new = visible & (visible.cumsum(axis=0) == 1)
-    return new.any(axis=-1).flatten().nonzero()[0], (truth.supervised & truth.visible.any(axis=1)).nonzero()[
-        0
-    ]
+def _matches(indices: NDArray[np.int64], batch: _Batch) -> _Matches:
+    """Moves (F, M) query indices, -1 for none, to the device, restricted to the supervised frames."""
+    indices, visible = indices[batch.supervised], batch.visible[batch.supervised]
+    device = batch.scale.device
+    matched = (visible & (indices >= 0)).astype(np.float32)
+    return _Matches(_send(indices.clip(min=0), device), _send(matched, device))
 
 
-def _boxes(one: LayerPredictions) -> Tensor:
-    assert one.boxes is not None
-    return one.boxes
-
-
-def _send(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on the device; nobody waits until it is there."""
+def _send(array: NDArray[Any], device: torch.device | str) -> Tensor:
+    """Copies an array to the device without a synchronisation."""
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-def _at(values: Tensor, slots: Tensor) -> Tensor:
-    """(F, N, C) rows of (F, M) slots: (F, M, C)."""
-    return values.gather(1, slots[..., None].expand(-1, -1, values.shape[-1]))
+def _pad_rows(rows: Tensor, count: int) -> Tensor:
+    """Appends zero rows: (m, ...) to (count, ...)."""
+    return torch.cat((rows, rows.new_zeros(count - len(rows), *rows.shape[1:])))

@@ -1,7 +1,7 @@
-"""The losses of Eq. (4), as pure functions, and the points at which masks are compared.
+"""The loss terms of Eq. (4) as pure functions, and the points at which masks are compared.
 
-Mask losses look at random points (PointRend, Kirillov et al., CVPR 2020).  Points are (x, y) in [0, 1] of the frame's
-own, unpadded size; the draws that make them come in as arguments.
+Mask losses are computed at random points (PointRend, Kirillov et al., CVPR 2020).  A point is (x, y) in [0, 1] of the
+unpadded frame.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from torch import Tensor
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
 from ..structures import constant
 
+#: Weights of the loss terms (MaskDINO).
+WEIGHTS = {"cls": 4.0, "mask": 5.0, "dice": 5.0, "box": 5.0, "giou": 2.0}
+
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (Lin et al., ICCV 2017), element by element.
+    """Element-wise focal loss (Lin et al., ICCV 2017).
 
     Args:
         logits: (...).
         targets: (...) in {0, 1}.
-        alpha: weight of the positives.
-        gamma: how fast the easy ones fade.
+        alpha: weight of positive elements; negative elements weigh `1 - alpha`.
+        gamma: focusing exponent; larger values down-weight easy elements more.
 
     Returns:
         (...) float32.
@@ -36,34 +39,34 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 
 
 def sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of (..., P) mask points: (...)."""
+    """Binary cross-entropy averaged over the P points of a mask: (..., P) twice to (...)."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=-1)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice loss of (..., P) mask points: (...), with MaskDINO's + 1 in numerator and denominator."""
+    """Dice loss over the P points of a mask: (..., P) twice to (...).  As in MaskDINO, 1 smooths the ratio."""
     probability, targets = logits.float().sigmoid(), targets.float()
-    overlap = 2 * (probability * targets).sum(dim=-1)
-    return 1 - (overlap + 1) / (probability.sum(dim=-1) + targets.sum(dim=-1) + 1)
+    intersection = 2 * (probability * targets).sum(dim=-1)
+    return 1 - (intersection + 1) / (probability.sum(dim=-1) + targets.sum(dim=-1) + 1)
 
 
 def l1_box_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the four absolute differences of (..., 4) boxes: (...)."""
+    """Sum of absolute differences of the four coordinates: (..., 4) twice to (...)."""
     return (boxes.float() - targets).abs().sum(dim=-1)
 
 
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
-    """1 - generalized IoU of (..., 4) cxcywh boxes: (...)."""
+    """1 - generalized IoU of (cx, cy, w, h) boxes: (..., 4) twice to (...)."""
     return 1 - generalized_box_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets))
 
 
 def sample_points(maps: Tensor, points: Tensor, extent: Tensor | None = None) -> Tensor:
-    """Bilinear samples of maps, zero outside them (`align_corners=False`).
+    """Samples maps bilinearly at points; pixels outside a map are zero (`align_corners=False`).
 
     Args:
         maps: (B, C, h, w).
-        points: (B, P, 2) as (x, y) in [0, 1] of the frame's own size.
-        extent: (2,) or (B, 2) width and height of the frame in pixels of the map; the whole map if None.
+        points: (B, P, 2) as (x, y) in [0, 1] of the unpadded frame.
+        extent: (2,) or (B, 2) width and height of the unpadded frame in map pixels; None for maps without padding.
 
     Returns:
         (B, C, P).
@@ -76,32 +79,44 @@ def sample_points(maps: Tensor, points: Tensor, extent: Tensor | None = None) ->
 
 @dataclass(frozen=True)
 class PointSampler:
-    """How many points, and how they are chosen.
+    """Importance sampling of mask points (PointRend, section 3.1).
 
     Attributes:
-        num_points: points P of a mask.
-        oversample_ratio: candidates drawn for each point that is kept for being uncertain.
-        importance_ratio: the part of the points kept for being uncertain; the rest is uniform.
+        num_points: points P per mask.
+        oversample_ratio: uncertain points are selected from `num_points * oversample_ratio` random candidates.
+        importance_ratio: fraction of the P points that are the most uncertain candidates; the rest is uniform.
     """
 
     num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_ratio: float = 0.75
 
-    def candidates(self, count: int, generator: torch.Generator) -> Tensor:
-        """(count, R, 2) uniform points: the candidates first, then the points that are kept as they are."""
-        number = int(self.num_points * self.oversample_ratio) + self.num_points - self._important
-        return torch.rand(count, number, 2, generator=generator, device=generator.device)
-
-    def choose(self, logits: Tensor) -> Tensor:
-        """Which candidates to keep for (..., R) mask logits at them, which are lost: (..., P) indices."""
-        drawn = int(self.num_points * self.oversample_ratio)
-        certainty = logits[..., :drawn].abs_()
-        # which they are matters, their order doesn't: sorting them takes longer than finding them
-        uncertain = certainty.topk(self._important, dim=-1, largest=False, sorted=False).indices
-        rest = torch.arange(drawn, logits.shape[-1], device=logits.device).expand(*uncertain.shape[:-1], -1)
-        return torch.cat((uncertain, rest), dim=-1)
+    @property
+    def num_candidates(self) -> int:
+        """Number of random points from which the uncertain ones are selected."""
+        return int(self.num_points * self.oversample_ratio)
 
     @property
-    def _important(self) -> int:
+    def num_uncertain(self) -> int:
+        """Number of uncertain points among the P."""
         return int(self.num_points * self.importance_ratio)
+
+    def candidates(self, count: int, generator: torch.Generator) -> Tensor:
+        """Uniform random points: (count, R, 2), first the candidates, then the points used without selection."""
+        num_points = self.num_candidates + self.num_points - self.num_uncertain
+        return torch.rand(count, num_points, 2, generator=generator, device=generator.device)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Selects the points of each mask.
+
+        Args:
+            logits: (..., R) mask logits at the points of `candidates`.
+
+        Returns:
+            (..., P) int64 indices into R: the candidates with logits closest to 0, unsorted, then the uniform points.
+        """
+        certainty = logits[..., : self.num_candidates].abs()
+        # Sorting takes longer than selection, and the loss does not depend on the order.
+        uncertain = certainty.topk(self.num_uncertain, dim=-1, largest=False, sorted=False).indices
+        uniform = torch.arange(self.num_candidates, logits.shape[-1], device=logits.device)
+        return torch.cat((uncertain, uniform.expand(*uncertain.shape[:-1], -1)), dim=-1)

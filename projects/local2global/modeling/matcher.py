@@ -1,40 +1,58 @@
-"""Matching (section 3.2): each instance is given a slot once, on the first frame where it can be seen.
+"""Matching (section 3.2): each instance is matched to a slot once, on the first frame where it is visible.
 
-Slots that own an instance are barred for every later one, whether their instance is visible or not.
+A slot that owns an instance is barred for all later instances, even while its own instance is occluded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
 from ..errors import UserError
+from .losses import WEIGHTS
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """The cost of giving an instance to a query, and the assignment.
+    """The cost of matching a query to an instance.
+
+    A weight of None means the weight of the corresponding loss term.
 
     Attributes:
-        cost_class: weight of the focal class cost.
-        cost_mask: weight of the masks' cross-entropy.
-        cost_dice: weight of their dice.
-        cost_box: weight of the boxes' L1 distance.
-        cost_giou: weight of their generalized IoU.
-        num_points: points at which masks are compared.
+        cost_class: weight of the focal class cost (`cls`).
+        cost_mask: weight of the mask cross-entropy (`mask`).
+        cost_dice: weight of the dice cost (`dice`).
+        cost_box: weight of the L1 box distance (`box`).
+        cost_giou: weight of the generalized IoU (`giou`).
+        num_points: points per mask; all queries and instances of a frame are compared at the same points.
     """
 
-    cost_class: float = 4.0
-    cost_mask: float = 5.0
-    cost_dice: float = 5.0
-    cost_box: float = 5.0
-    cost_giou: float = 2.0
+    cost_class: float | None = None
+    cost_mask: float | None = None
+    cost_dice: float | None = None
+    cost_box: float | None = None
+    cost_giou: float | None = None
     num_points: int = 12544
+
+    def weights(self, loss_weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
+        """The cost weight of each loss term."""
+        own = {
+            "cls": self.cost_class,
+            "mask": self.cost_mask,
+            "dice": self.cost_dice,
+            "box": self.cost_box,
+            "giou": self.cost_giou,
+        }
+        return {term: loss_weights[term] if weight is None else weight for term, weight in own.items()}
 
     @torch.no_grad()
     def cost(
@@ -42,85 +60,118 @@ class Matcher:
         logits: Tensor,
         boxes: Tensor,
         masks: Tensor,
-        labels: Tensor,
-        true_boxes: Tensor,
-        true_masks: Tensor,
-        boxed: Tensor | None = None,
+        tgt_labels: Tensor,
+        tgt_boxes: Tensor,
+        tgt_masks: Tensor,
+        has_box: Tensor | None = None,
+        loss_weights: Mapping[str, float] = WEIGHTS,
     ) -> Tensor:
-        """Costs of all pairs, in float32; any leading dimensions.
+        """Costs of all (query, instance) pairs, computed in float32.
 
         Args:
             logits: (..., N, K) class logits.
             boxes: (..., N, 4).
             masks: (..., N, P) mask logits at P points.
-            labels: (..., M) class indices.
-            true_boxes: (..., M, 4).
-            true_masks: (..., M, P) in [0, 1] at the same points.
-            boxed: (..., M) bool, whether a box says where the instance is; None if it does for all.
+            tgt_labels: (..., M) int64 class indices.
+            tgt_boxes: (..., M, 4).
+            tgt_masks: (..., M, P) in [0, 1] at the same points.
+            has_box: (..., M) bool, whether the box costs apply to an instance (not to stuff); None: to all.
+            loss_weights: of the five terms, used where the matcher's own weight is None.
 
         Returns:
-            (..., N, M).
+            (..., N, M) float32.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            logits, boxes, masks, true_masks = (
-                logits.float(),
-                boxes.float(),
-                masks.float(),
-                true_masks.float(),
+            logits, boxes, masks, tgt_masks = (x.float() for x in (logits, boxes, masks, tgt_masks))
+            weights = self.weights(loss_weights)
+            columns = tgt_labels[..., None, :].expand(*logits.shape[:-1], tgt_labels.shape[-1])
+            giou = generalized_box_iou(
+                cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(tgt_boxes)[..., None, :, :]
             )
-            wanted = labels[..., None, :].expand(*logits.shape[:-1], labels.shape[-1])
-            one, other = cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(true_boxes)[..., None, :, :]
-            place = self.cost_box * torch.cdist(boxes, true_boxes, p=1)
-            place = place - self.cost_giou * generalized_box_iou(one, other)
-            if boxed is not None:
-                place = place * boxed[..., None, :]
+            box_cost = weights["box"] * torch.cdist(boxes, tgt_boxes, p=1) - weights["giou"] * giou
+            if has_box is not None:
+                box_cost = box_cost * has_box[..., None, :]
             return (
-                self.cost_class * class_cost(logits).gather(-1, wanted)
-                + self.cost_mask * mask_cost(masks, true_masks)
-                + self.cost_dice * dice_cost(masks, true_masks)
-                + place
+                weights["cls"] * class_cost(logits).gather(-1, columns)
+                + weights["mask"] * mask_cost(masks, tgt_masks)
+                + weights["dice"] * dice_cost(masks, tgt_masks)
+                + box_cost
             )
 
 
 def class_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-5) -> Tensor:
-    """What it costs a query to be of each class: (..., N, K) logits to the same, focal (detrex's epsilon)."""
+    """Focal cost of each class, with detrex's epsilon: (..., N, K) logits to (..., N, K)."""
     probability = logits.sigmoid()
     negative = (1 - alpha) * probability**gamma * -(1 - probability + eps).log()
     positive = alpha * (1 - probability) ** gamma * -(probability + eps).log()
     return positive - negative
 
 
-def mask_cost(masks: Tensor, true_masks: Tensor) -> Tensor:
+def mask_cost(masks: Tensor, tgt_masks: Tensor) -> Tensor:
     """Mean cross-entropy of all pairs: (..., N, P) logits and (..., M, P) targets to (..., N, M)."""
-    positive = torch.nn.functional.softplus(-masks)
-    negative = torch.nn.functional.softplus(masks)
-    return (positive @ true_masks.mT + negative @ (1 - true_masks).mT) / masks.shape[-1]
+    positive, negative = F.softplus(-masks), F.softplus(masks)
+    return (positive @ tgt_masks.mT + negative @ (1 - tgt_masks).mT) / masks.shape[-1]
 
 
-def dice_cost(masks: Tensor, true_masks: Tensor) -> Tensor:
-    """Dice of all pairs: (..., N, P) logits and (..., M, P) targets to (..., N, M)."""
+def dice_cost(masks: Tensor, tgt_masks: Tensor) -> Tensor:
+    """Dice loss of all pairs: (..., N, P) logits and (..., M, P) targets to (..., N, M)."""
     probability = masks.sigmoid()
-    overlap = 2 * probability @ true_masks.mT
-    return 1 - (overlap + 1) / (probability.sum(-1)[..., :, None] + true_masks.sum(-1)[..., None, :] + 1)
+    intersection = 2 * probability @ tgt_masks.mT
+    area = probability.sum(-1)[..., :, None] + tgt_masks.sum(-1)[..., None, :]
+    return 1 - (intersection + 1) / (area + 1)
 
 
-def assign(cost: np.ndarray, taken: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The cheapest one-to-one assignment.
+def assign(
+    cost: NDArray[np.floating[Any]], taken: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The one-to-one assignment of least total cost (Hungarian algorithm).
 
     Args:
         cost: (N, M).
-        taken: (N,) bool, queries that may not be given anything; None if all may.
+        taken: (N,) bool, queries that are barred; None if none is.
 
     Returns:
-        Queries and instances of the pairs; instances without a free query are left out.
+        Query and instance indices of the pairs.  Instances without a free query are left out.
 
     Raises:
         UserError: if a cost is not finite.
     """
     if not np.isfinite(cost).all():
         raise UserError(
-            "a matching cost is not finite: the predictions have overflowed; try a lower learning rate"
+            "a matching cost is not finite: the predictions overflowed; try a lower learning rate"
         )
     free = np.arange(len(cost)) if taken is None else np.flatnonzero(~taken)
     rows, columns = linear_sum_assignment(cost[free])
     return free[rows], columns
+
+
+def match_frame(cost: NDArray[np.floating[Any]], visible: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Matches the visible instances of one frame: (N, M) costs and (M,) bool to (M,) query indices, -1 for none."""
+    indices = np.full(len(visible), -1)
+    (instances,) = visible.nonzero()
+    rows, columns = assign(cost[:, instances])
+    indices[instances[columns]] = rows
+    return indices
+
+
+def match_clip(
+    costs: Mapping[int, NDArray[np.floating[Any]]], visible: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Matches each instance of a clip once, on the first frame where it is visible.
+
+    Args:
+        costs: (N, M) costs by frame index, for every frame on which an instance is first visible.
+        visible: (T, M) bool.
+
+    Returns:
+        (M,) slot of each instance; -1 if it is never visible or no slot was free.
+    """
+    slots = np.full(visible.shape[1], -1)
+    first = np.where(visible.any(axis=0), visible.argmax(axis=0), -1)
+    for t in sorted(set(first.tolist()) - {-1}):
+        (new,) = (first == t).nonzero()
+        taken = np.zeros(len(costs[t]), dtype=bool)
+        taken[slots[slots >= 0]] = True
+        rows, columns = assign(costs[t][:, new], taken)
+        slots[new[columns]] = rows
+    return slots
