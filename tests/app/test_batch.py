@@ -1,10 +1,11 @@
-"""Many videos at a time: the files of one by one, failures apart, an interrupt that leaves nothing."""
+"""Parallel prediction: results equal sequential ones, failures are isolated, interrupts leave no partial files."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from local2global.errors import UserError
 
 @pytest.fixture
 def clips(tmp_path) -> list[Path]:
-    """Four videos of different length and grey."""
+    """Four videos that differ in length and grey level."""
     paths = [tmp_path / "in" / f"{name}.mp4" for name in "abcd"]
     for i, path in enumerate(paths):
         with VideoWriter(path, 12, (64, 96)) as writer:
@@ -30,29 +31,29 @@ def clips(tmp_path) -> list[Path]:
 
 
 def predicting(model: L2G, output: Path):
-    return lambda source, advance: model.predict(source, output, progress=advance)
+    return partial(model.predict, output_dir=output)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_files_are_those_of_one_by_one(monkeypatch, clips, tmp_path):
-    """Tracks byte for byte, and the frames given to the encoder: x264 itself is not the same twice."""
+def test_results_equal_sequential_prediction(monkeypatch, clips, tmp_path):
+    """Compares tracks.json and the frames passed to the encoder; the output of x264 is not deterministic."""
     written: dict[Path, list[bytes]] = {}
     write = VideoWriter.write
 
-    def noted(self, frame):
+    def record(self, frame):
         written.setdefault(self.path.relative_to(tmp_path), []).append(frame.numpy().tobytes())
         write(self, frame)
 
-    monkeypatch.setattr(VideoWriter, "write", noted)
+    monkeypatch.setattr(VideoWriter, "write", record)
     model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
     for source in sources:
         model.predict(source, tmp_path / "alone")
-    found = dict(predict_batch(predicting(model, tmp_path / "together"), sources))
+    results = dict(predict_batch(predicting(model, tmp_path / "together"), sources))
     lengths = {"a": 3, "b": 5, "c": 7, "d": 9}
-    assert {source.name: result.frames for source, result in found.items()} == lengths
+    assert {source.name: result.frames for source, result in results.items()} == lengths
     for name, length in lengths.items():
         alone, together = (Path(kind, name, "video.mp4") for kind in ("alone", "together"))
         assert len(written[alone]) == length
@@ -62,60 +63,60 @@ def test_files_are_those_of_one_by_one(monkeypatch, clips, tmp_path):
     assert files(tmp_path / "together").keys() == files(tmp_path / "alone").keys()
 
 
-def test_videos_are_under_way_together_and_the_model_takes_turns(clips, tmp_path):
-    """The first frames of two videos are only done when both are there; nobody meets anybody in the model."""
-    inside, met, both = [], [], threading.Barrier(2, timeout=20)
+def test_videos_run_concurrently_and_the_model_processes_one_frame_at_a_time(clips, tmp_path):
+    """A barrier after the first frame needs two running videos; the model never sees two frames at once."""
+    active, counts, barrier = [], [], threading.Barrier(2, timeout=60)
 
     class Watched(Fake):
         def stream(self, frames):
             results = super().stream(frames)
             while True:
-                inside.append(threading.get_ident())
-                met.append(len(inside))
+                active.append(threading.get_ident())
+                counts.append(len(active))
                 predictions = next(results, None)
-                inside.pop()
+                active.pop()
                 if predictions is None:
                     return
                 yield predictions
 
-    model, begun = L2G(Watched(), "cpu"), set()
+    model, started = L2G(Watched(), "cpu"), set()
 
     def wait_for_the_other(source):
-        if source.name not in begun:
-            begun.add(source.name)
-            both.wait()
+        if source.name not in started:
+            started.add(source.name)
+            barrier.wait()
 
     sources = [open_source(path) for path in clips[:2]]
-    results = predict_batch(predicting(model, tmp_path), sources, together=2, progress=wait_for_the_other)
+    results = predict_batch(predicting(model, tmp_path), sources, concurrency=2, progress=wait_for_the_other)
     assert all(isinstance(result, Prediction) for _, result in results)
-    assert set(met) == {1}
+    assert set(counts) == {1}
 
 
-def test_a_video_that_fails_takes_no_other_with_it(clips, tmp_path):
+def test_a_failed_video_does_not_affect_the_others(clips, tmp_path):
     model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
     clips[1].write_bytes(clips[1].read_bytes()[:600])
-    found = {
+    results = {
         source.name: result for source, result in predict_batch(predicting(model, tmp_path / "out"), sources)
     }
-    assert isinstance(found.pop("b"), UserError)
-    assert {name: result.frames for name, result in found.items()} == {"a": 3, "c": 7, "d": 9}
+    assert isinstance(results.pop("b"), UserError)
+    assert {name: result.frames for name, result in results.items()} == {"a": 3, "c": 7, "d": 9}
     assert {Path(name).parts[0] for name in files(tmp_path / "out")} == {"a", "c", "d"}
 
 
-def test_whoever_stops_reading_leaves_whole_videos_or_none(clips, tmp_path):
-    """As an interrupt does: the first video ends, those under way stop, the rest never begin."""
+def test_closing_the_generator_leaves_complete_videos_only(clips, tmp_path):
+    """As after an interrupt: the first video is complete, running videos stop, the rest never start."""
     model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
-    go_on = threading.Event()
+    resume = threading.Event()
 
     def hold(source):
         if source.name != "a":
-            go_on.wait(20)
+            resume.wait(60)
 
-    results = predict_batch(predicting(model, tmp_path / "out"), sources, together=2, progress=hold)
+    results = predict_batch(predicting(model, tmp_path / "out"), sources, concurrency=2, progress=hold)
     with closing(results):
         source, _ = next(results)
         assert source.name == "a"
-        threading.Timer(0.3, go_on.set).start()
+        threading.Timer(0.3, resume.set).start()
     assert sorted(files(tmp_path / "out")) == ["a/tracks.json", "a/video.mp4"]
     assert not any(t.name.startswith(("l2g-video", "l2g-decode")) for t in threading.enumerate())
 
@@ -130,20 +131,20 @@ def run(monkeypatch, *arguments: str) -> int:
     return 0
 
 
-def test_the_command_reports_each_video_and_the_whole(monkeypatch, capsys, clips, tmp_path):
+def test_the_command_reports_each_video_and_the_total(monkeypatch, capsys, clips, tmp_path):
     assert run(monkeypatch, *map(str, clips), "--output", str(tmp_path / "out")) == 0
-    said = capsys.readouterr().out
-    assert said.count("\n  tracks ") == 4
-    assert "4 videos, 24 frames in" in said
+    output = capsys.readouterr().out
+    assert output.count("\n  tracks ") == 4
+    assert "4 videos, 24 frames in" in output
 
 
-def test_the_command_fails_after_the_others_are_done(monkeypatch, capsys, clips, tmp_path):
+def test_the_command_fails_after_all_other_videos(monkeypatch, capsys, clips, tmp_path):
     clips[2].write_bytes(b"")
-    given = [*map(str, clips), str(tmp_path / "nowhere.mp4")]
-    assert run(monkeypatch, *given, "--output", str(tmp_path / "out")) == 1
-    said = capsys.readouterr()
-    assert "3 videos, 17 frames in" in said.out
-    lines = said.err.strip().splitlines()
+    inputs = [*map(str, clips), str(tmp_path / "nowhere.mp4")]
+    assert run(monkeypatch, *inputs, "--output", str(tmp_path / "out")) == 1
+    printed = capsys.readouterr()
+    assert "3 videos, 17 frames in" in printed.out
+    lines = printed.err.strip().splitlines()
     assert [line.split(": ")[-1] for line in lines] == [
         "this file is empty",
         "no such file or folder",
@@ -151,7 +152,7 @@ def test_the_command_fails_after_the_others_are_done(monkeypatch, capsys, clips,
     ]
 
 
-def test_a_batch_of_which_nothing_opens_says_so(monkeypatch, capsys, tmp_path):
+def test_a_batch_without_readable_inputs_is_refused(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, str(tmp_path / "nowhere.mp4")) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.split(": ")[-1] for line in lines] == [
@@ -160,26 +161,34 @@ def test_a_batch_of_which_nothing_opens_says_so(monkeypatch, capsys, tmp_path):
     ]
 
 
-def test_nothing_goes_on_when_the_report_cannot_be_written(monkeypatch, clips, tmp_path):
-    """As when the reader of a pipe has gone: the videos under way stop although somebody holds the error."""
-    go_on = threading.Event()
+def test_running_videos_stop_when_reporting_fails(monkeypatch, clips, tmp_path):
+    """As after a broken pipe: running videos stop even while the exception is referenced."""
+    resume = threading.Event()
 
     class Slow(Fake):
         def stream(self, frames):
             for number, predictions in enumerate(super().stream(frames)):
-                if number == 3:  # behind the end of the first video
-                    go_on.wait(20)
+                if number == 3:  # the first video has three frames
+                    resume.wait(60)
                 yield predictions
 
     def broken(_):
-        threading.Timer(0.3, go_on.set).start()
+        threading.Timer(0.3, resume.set).start()
         raise BrokenPipeError
 
     monkeypatch.setattr(cli, "_report", broken)
     monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Slow(), "cpu")))
-    given = ["predict", *map(str, clips), "--output", str(tmp_path / "out"), "--batch", "--weights", "any"]
-    monkeypatch.setattr(sys, "argv", ["l2g", *given, "--debug"])
-    with pytest.raises((BrokenPipeError, SystemExit)) as held:
+    arguments = [
+        "predict",
+        *map(str, clips),
+        "--output",
+        str(tmp_path / "out"),
+        "--batch",
+        "--weights",
+        "any",
+    ]
+    monkeypatch.setattr(sys, "argv", ["l2g", *arguments, "--debug"])
+    with pytest.raises((BrokenPipeError, SystemExit)) as caught:
         cli.main()
-    assert held.tb is not None  # its frames, and what they hold, are alive
+    assert caught.tb is not None  # the traceback keeps the generator referenced
     assert sorted(files(tmp_path / "out")) == ["a/tracks.json", "a/video.mp4"]

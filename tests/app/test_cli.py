@@ -16,30 +16,29 @@ from local2global.errors import UserError
 
 
 def run(monkeypatch, *arguments: str) -> int:
-    """Runs the command in this process; gives its exit status."""
+    """Runs the command in this process and returns the exit status."""
     monkeypatch.setattr(sys, "argv", ["l2g", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0)
 
 
-def test_the_command_line_is_read_without_torch():
-    """`l2g --help` answers at once: nothing heavy is imported before a command runs."""
+def test_the_command_line_is_parsed_without_heavy_imports():
+    """torch, numpy, PyAV and rich are imported when a command runs."""
     heavy = {"torch", "numpy", "av", "rich"}
     code = f"import sys, local2global.app.cli; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
-def test_help_names_every_command(monkeypatch, capsys):
+def test_help_lists_all_commands(monkeypatch, capsys):
     assert run(monkeypatch, "--help") == 0
     text = capsys.readouterr().out
-    assert all(
-        command in text for command in ("demo", "train", "eval", "predict", "score", "doctor", "--debug")
-    )
+    commands = ["demo", "train", "eval", "ablate", "predict", "benchmark", "tables", "doctor", "convert"]
+    assert [name for name in [*commands, "data", "score", "--debug", "--version"] if name not in text] == []
 
 
-def test_the_benchmark_gets_its_arguments_as_they_are(monkeypatch):
+def test_arguments_of_benchmark_are_passed_through(monkeypatch):
     seen = []
     monkeypatch.setattr("subprocess.call", lambda command: seen.append(command) or 3)
     assert run(monkeypatch, "benchmark", "frame", "--quick", "--json", "x.json") == 3
@@ -65,17 +64,17 @@ def test_version(monkeypatch, capsys):
         (("tarin",), "l2g: No such command 'tarin'. Did you mean 'train'? (see l2g -h)\n"),
     ],
 )
-def test_a_misused_command_is_one_line_and_status_2(monkeypatch, capsys, arguments, line):
+def test_a_usage_error_is_one_line_and_status_2(monkeypatch, capsys, arguments, line):
     assert run(monkeypatch, *arguments) == 2
     assert capsys.readouterr().err == line
 
 
-def test_nothing_asked_is_answered_with_the_help(monkeypatch, capsys):
+def test_no_arguments_print_the_help(monkeypatch, capsys):
     assert run(monkeypatch) == 2
     assert "train" in capsys.readouterr().err
 
 
-def test_an_interrupt_shows_no_traceback(monkeypatch, capsys):
+def test_an_interrupt_prints_no_traceback(monkeypatch, capsys):
     def interrupted(text: str) -> None:
         raise KeyboardInterrupt
 
@@ -84,7 +83,7 @@ def test_an_interrupt_shows_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_users_error_is_one_line_and_status_1(monkeypatch, capsys):
+def test_a_user_error_is_one_line_and_status_1(monkeypatch, capsys):
     assert run(monkeypatch, "predict", "nowhere.mp4", "--weights", "x.pth") == 1
     assert capsys.readouterr().err == "l2g: nowhere.mp4: no such file or folder\n"
 
@@ -99,7 +98,7 @@ def test_a_bug_is_one_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_what_the_system_refuses_is_one_line_and_status_1(monkeypatch, capsys):
+def test_an_os_error_is_one_line_and_status_1(monkeypatch, capsys):
     def full(name: str) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/video.mp4.tmp")
 
@@ -111,7 +110,7 @@ def test_what_the_system_refuses_is_one_line_and_status_1(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments", [["--debug", "train", "nothing-like-it"], ["train", "nothing-like-it", "--debug"]]
 )
-def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, arguments):
+def test_debug_raises_before_and_after_the_command(monkeypatch, arguments):
     monkeypatch.setattr(sys, "argv", ["l2g", *arguments])
     with pytest.raises(UserError):
         cli.main()
@@ -122,7 +121,7 @@ def test_a_misspelt_option_is_refused(monkeypatch, capsys):
     assert "--resum" in capsys.readouterr().err
 
 
-def test_predict_without_weights_says_where_to_get_them(monkeypatch, capsys):
+def test_predict_without_weights_is_refused(monkeypatch, capsys):
     assert run(monkeypatch, "predict", "x.mp4") == 1
     assert "--weights" in capsys.readouterr().err
 
@@ -165,7 +164,7 @@ def test_eval_without_weights_is_refused(project, monkeypatch, capsys):
     assert "--weights" in capsys.readouterr().err
 
 
-def test_several_gpus_become_torchrun(project, monkeypatch):
+def test_several_gpus_start_torchrun(project, monkeypatch):
     class ReplacedError(Exception):
         pass
 
@@ -192,25 +191,23 @@ def test_several_gpus_become_torchrun(project, monkeypatch):
     ]
 
 
-def test_predict_runs_every_input_with_its_options_and_prints_the_paths(tmp_path, monkeypatch, capsys):
-    """From the command line to the files' names, the model replaced by one that only reports progress."""
+def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, capsys):
+    """End to end with a model that only reports progress."""
     from PIL import Image
 
     from local2global.app.predict import L2G, Prediction
 
-    asked = []
+    calls = []
 
     class Model:
         caveat = "identities are matched"
 
-        def predict(self, source, output, *options) -> Prediction:
-            *asked_for, progress = options
-            asked.append((source.name, *asked_for))
+        def predict(self, source, output_dir, threshold, classes, max_objects, progress) -> Prediction:
+            calls.append((source.name, threshold, classes, max_objects))
             for done in (1, 2, 3):
                 progress(done, None, 2)
-            return Prediction(
-                output / source.name / "video.mp4", output / source.name / "tracks.json", 3, 1.0
-            )
+            folder = output_dir / source.name
+            return Prediction(folder / "video.mp4", folder / "tracks.json", 3, 1.0)
 
     def load(weights, device, overrides):
         assert overrides == ["model.tracker=bypass"]
@@ -225,14 +222,14 @@ def test_predict_runs_every_input_with_its_options_and_prints_the_paths(tmp_path
     options = ["--weights", "w", "--threshold", "0.5", "--classes", "dog, cat", "--max-objects", "4"]
     options += ["model.tracker=bypass", "--output", str(tmp_path / "out")]
     assert run(monkeypatch, "predict", *images, *options) == 0
-    assert asked == [(name, 0.5, ["dog", "cat"], 4) for name in ("x", "x-2")]
+    assert calls == [(name, 0.5, ["dog", "cat"], 4) for name in ("x", "x-2")]
     text = capsys.readouterr().out
     assert text.startswith("identities are matched")
     assert str(tmp_path / "out" / "x" / "video.mp4") in text
     assert str(tmp_path / "out" / "x-2" / "tracks.json") in text
 
 
-def test_sources_of_one_name_get_folders_of_their_own():
+def test_sources_of_one_name_get_different_folders(monkeypatch):
     from fractions import Fraction
 
     from local2global.app.video import Source
@@ -240,12 +237,13 @@ def test_sources_of_one_name_get_folders_of_their_own():
     def source(name: str) -> Source:
         return Source(name, Fraction(10), (4, 4), 1, lambda: iter(()))
 
-    names = [s.name for s in cli._name_apart([source("a"), source("a"), source("a-2"), source("a")])]
+    monkeypatch.setattr("local2global.app.video.open_source", source)
+    names = [s.name for s in cli._open(["a", "a", "a-2", "a"], skip_errors=False)[0]]
     assert names[:2] == ["a", "a-2"]
     assert len(set(names)) == 4
 
 
-def test_score_vps_writes_the_numbers_and_shows_the_columns(monkeypatch, capsys, shared, tmp_path):
+def test_score_vps_writes_json_and_prints_the_columns(monkeypatch, capsys, shared, tmp_path):
     case = shared / "eval_cases" / "vps_short_videos"
     files = ["--truth", case / "gt.json", "--predictions", case / "pred.json"]
     files += ["--truth-maps", case / "maps.npz", "--prediction-maps", case / "maps.npz"]

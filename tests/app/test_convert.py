@@ -1,4 +1,4 @@
-"""`l2g convert`, and image-only weights in `l2g predict`."""
+"""`l2g convert`, and image-only checkpoints in `l2g predict`."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TINY = "demo/l2g_tiny.py"
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """A small MaskDINO by detrex's names, with image weights only."""
+    """A small MaskDINO checkpoint with detrex's parameter names."""
     torch.manual_seed(3)
     model = instantiate(load_config(ROOT / "configs" / TINY).model)
     path = tmp_path_factory.mktemp("released") / "maskdino.pth"
@@ -30,7 +30,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
 
 
-def test_a_converted_folder_is_ready_to_predict(released, tmp_path):
+def test_a_converted_folder_is_ready_for_predict(released, tmp_path):
     model, path = released
     done = run("convert", path, "--output", tmp_path / "out", "--config", TINY, "model.tracker=bypass")
     assert done.exit_code == 0, done.output
@@ -42,7 +42,7 @@ def test_a_converted_folder_is_ready_to_predict(released, tmp_path):
     assert all(torch.equal(ours[name], value) for name, value in model.segmenter.state_dict().items())
 
 
-def test_the_video_model_keeps_its_tracker_and_its_report_says_it_is_new(released, tmp_path):
+def test_the_report_lists_the_tracker_as_missing(released, tmp_path):
     _, path = released
     done = run("convert", path, "--output", tmp_path / "out", "--config", TINY)
     assert done.exit_code == 0, done.output
@@ -51,19 +51,19 @@ def test_the_video_model_keeps_its_tracker_and_its_report_says_it_is_new(release
     assert L2G.from_pretrained(tmp_path / "out", "cpu").caveat is None
 
 
-def test_ours_go_back_to_detrexs_names(released, tmp_path):
+def test_converting_to_detrex_restores_the_original_tensors(released, tmp_path):
     _, path = released
     run("convert", path, "--output", tmp_path / "out", "--config", TINY)
     done = run(
         "convert", tmp_path / "out" / "model_final.pth", "--output", tmp_path / "d.pth", "--to", "detrex"
     )
-    assert "which detrex's MaskDINO has no place for: tracker." in done.output
+    assert "unknown to detrex's MaskDINO: tracker." in done.output
     before, after = load_checkpoint(path)["model"], load_checkpoint(tmp_path / "d.pth")["model"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_another_size_is_no_silent_mismatch(released, tmp_path):
+def test_a_part_of_another_size_is_refused(released, tmp_path):
     _, path = released
     wider = "model.segmenter.encoder.dim_feedforward=96"
     done = run("convert", path, "--output", tmp_path / "out", "--config", TINY, wider)
@@ -76,15 +76,15 @@ def test_another_size_is_no_silent_mismatch(released, tmp_path):
     )
 
 
-def test_image_weights_ask_for_the_bypass_in_one_line(released):
+def test_image_only_weights_need_the_bypass_tracker(released):
     with pytest.raises(
-        UserError, match=r"know images: add model\.tracker=bypass .*matched, not learned"
+        UserError, match=r"are image-only: add model\.tracker=bypass .*matched, not learned"
     ) as error:
         L2G.from_pretrained(released[1], "cpu")
     assert "\n" not in str(error.value)
 
 
-def test_a_video_config_beside_image_weights_asks_for_it_too(released, tmp_path):
+def test_image_only_weights_beside_a_video_config_need_it_too(released, tmp_path):
     _, path = released
     run("convert", path, "--output", tmp_path / "out", "--config", TINY)
     (tmp_path / "out" / "model_final.pth").write_bytes(path.read_bytes())
@@ -93,7 +93,7 @@ def test_a_video_config_beside_image_weights_asks_for_it_too(released, tmp_path)
     assert L2G.from_pretrained(tmp_path / "out", "cpu", ["model.tracker=bypass"]).caveat
 
 
-def test_a_bare_backbone_is_not_a_model(tmp_path):
+def test_backbone_weights_are_refused(tmp_path):
     path = tmp_path / "resnet.pth"
     torch.save({"layer1.0.conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="torchvision ResNet weights are not a whole model"):

@@ -1,4 +1,4 @@
-"""The commands `l2g data ...`, from the command line to the files."""
+"""The commands `l2g data ...`, end to end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from local2global.errors import UserError
 
 
 def run(monkeypatch, *arguments: object) -> int:
-    """Runs `l2g data ...` in this process; gives its exit status."""
+    """Runs `l2g data ...` in this process and returns the exit status."""
     monkeypatch.setattr(sys, "argv", ["l2g", "data", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -29,12 +29,12 @@ def run(monkeypatch, *arguments: object) -> int:
 
 
 def make(monkeypatch, out: Path, *arguments: object) -> None:
-    made = run(monkeypatch, "make", out, "--videos", 2, "--length", 3, "--size", 32, 48, *arguments)
-    assert made == 0
+    status = run(monkeypatch, "make", out, "--videos", 2, "--length", 3, "--size", 32, 48, *arguments)
+    assert status == 0
 
 
 @pytest.mark.parametrize("layout", ["ytvis", "vipseg"])
-def test_what_make_writes_check_finds_clean(monkeypatch, capsys, tmp_path, layout):
+def test_a_dataset_written_by_make_passes_check(monkeypatch, capsys, tmp_path, layout):
     make(monkeypatch, tmp_path / "out", "--format", layout, "--seed", 4)
     pictures = tmp_path / "pictures"
     assert run(monkeypatch, "check", tmp_path / "out", "--pictures", pictures, "--clips", 1) == 0
@@ -45,7 +45,7 @@ def test_what_make_writes_check_finds_clean(monkeypatch, capsys, tmp_path, layou
     assert Image.open(pictures / "shapes-00001.png").size == (3 * 48 + 2 * 2, 32)
 
 
-def test_errors_are_named_and_the_status_is_1(monkeypatch, capsys, tmp_path):
+def test_errors_are_listed_and_the_status_is_1(monkeypatch, capsys, tmp_path):
     make(monkeypatch, tmp_path / "out")
     (tmp_path / "out" / "JPEGImages" / "shapes-00001" / "00002.jpg").unlink()
     assert run(monkeypatch, "check", tmp_path / "out", "--json", tmp_path / "findings.json") == 1
@@ -56,7 +56,7 @@ def test_errors_are_named_and_the_status_is_1(monkeypatch, capsys, tmp_path):
     assert finding["kind"] == "missing-frame"
 
 
-def test_of_many_problems_of_one_kind_a_few_are_shown_and_all_are_counted(monkeypatch, capsys, tmp_path):
+def test_findings_of_one_kind_are_limited_but_all_are_counted(monkeypatch, capsys, tmp_path):
     make(monkeypatch, tmp_path / "out")
     for file in (tmp_path / "out" / "JPEGImages").rglob("0000[12].jpg"):
         file.unlink()
@@ -67,7 +67,7 @@ def test_of_many_problems_of_one_kind_a_few_are_shown_and_all_are_counted(monkey
     assert "4 errors" in text
 
 
-def test_videos_without_annotations_are_read_to_the_end(monkeypatch, capsys, tmp_path):
+def test_videos_without_annotations_are_fully_decoded(monkeypatch, capsys, tmp_path):
     frames = [torch.full((3, 32, 48), 50 * t, dtype=torch.uint8) for t in range(3)]
     write_clips([Drawn("a", tuple(frames))], tmp_path / "videos" / "a.mp4")
     assert run(monkeypatch, "check", tmp_path / "videos") == 0
@@ -77,7 +77,7 @@ def test_videos_without_annotations_are_read_to_the_end(monkeypatch, capsys, tmp
     assert "b.mp4: this video cannot be read" in capsys.readouterr().out
 
 
-def test_convert_says_what_it_did(monkeypatch, capsys, tmp_path):
+def test_convert_prints_a_summary(monkeypatch, capsys, tmp_path):
     annotation = {
         "id": 1,
         "image_id": 1,
@@ -95,15 +95,15 @@ def test_convert_says_what_it_did(monkeypatch, capsys, tmp_path):
     assert out.is_file()
 
 
-def test_an_unknown_format_is_one_line(monkeypatch, capsys, tmp_path):
+def test_an_unknown_preset_is_one_line(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "make", tmp_path / "out", "--preset", "harder") == 1
     assert 'no preset "harder"' in capsys.readouterr().err
 
 
-# --- view ---
+# --- View ---
 
 
-def test_view_draws_a_datasets_clips_after_augmentation(monkeypatch, capsys, tmp_path):
+def test_view_draws_clips_of_a_dataset(monkeypatch, capsys, tmp_path):
     make(monkeypatch, tmp_path / "out")
     sheet = tmp_path / "view.png"
     arguments = ("--clips", 2, "--length", 2, "--output", sheet, "--plain", "--cell", 0)
@@ -112,7 +112,7 @@ def test_view_draws_a_datasets_clips_after_augmentation(monkeypatch, capsys, tmp
     assert capsys.readouterr().out.count("row ") == 2
 
 
-def test_view_draws_what_a_config_feeds(monkeypatch, capsys, tmp_path):
+def test_view_draws_training_clips_of_a_config(monkeypatch, capsys, tmp_path):
     movie = tmp_path / "view.mp4"
     key = "train.seed=5"
     arguments = ("demo/l2g_tiny.py", key, "--clips", 2, "--iteration", 1200, "--output", movie)
@@ -121,25 +121,25 @@ def test_view_draws_what_a_config_feeds(monkeypatch, capsys, tmp_path):
     assert "96x160" in capsys.readouterr().out
 
 
-def test_a_dataset_has_no_keys(monkeypatch, capsys, tmp_path):
+def test_view_refuses_overrides_of_a_dataset(monkeypatch, capsys, tmp_path):
     assert run(monkeypatch, "view", tmp_path, "train.seed=5") == 1
-    assert "has no keys to change" in capsys.readouterr().err
+    assert "has no config keys" in capsys.readouterr().err
 
 
-# --- what a drawing shows ---
+# --- Drawings of truth ---
 
 CLASSES = [{"id": 1, "name": "cat"}]
 
 
 def test_a_box_is_drawn_just_outside_its_mask():
-    """A mask of rows 10 to 19 and columns 20 to 39 in a frame of 40x80: the box touches it from outside."""
+    """The box encloses a mask of rows 10 to 19 and columns 20 to 39 in a 40x80 frame."""
     frame = torch.zeros((3, 40, 80), dtype=torch.uint8)
     mask = torch.zeros((1, 40, 80), dtype=torch.bool)
     mask[0, 10:20, 20:40] = True
     box = torch.tensor([[30 / 80, 15 / 40, 20 / 80, 10 / 40]])
-    one = torch.tensor([0])
-    without = draw_truth(frame, one, one + 7, mask, None, CLASSES)
-    drawn = draw_truth(frame, one, one + 7, mask, box, CLASSES)
+    label, identity = torch.tensor([0]), torch.tensor([7])
+    without = draw_truth(frame, label, identity, mask, None, CLASSES)
+    drawn = draw_truth(frame, label, identity, mask, box, CLASSES)
     ring = torch.zeros((40, 80), dtype=torch.bool)
     ring[9:21, 19:41] = True
     ring[10:20, 20:40] = False
@@ -148,11 +148,11 @@ def test_a_box_is_drawn_just_outside_its_mask():
     assert (drawn[:, ring] == drawn[:, 20, 30][:, None]).all()
 
 
-def test_truth_has_no_score_in_its_label():
+def test_labels_of_truth_have_no_score():
     frame, mask = torch.zeros((3, 60, 120), dtype=torch.uint8), torch.zeros((1, 60, 120), dtype=torch.bool)
     mask[0, 40:50, 5:20] = True
-    one = torch.tensor([0])
-    drawn = draw_truth(frame, one, one, mask, None, CLASSES)
+    zero = torch.tensor([0])
+    drawn = draw_truth(frame, zero, zero, mask, None, CLASSES)
     columns = (drawn.any(0) & ~mask[0])[:40].any(0).nonzero().flatten()
     assert 0 < len(columns) < 60
 
@@ -168,8 +168,8 @@ CROP = ZoomCrop(1.0, RandomShortestEdge((40, 60), 100), DriftingCrop(24, 36))
         ClipAugmentation((32,), 100, crop=CROP, flip=0.0),
     ],
 )
-def test_the_drawn_mask_moves_with_the_drawn_pixels(augment):
-    """Objects painted in a colour of their own stay under their masks, whatever the augmentation does."""
+def test_masks_and_pixels_are_augmented_alike(augment):
+    """Objects painted red still coincide with their masks after augmentation."""
     record = load_shapes("demo", 1, seed=3, length=3, size=(48, 64)).videos[0]
 
     class Painted:
@@ -189,13 +189,13 @@ def test_the_drawn_mask_moves_with_the_drawn_pixels(augment):
     assert len(draw_clip(clip, [{"id": k, "name": str(k)} for k in range(3)]).frames) == 3
 
 
-def test_an_overlay_of_another_ending_is_refused(tmp_path):
+def test_an_overlay_with_another_suffix_is_refused(tmp_path):
     clip = Drawn("a", (torch.zeros((3, 8, 8), dtype=torch.uint8),))
     with pytest.raises(UserError, match=r"a contact sheet a \.png"):
         write_clips([clip], tmp_path / "view.gif")
 
 
-def test_frames_of_several_sizes_stand_on_grey(tmp_path):
+def test_smaller_frames_are_padded_with_grey(tmp_path):
     small, large = (torch.zeros((3, n, 2 * n), dtype=torch.uint8) for n in (8, 16))
     write_clips([Drawn("a", (small, large)), Drawn("b", (large,))], tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -203,3 +203,19 @@ def test_frames_of_several_sizes_stand_on_grey(tmp_path):
     assert (sheet[:8, :16] == 0).all()
     assert (sheet[8:16, :32] == 245).all()
     assert (sheet[18:, 34:] == 245).all()
+
+
+def test_a_contact_sheet_has_one_row_per_clip_and_white_gaps(tmp_path):
+    frames = [torch.full((3, 10, 20), level, dtype=torch.uint8) for level in (10, 20, 30)]
+    write_clips([Drawn("a", tuple(frames[:2])), Drawn("b", tuple(frames[2:]))], tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (42, 22)
+        corners = [(0, 0), (22, 0), (0, 12), (22, 12), (20, 0)]
+        assert [sheet.getpixel(at)[0] for at in corners] == [10, 20, 30, 245, 255]
+    assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_large_frames_of_a_sheet_are_downscaled(tmp_path):
+    frame = torch.zeros((3, 40, 80), dtype=torch.uint8)
+    write_clips([Drawn("a", (frame,))], tmp_path / "sheet.png", cell=20)
+    assert Image.open(tmp_path / "sheet.png").size == (20, 10)

@@ -1,13 +1,12 @@
-"""What the model saw, drawn on the frame."""
+"""Drawing of masks, outlines, labels and boxes on a frame."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
-from local2global.app.draw import colour, contact_sheet, draw
+from local2global.app.draw import colour, draw
 from local2global.structures import FrameResult
 
 CLASSES = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
@@ -34,7 +33,7 @@ def square(top: int, left: int, side: int, height: int = 120, width: int = 200) 
 GREY = torch.full((3, 120, 200), 100, dtype=torch.uint8)
 
 
-def test_pixels_outside_mask_and_label_stay():
+def test_pixels_outside_mask_and_label_are_unchanged():
     mask = square(60, 50, 40)
     drawn = draw(GREY, result(mask[None], [3]), CLASSES)
     changed = (drawn != GREY).any(0)
@@ -53,18 +52,18 @@ def test_a_mask_is_tinted_inside_and_outlined_in_its_colour():
     assert max(abs(a - b) for a, b in zip(drawn[:, 80, 70].tolist(), expected, strict=True)) <= 1
 
 
-def test_the_frame_itself_is_not_touched():
+def test_the_input_frame_is_not_modified():
     frame = GREY.clone()
     draw(frame, result(square(60, 50, 40)[None], [0]), CLASSES)
     assert torch.equal(frame, GREY)
 
 
-def test_nothing_reported_nothing_drawn():
+def test_a_frame_without_objects_is_unchanged():
     empty = torch.zeros(0, 120, 200, dtype=torch.bool)
     assert torch.equal(draw(GREY, result(empty, []), CLASSES), GREY)
 
 
-def test_an_empty_mask_gets_no_label():
+def test_an_empty_mask_has_no_label():
     assert torch.equal(draw(GREY, result(square(0, 0, 0)[None], [0]), CLASSES), GREY)
 
 
@@ -81,7 +80,7 @@ def test_labels_stay_inside_the_frame(corner):
     assert (drawn != GREY).any()
 
 
-def test_a_frame_smaller_than_its_label_can_be_drawn():
+def test_a_label_larger_than_the_frame_is_cropped():
     frame = torch.zeros(3, 6, 9, dtype=torch.uint8)
     assert draw(frame, result(torch.ones(1, 6, 9, dtype=torch.bool), [0]), CLASSES).shape == (3, 6, 9)
 
@@ -90,19 +89,11 @@ def test_neighbouring_identities_have_distant_colours():
     """Any two of eight consecutive ids differ by at least 40 levels in some channel."""
     for start in range(0, 40):
         colours = [colour(i) for i in range(start, start + 8)]
-        for i, one in enumerate(colours):
-            assert all(max(abs(a - b) for a, b in zip(one, two, strict=True)) >= 40 for two in colours[:i])
+        for i, first in enumerate(colours):
+            for second in colours[:i]:
+                assert max(abs(a - b) for a, b in zip(first, second, strict=True)) >= 40
 
 
 def test_masks_of_another_size_are_refused():
     with pytest.raises(ValueError, match="120, 200"):
         draw(GREY, result(torch.ones(1, 5, 5, dtype=torch.bool), [0]), CLASSES)
-
-
-def test_a_contact_sheet_shows_every_frame(tmp_path):
-    frames = [torch.full((3, 10, 20), level, dtype=torch.uint8) for level in (10, 20, 30)]
-    contact_sheet(frames, tmp_path / "sheet.png", columns=2)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (42, 22)
-        assert [sheet.getpixel(at)[0] for at in ((0, 0), (22, 0), (0, 12), (22, 12))] == [10, 20, 30, 255]
-    assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]

@@ -1,4 +1,4 @@
-"""`L2G`: a source in, results, an annotated video and tracks out."""
+"""`L2G`: streaming, the files of `predict`, prefetching and weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from local2global.weights.checkpoint import save_checkpoint
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+def decoding() -> bool:
+    """Whether a decoding thread is alive."""
+    return any(t.name.startswith("l2g-decode") for t in threading.enumerate())
+
+
 @pytest.fixture
 def model() -> L2G:
     return L2G(Fake(), "cpu")
@@ -36,10 +41,10 @@ def clip(tmp_path) -> Path:
     return path
 
 
-# --- streaming ---
+# --- Streaming ---
 
 
-def test_results_come_in_the_sources_size_from_frames_of_the_models(model, clip):
+def test_masks_have_the_size_of_the_source_and_inputs_the_size_of_the_model(model, clip):
     results = list(model.stream(clip))
     assert [r.index for r in results] == list(range(6))
     assert all(r.masks.shape[1:] == (64, 96) for r in results)
@@ -50,7 +55,7 @@ def test_results_come_in_the_sources_size_from_frames_of_the_models(model, clip)
     assert not left[:, 49:].any()
 
 
-def test_a_camera_is_read_one_frame_at_a_time(model):
+def test_frames_of_an_iterable_are_read_on_demand(model):
     read = []
 
     def camera():
@@ -65,11 +70,11 @@ def test_a_camera_is_read_one_frame_at_a_time(model):
     stream.close()
 
 
-def test_no_frames_no_results(model):
+def test_an_empty_source_has_no_results(model):
     assert list(model.stream([])) == []
 
 
-def test_results_do_not_leave_autograd_switched_off(model, clip):
+def test_streaming_does_not_disable_autograd_in_the_caller(model, clip):
     stream = model.stream(clip)
     next(stream)
     assert torch.is_grad_enabled()
@@ -88,19 +93,19 @@ def test_results_do_not_leave_autograd_switched_off(model, clip):
         ({"max_objects": 1}, [0]),
     ],
 )
-def test_what_is_reported(model, clip, options, ids):
+def test_filters_select_the_reported_objects(model, clip, options, ids):
     assert next(model.stream(clip, **options)).ids.tolist() == ids
 
 
-def test_a_misspelt_class_is_refused_at_once(model, clip):
+def test_a_misspelt_class_is_refused_before_streaming(model, clip):
     with pytest.raises(UserError, match=r"'persn'.*'person'"):
         model.stream(clip, classes=["persn"])
 
 
-# --- files ---
+# --- Files ---
 
 
-def test_the_video_has_the_sources_rate_size_and_length(model, clip, tmp_path):
+def test_the_annotated_video_has_the_rate_size_and_length_of_the_source(model, clip, tmp_path):
     seen = []
     prediction = model.predict(clip, tmp_path / "out", progress=lambda *state: seen.append(state))
     assert prediction.video == tmp_path / "out" / "clip" / "video.mp4"
@@ -115,18 +120,18 @@ def test_the_video_has_the_sources_rate_size_and_length(model, clip, tmp_path):
     assert (frame[:, 50, 80] - 90).abs().max() < 6, "outside everything"
 
 
-def test_a_file_that_breaks_off_is_told_of(model, clip, tmp_path, capsys):
+def test_fewer_frames_than_declared_are_reported(model, clip, tmp_path, capsys):
     from local2global.app.cli import _report
 
     whole = open_source(clip)
     _report(model.predict(whole, tmp_path / "out"))
     assert capsys.readouterr().err == ""
     _report(model.predict(dataclasses.replace(whole, length=whole.length + 3), tmp_path / "out"))
-    told = f"{whole.length + 3} frames are announced, {whole.length} could be read; is the file complete?"
-    assert told in capsys.readouterr().err
+    warning = f"declares {whole.length + 3} frames, {whole.length} could be read; is it complete?"
+    assert warning in capsys.readouterr().err
 
 
-def test_tracks_hold_what_the_stream_reported(model, clip, tmp_path):
+def test_tracks_contain_the_streamed_masks(model, clip, tmp_path):
     prediction = model.predict(clip, tmp_path / "out")
     content = json.loads(prediction.tracks.read_text())
     assert content["videos"] == [
@@ -151,13 +156,13 @@ def test_tracks_follow_the_class_filter(model, clip, tmp_path):
     assert [(t["id"], t["category_id"]) for t in tracks] == [(1, 5)]
 
 
-def test_a_video_without_objects_is_written_all_the_same(model, clip, tmp_path):
+def test_a_video_without_objects_is_written(model, clip, tmp_path):
     prediction = model.predict(clip, tmp_path / "out", threshold=1.0)
     assert json.loads(prediction.tracks.read_text())["annotations"] == []
     assert open_source(prediction.video).length == 6
 
 
-def test_a_failure_leaves_nothing_behind(model, tmp_path):
+def test_a_failure_leaves_no_files_and_no_threads(model, tmp_path):
     frames = tmp_path / "frames"
     frames.mkdir()
     with VideoWriter(tmp_path / "x.mp4", 10, (64, 96)) as writer:
@@ -175,14 +180,14 @@ def test_a_failure_leaves_nothing_behind(model, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError):
         model.predict(frames, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == [], "what was there stays"
-    assert not any(t.name == "l2g-decode" for t in threading.enumerate())
+    assert list((tmp_path / "out").iterdir()) == [], "an existing folder is not removed"
+    assert not decoding()
 
 
-# --- reading ahead ---
+# --- Prefetching ---
 
 
-def test_reading_ahead_is_bounded_and_ends_with_the_consumer():
+def test_prefetching_is_bounded_and_stops_with_the_consumer():
     read, closed = [], []
 
     def numbers():
@@ -196,17 +201,17 @@ def test_reading_ahead_is_bounded_and_ends_with_the_consumer():
     ahead = prefetch(numbers(), 4)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     time.sleep(0.05)
-    assert len(read) <= 3 + 4 + 1, "three taken, four waiting, one in the reader's hand"
+    assert len(read) <= 3 + 4 + 1, "three consumed, four prefetched"
     ahead.close()
     assert closed == [True]
-    assert not any(t.name == "l2g-decode" for t in threading.enumerate())
+    assert not decoding()
 
 
-def test_reading_ahead_keeps_order_and_ends():
+def test_prefetching_keeps_the_order():
     assert list(prefetch(iter(range(50)), 2)) == list(range(50))
 
 
-def test_an_error_comes_where_its_item_would_have():
+def test_an_exception_is_raised_at_the_position_of_its_item():
     def two_then_error():
         yield 1
         yield 2
@@ -218,18 +223,18 @@ def test_an_error_comes_where_its_item_would_have():
         next(ahead)
 
 
-def test_stopping_a_stream_early_stops_the_decoder(model, clip):
+def test_closing_a_stream_stops_the_decoder(model, clip):
     stream = model.stream(clip)
     next(stream)
     stream.close()
-    assert not any(t.name == "l2g-decode" for t in threading.enumerate())
+    assert not decoding()
 
 
-# --- weights ---
+# --- Weights ---
 
 
-def test_weights_are_a_file_or_a_runs_last_ones(tmp_path):
-    """The marker wins: an interrupted second run in a folder leaves the first one's model_final.pth behind."""
+def test_find_weights_prefers_the_last_checkpoint(tmp_path):
+    """After an interrupted second run, model_final.pth is left over from the first run."""
     (tmp_path / "model_final.pth").touch()
     assert find_weights(tmp_path) == tmp_path / "model_final.pth"
     (tmp_path / "model_0000009.pth").touch()
@@ -238,7 +243,7 @@ def test_weights_are_a_file_or_a_runs_last_ones(tmp_path):
     assert find_weights(tmp_path / "model_final.pth") == tmp_path / "model_final.pth"
 
 
-def test_missing_weights_are_named(tmp_path):
+def test_missing_weights_are_refused(tmp_path):
     with pytest.raises(UserError, match="no weights in this folder"):
         find_weights(tmp_path)
     with pytest.raises(UserError, match=r"nothing\.pth: no such weights"):
@@ -258,26 +263,26 @@ def test_weights_without_config_are_refused(tmp_path):
     ("device", "problem"),
     [("toaster", "no such kind of device"), ("cuda:99", r"torch sees \d+ GPUs here; use cpu")],
 )
-def test_a_device_that_is_not_there_is_refused(device, problem):
+def test_an_unavailable_device_is_refused(device, problem):
     with pytest.raises(UserError, match=f"^device {device}: {problem}"):
         L2G(Fake(), device)
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused(model, clip, tmp_path):
+def test_an_output_folder_that_cannot_be_created_is_refused(model, clip, tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"cannot be made \(Not a directory\)\. Choose another with --output"):
         model.predict(clip, tmp_path / "taken")
 
 
 def save_run(folder: Path) -> None:
-    """What training the tiny model leaves behind, without the training."""
+    """Writes the files of a run of the tiny model, without training."""
     config = load_config(CONFIGS / "common" / "models" / "l2g_tiny.py", ["model.test_size=[64,96]"])
     config.dataloader = {"train": {"_target_": "elsewhere.not_installed_here"}}
     save_resolved(config, folder / "config.yaml")
     save_checkpoint(folder / "model_final.pth", {"model": instantiate(config.model).state_dict()})
 
 
-def test_a_run_folder_gives_a_model_that_predicts(tmp_path, clip):
+def test_a_run_folder_is_loaded_and_predicts(tmp_path, clip):
     save_run(tmp_path)
     model = L2G.from_pretrained(tmp_path, "cpu", ["model.threshold=0.0"])
     assert [c["name"] for c in model.classes] == ["object"]

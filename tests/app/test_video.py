@@ -1,4 +1,4 @@
-"""Video in, video out."""
+"""Reading sources and writing videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plain(colour: tuple[int, int, int], height: int = 48, width: int = 64) -> Te
 
 
 def write_video(path: Path, frames: Iterable[Tensor], fps: Fraction | float = 10) -> Path:
-    """A video of the first frame's size."""
+    """Writes a video of the size of its first frame."""
     rest = iter(frames)
     first = next(rest)
     with VideoWriter(path, fps, (first.shape[1], first.shape[2])) as writer:
@@ -46,10 +46,10 @@ def mean_colour(frame: Tensor) -> Tensor:
     return frame.float().mean((1, 2))
 
 
-# --- a written video ---
+# --- Writing ---
 
 
-def test_a_written_video_comes_back_with_its_rate_frames_and_colours(tmp_path):
+def test_a_written_video_keeps_rate_frames_and_colours(tmp_path):
     rate = Fraction(30000, 1001)
     source = open_source(write_video(tmp_path / "out.mp4", [plain(c) for c in COLOURS * 4], rate))
     assert (source.name, source.fps, source.size, source.length) == ("out", rate, (48, 64), 12)
@@ -63,31 +63,33 @@ def test_a_written_video_comes_back_with_its_rate_frames_and_colours(tmp_path):
         )
 
 
-def test_a_written_video_is_what_browsers_play(tmp_path):
+def test_a_written_video_plays_in_browsers(tmp_path):
     path = write_video(tmp_path / "out.mp4", [plain(COLOURS[0])] * 3)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.codec_context.pix_fmt == "yuv420p"
-        assert stream.codec_context.colorspace == 1  # BT.709, said and not guessed
+        assert stream.codec_context.colorspace == 1  # BT.709 is tagged
     content = path.read_bytes()
-    assert 0 < content.find(b"moov") < content.find(b"mdat"), "the index comes first: playing starts at once"
+    assert 0 < content.find(b"moov") < content.find(b"mdat"), (
+        "the index precedes the data, so playback starts at once"
+    )
 
 
-def test_odd_sizes_are_padded_with_their_own_edge(tmp_path):
+def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path):
     source = open_source(write_video(tmp_path / "odd.mp4", [plain(COLOURS[1], 61, 83)] * 2))
     assert source.size == (62, 84)
     edge = next(iter(source))[:, -1].float().mean(1)
     torch.testing.assert_close(edge, torch.tensor(COLOURS[1]).float(), atol=8, rtol=0)
 
 
-def test_a_source_can_be_read_twice(tmp_path):
+def test_a_source_can_be_iterated_repeatedly(tmp_path):
     source = open_source(write_video(tmp_path / "twice.mp4", [plain(c) for c in COLOURS]))
     assert next(iter(source)) is not None
     assert sum(1 for _ in source) == 3
 
 
-def test_a_failed_video_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     def broken() -> Iterator[Tensor]:
         yield from [plain(COLOURS[0])] * 40
         assert [p.name for p in tmp_path.iterdir()] == ["half.mp4.tmp"]
@@ -98,7 +100,7 @@ def test_a_failed_video_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_video_leaves_the_older_one_whole(tmp_path):
+def test_a_failed_write_keeps_the_existing_file(tmp_path):
     path = write_video(tmp_path / "out.mp4", [plain(COLOURS[0])] * 5)
     before = path.read_bytes()
     with pytest.raises(ValueError, match="48, 64"):
@@ -106,7 +108,7 @@ def test_a_failed_video_leaves_the_older_one_whole(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_video_without_frames_is_refused_and_leaves_nothing(tmp_path):
+def test_writing_no_frames_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no frame"), VideoWriter(tmp_path / "none.mp4", 10, (48, 64)):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -117,16 +119,16 @@ def test_a_frame_of_another_size_is_refused(tmp_path):
         writer.write(plain(COLOURS[0], 50, 64))
 
 
-def test_a_phone_video_stands_upright(tmp_path):
-    """A quarter turn clockwise in the header: what was the left edge becomes the top."""
+def test_a_rotated_video_is_read_upright(tmp_path):
+    """The header declares a clockwise quarter turn: the left edge becomes the top."""
     left_red = plain((0, 0, 0))
     left_red[0, :, :16] = 220
     path = write_video(tmp_path / "phone.mp4", [left_red] * 3)
     content = bytearray(path.read_bytes())
     matrix = content.find(b"tkhd") + 4 + 40
-    one = 1 << 16
-    assert struct.unpack(">9i", content[matrix : matrix + 36]) == (one, 0, 0, 0, one, 0, 0, 0, 1 << 30)
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
+    unit = 1 << 16  # 1.0 in 16.16 fixed point
+    assert struct.unpack(">9i", content[matrix : matrix + 36]) == (unit, 0, 0, 0, unit, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, unit, 0, -unit, 0, 0, 48 * unit, 0, 1 << 30)
     path.write_bytes(content)
     source = open_source(path)
     frame = next(iter(source))
@@ -134,7 +136,7 @@ def test_a_phone_video_stands_upright(tmp_path):
     assert frame[0, :14].float().mean() > 180 > 60 > frame[0, 20:].float().mean()
 
 
-# --- images ---
+# --- Images ---
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path):
@@ -149,7 +151,7 @@ def test_natural_order_compares_numbers_as_numbers():
     assert sorted(["a10", "a9", "b1", "a010b"], key=natural_key) == ["a9", "a010b", "a10", "b1"]
 
 
-def test_a_pattern_picks_frames(tmp_path):
+def test_a_glob_selects_frames(tmp_path):
     folder = write_images(tmp_path / "clip", ["left1.png", "left2.png", "right1.png"])
     source = open_source(folder / "left*.png", fps=25)
     assert (source.name, source.fps, source.length) == ("clip", 25, 2)
@@ -160,7 +162,7 @@ def test_a_single_image_is_a_video_of_one_frame(tmp_path):
     assert (source.name, source.length, len(list(source))) == ("one", 1, 1)
 
 
-def test_a_turned_photo_stands_upright(tmp_path):
+def test_a_rotated_photo_is_read_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn clockwise by 90 degrees to show
     Image.new("RGB", (8, 6)).save(tmp_path / "photo.jpg", exif=exif)
@@ -174,10 +176,11 @@ def test_grey_and_transparent_images_become_rgb(tmp_path):
     assert [frame.float().mean() for frame in open_source(tmp_path)] == [77, 77]
 
 
-# --- what cannot be read ---
+# --- Unreadable sources ---
 
 
 def message(path: Path) -> str:
+    """The one-line error of reading a source."""
     with pytest.raises(UserError) as caught:
         list(open_source(path))
     text = str(caught.value)
@@ -186,43 +189,43 @@ def message(path: Path) -> str:
     return text
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     assert "no such file or folder" in message(tmp_path / "no.mp4")
 
 
-def test_text_is_no_video(tmp_path):
+def test_a_text_file_is_not_a_video(tmp_path):
     (tmp_path / "text.mp4").write_text("hello there")
     assert "cannot be read" in message(tmp_path / "text.mp4")
 
 
-def test_an_empty_file_is_no_video(tmp_path):
+def test_an_empty_file_is_not_a_video(tmp_path):
     (tmp_path / "empty.mp4").touch()
     assert "empty" in message(tmp_path / "empty.mp4")
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_an_audio_file_is_not_a_video(tmp_path):
     with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(4000))
     assert "no video stream" in message(tmp_path / "sound.mp4")
 
 
-def test_half_a_video_is_refused(tmp_path):
+def test_a_truncated_video_is_refused(tmp_path):
     path = write_video(tmp_path / "half.mp4", [torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8)] * 40)
     path.write_bytes(path.read_bytes()[:600])
     assert "half.mp4" in message(path)
 
 
-def test_a_folder_without_frames_says_what_it_looked_for(tmp_path):
+def test_a_folder_without_frames_is_refused_with_the_known_suffixes(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     assert ".png" in message(tmp_path)
 
 
-def test_a_pattern_that_matches_nothing(tmp_path):
+def test_a_glob_without_matches_is_refused(tmp_path):
     assert "no file matches" in message(tmp_path / "*.jpg")
 
 
-def test_a_pattern_of_several_videos(tmp_path):
+def test_a_glob_of_several_videos_is_refused(tmp_path):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "b.mp4").touch()
     assert "a.mp4" in message(tmp_path / "*.mp4")
@@ -235,7 +238,7 @@ def test_frames_of_two_sizes_are_refused_before_any_is_decoded(tmp_path):
         open_source(tmp_path)
 
 
-def test_a_truncated_image_is_named_when_its_turn_comes(tmp_path):
+def test_a_truncated_image_is_refused_at_its_position(tmp_path):
     noise = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy()
     for name in ("1.jpg", "2.jpg"):
         Image.fromarray(noise).save(tmp_path / name)
@@ -247,7 +250,7 @@ def test_a_truncated_image_is_named_when_its_turn_comes(tmp_path):
         next(frames)
 
 
-def test_a_text_named_jpg_is_no_image(tmp_path):
+def test_a_text_file_is_not_an_image(tmp_path):
     (tmp_path / "x.jpg").write_text("hello")
     assert "not an image" in message(tmp_path / "x.jpg")
 

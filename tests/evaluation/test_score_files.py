@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from pycocotools import mask as coco_mask
 
 from local2global.app import cli
-from local2global.app.score_vis import bundle_results
+from local2global.app.score import bundle_results
 from local2global.errors import UserError
 from local2global.evaluation import kernels, masks
 from local2global.evaluation.identity_scores import by_length, identity_scores

@@ -1,1 +1,1 @@
-"""What people touch: the command `l2g`, video in and out, drawing."""
+"""The user interface: the command `l2g`, the class `L2G`, video input and output, drawing."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, make_folder
-from .files import csv_table, markdown_table
+from .output import csv_table, markdown_table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,7 +1,7 @@
-"""Many videos at a time: while one is in the model, others are decoded, drawn and written.
+"""Parallel prediction: while the model processes one video, others are decoded, drawn and encoded.
 
-Each video goes through `L2G.predict` as it would alone, in its own thread; the model takes one frame at a time.  So
-results are those of one by one, and a video that fails takes no other with it.
+Each video runs through `L2G.predict` in its own thread, and a lock lets the model process one frame at a time.  So
+the results equal those of sequential prediction, and the failure of a video does not affect the others.
 """
 
 from __future__ import annotations
@@ -9,54 +9,60 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import Protocol
 
 from .predict import Prediction, Progress
 from .video import Source
 
-TOGETHER = 3  # videos under way: one in the model, one before it, one behind it
-
-Predict = Callable[[Source, Progress], Prediction]
+CONCURRENCY = 3  # videos at a time: one in the model, one being decoded, one being encoded
 
 
-class _Stopped(BaseException):
-    """What ends a video that nobody waits for any more; not an error of its own."""
+class Predict(Protocol):
+    """Writes the results of one video, as `L2G.predict` does."""
+
+    def __call__(self, source: Source, *, progress: Progress) -> Prediction:
+        """Calls `progress` after every frame."""
+
+
+class _CancelledError(BaseException):
+    """Raised inside the thread of a video to stop it."""
 
 
 def predict_batch(
     predict: Predict,
     sources: Sequence[Source],
-    together: int = TOGETHER,
+    concurrency: int = CONCURRENCY,
     progress: Callable[[Source], None] | None = None,
 ) -> Generator[tuple[Source, Prediction | Exception], None, None]:
-    """Predicts every source, a few at a time.
+    """Predicts several sources at a time.
 
-    Closing the iterator, or an interrupt, stops the videos under way at their next frame; they leave nothing behind.
+    Closing the generator or an interrupt stops the running videos at their next frame, and their files are deleted.
 
     Args:
-        predict: writes one video's results; it is called from threads, with the progress it must report.
-        sources: the videos, begun in this order.
-        together: how many may be under way.
-        progress: called after every frame of any video, from its thread.
+        predict: writes the results of one video; called from threads.
+        sources: the videos, started in this order.
+        concurrency: maximal number of running videos.
+        progress: called after every frame of any video, from the thread of the video.
 
     Yields:
-        Every source with its prediction, or with the error that ended it, as they end.
+        each source with its prediction or its exception, in order of completion.
     """
     stopped = threading.Event()
 
-    def one(source: Source) -> Prediction:
-        def advance(done: int, total: int | None, live: int) -> None:
-            del done, total, live
+    def run(source: Source) -> Prediction:
+        def advance(done: int, total: int | None, objects: int) -> None:
+            del done, total, objects
             if stopped.is_set():
-                raise _Stopped
+                raise _CancelledError
             if progress is not None:
                 progress(source)
 
         if stopped.is_set():
-            raise _Stopped
-        return predict(source, advance)
+            raise _CancelledError
+        return predict(source, progress=advance)
 
-    with ThreadPoolExecutor(together, thread_name_prefix="l2g-video") as pool:
-        futures: dict[Future[Prediction], Source] = {pool.submit(one, source): source for source in sources}
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="l2g-video") as pool:
+        futures: dict[Future[Prediction], Source] = {pool.submit(run, source): source for source in sources}
         try:
             for future in as_completed(futures):
                 error = future.exception()

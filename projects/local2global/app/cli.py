@@ -1,4 +1,4 @@
-"""The command `l2g`.  Here only the parser is imported; each command imports what it needs."""
+"""The command `l2g`.  Heavy modules are imported when a command runs, so `l2g --help` is fast."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -16,22 +18,16 @@ from .. import __version__
 from ..config.find import find_config_file
 from ..errors import UserError
 from .data import data_app
-from .score_vis import bundle_results, score_vis
-from .score_vps import score_vps
+from .score import bundle_results, score_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
     from ..data.datasets import VideoRecord
-    from .batch import Predict
-    from .predict import L2G, Prediction, Progress
+    from .predict import Prediction
     from .video import Source
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
 
-# click's error of usage: typer brings a copy of click or imports it, depending on its version.
+# click's usage error: typer bundles or imports click, depending on its version.
 _UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
@@ -39,62 +35,52 @@ app = typer.Typer(
     help="Local2Global: online video instance segmentation.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # rich's help takes as long to load as everything else together
+    rich_markup_mode=None,  # importing rich's help would double the time of `l2g --help`
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(score_app, name="score")
 
-score = typer.Typer(
-    help="Score files as the published programs do.", no_args_is_help=True, rich_markup_mode=None
-)
-score.command(name="vis")(score_vis)
-score.command(name="vps")(score_vps)
-app.add_typer(score, name="score")
-
+Config = Annotated[str, typer.Argument(help="A config file; also relative to configs/.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(min=0.0, max=1.0, help="Report objects from this score on; by default the model's own."),
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the config.")
 ]
 
 
 def main() -> None:
-    """Runs the command line: 0, 1 after a user's error, 2 after a bug or a misspelt option."""
+    """Runs the command line; exits with 0, with 1 after a user error, with 2 after a usage error or a bug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
     try:
         sys.exit(app(args=arguments, prog_name="l2g", standalone_mode=False))
-    except _UsageError as error:
-        command = error.ctx.command_path if error.ctx else "l2g"
-        line = f"l2g: {error.format_message()} (see {command} -h)"
-        # Where nothing was asked, the message is the whole help.
-        typer.echo(error.format_message() if "\n" in line else line, err=True)
-        sys.exit(2)
-    except UserError as error:
-        if debug:
-            raise
-        typer.echo(f"l2g: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        if debug:
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"l2g: {place}{error.strerror or error}", err=True)
-        sys.exit(1)
     except Exception as error:
-        if debug:
+        if "--debug" in sys.argv[1:] and not isinstance(error, _UsageError):
             raise
-        message = (str(error).strip().splitlines() or [""])[0]
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Prints one line for an exception and exits."""
+    if isinstance(error, _UsageError):
+        command = error.ctx.command_path if error.ctx else "l2g"
+        message, status = error.format_message(), 2
+        if "\n" not in message:  # a command without arguments prints its whole help
+            message = f"l2g: {message} (see {command} -h)"
+    elif isinstance(error, UserError):
+        message, status = f"l2g: {error}", 1
+    elif isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        message, status = f"l2g: {file}{error.strerror or error}", 1
+    else:
+        first_line = (str(error).strip().splitlines() or [""])[0]
         hint = "(run again with --debug for the traceback)"
-        typer.echo(f"l2g: unexpected {type(error).__name__}: {message} {hint}", err=True)
-        sys.exit(2)
+        message, status = f"l2g: unexpected {type(error).__name__}: {first_line} {hint}", 2
+    typer.echo(message, err=True)
+    sys.exit(status)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"l2g {__version__}")
         raise typer.Exit
 
@@ -104,7 +90,9 @@ def _options(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks; works before or after a command.")
     ] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Local2Global: online video instance segmentation."""
 
@@ -112,9 +100,9 @@ def _options(
 @app.command()
 def demo(
     overrides: Overrides = None,
-    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("output/demo"),
+    output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/demo"),
 ) -> None:
-    """Train a tiny model on generated videos, score it on held-out ones and draw one of them."""
+    """Train a tiny model on generated videos, score it on held-out videos and annotate one of them."""
     from rich.console import Console
 
     from ..engine.loop import train as run
@@ -126,24 +114,25 @@ def demo(
     cfg.train.output_dir, cfg.train.device = str(output), default_device()
     cfg = apply_overrides(cfg, overrides or [], variants_of(path))
     folder = Path(cfg.train.output_dir)
-    typer.echo(
-        f"Training a tiny model on generated videos, then scoring it on others; all of it goes to {folder}."
-    )
+    typer.echo(f"Training a tiny model on generated videos and scoring it on others; output in {folder}.")
     run(cfg, progress=Console())
     record = instantiate(cfg.dataloader.test.dataset).videos[0]
     model = L2G.from_pretrained(folder, cfg.train.device)
-    _report(_predict_with_bar(model, _record_source(record), folder / "predictions"))
+    run_model = partial(model.predict, output_dir=folder / "predictions")
+    _report(_predict_with_bar(run_model, _record_source(record)))
 
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")
+    ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
-    """Train a model; the run's folder holds config, weights, metrics and curves."""
+    """Train a model; the output folder holds config, weights, metrics and curves."""
     path = find_config_file(config)
     if gpus > 1 and not dry_run:
         _relaunch(["train", str(path), *(overrides or []), *(["--resume"] if resume else [])], gpus)
@@ -159,14 +148,14 @@ def train(
 
 @app.command(name="eval")
 def evaluate(
-    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    config: Config,
     overrides: Overrides = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights, or the folder of a run.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights file, or the folder of a run.")] = None,
     submit: Annotated[
-        Path | None, typer.Option(help="Write the zip that the evaluation servers take here.")
+        Path | None, typer.Option(help="Write the zip file for the evaluation servers here.")
     ] = None,
 ) -> None:
-    """Score weights on the config's test videos; without their truth, write the zip for the server."""
+    """Score weights on the test videos of a config; without their truth, write the zip file for the server."""
     from ..engine.loop import evaluate as run
     from ..engine.metrics import print_table
     from ..lazy import load_config
@@ -176,7 +165,7 @@ def evaluate(
     if weights is not None:
         cfg.train.init_checkpoint = str(find_weights(weights))
     elif not cfg.train.get("init_checkpoint"):
-        raise UserError("no weights: add --weights with a .pth file or a run's folder")
+        raise UserError("no weights: add --weights with a .pth file or the folder of a run")
     scores = run(cfg)
     if scores:
         print_table(scores)
@@ -185,21 +174,22 @@ def evaluate(
 
 @app.command()
 def ablate(
-    config: Annotated[str, typer.Argument(help="A config file; also relative to configs/.")],
+    config: Config,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=A,B,C]...", help="Changes; several values are swept.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=A,B,C]...", help="Overrides; a key with several values is swept."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with the same seeds.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs per setting; all settings use the same seeds.")] = 3,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the runs and the table; by default the config's own.")
+        Path | None, typer.Option(help="Folder of the runs and the table; default: named after the config's.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="Processes of each run, one per GPU.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="Processes per run, one per GPU.")] = 1,
     row: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME='KEY=VALUE ...'", help="A setting that is no grid; once for each."),
+        typer.Option(metavar="NAME='KEY=VALUE ...'", help="A setting outside the grid; may be repeated."),
     ] = None,
 ) -> None:
-    """Train a config over a grid of values and seeds; a table of means, spreads and paired differences."""
+    """Train a config over a grid of values and seeds; print means, deviations and paired differences."""
     from .ablate import ablate as run
 
     table = run(find_config_file(config), overrides or [], seeds, output, gpus, row or [])
@@ -212,59 +202,66 @@ def predict(
         list[str],
         typer.Argument(
             metavar="INPUT... [KEY=VALUE]...",
-            help="Videos, folders or globs of frames, images; and changes to the model's config, model.KEY=VALUE.",
+            help="Videos, folders or globs of frames, images; and overrides of the model, model.KEY=VALUE.",
         ),
     ],
     weights: Annotated[
-        str | None, typer.Option(help="Weights (.pth, .safetensors), or the folder of a run.")
+        str | None, typer.Option(help="Weights file (.pth, .safetensors), or the folder of a run.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("output/predictions"),
-    threshold: Threshold = None,
+    output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/predictions"),
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, help="Minimal score of reported objects; default: the model's."),
+    ] = None,
     classes: Annotated[
-        str | None, typer.Option(help="Only these classes, by name, with commas between.")
+        str | None, typer.Option(help="Names of the reported classes, separated by commas.")
     ] = None,
-    max_objects: Annotated[int | None, typer.Option(min=1, help="At most so many objects per frame.")] = None,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="Maximal number of objects per frame.")
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1, cpu; by default a GPU if there is one.")
+        str | None, typer.Option(help="cuda, cuda:1 or cpu; default: a GPU if there is one.")
     ] = None,
     batch: Annotated[
         bool,
         typer.Option(
-            "--batch", help="Several videos at a time: decoding, the model and writing overlap. Same results."
+            "--batch", help="Process several videos at a time: overlaps decoding, model and encoding."
         ),
     ] = False,
 ) -> None:
-    """Segment and track the objects of videos: an annotated mp4 and a tracks.json for each."""
+    """Segment and track the objects of videos; write an annotated mp4 and a tracks.json for each."""
     if weights is None:
         raise UserError(
-            "no weights: add --weights with a .pth file or a run's folder, e.g. that of `l2g demo`"
+            "no weights: add --weights with a .pth file or the folder of a run, e.g. of `l2g demo`"
         )
     from .predict import L2G
 
     overrides = [text for text in inputs if _is_override(text)]
-    sources, lost = _open([text for text in inputs if text not in overrides], keep_going=batch)
+    sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
     model = L2G.from_pretrained(weights, device, overrides)
     if model.caveat:
         typer.echo(model.caveat)
-    names = [name.strip() for name in classes.split(",")] if classes else None
+    run = partial(
+        model.predict,
+        output_dir=output,
+        threshold=threshold,
+        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        max_objects=max_objects,
+    )
     if not batch:
         for source in sources:
-            _report(_predict_with_bar(model, source, output, threshold, names, max_objects))
+            _report(_predict_with_bar(run, source))
         return
-
-    def one(source: Source, advance: Progress) -> Prediction:
-        return model.predict(source, output, threshold, names, max_objects, advance)
-
-    lost += _predict_together(one, sources)
-    if lost:
-        raise UserError(f"{lost} of {len(inputs) - len(overrides)} inputs failed")
+    failed += _predict_batch(run, sources)
+    if failed:
+        raise UserError(f"{failed} of {len(inputs) - len(overrides)} inputs failed")
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def benchmark(context: typer.Context) -> None:
-    """Measure this checkout against the layout of detrex's MaskDINO: sections, --quick, --json FILE, --device."""
+    """Compare speed with the layout of detrex's MaskDINO: sections, --quick, --json FILE, --device."""
     from .benchmark import run_benchmark
 
     raise typer.Exit(run_benchmark(context.args))
@@ -273,13 +270,13 @@ def benchmark(context: typer.Context) -> None:
 @app.command()
 def tables(
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or folders of those.")
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain runs.")
     ] = None,
     output: Annotated[
-        list[Path] | None, typer.Option(help="Write the tables here too, .md or .csv; may be given twice.")
+        list[Path] | None, typer.Option(help="Also write the tables to a .md or .csv file; may be repeated.")
     ] = None,
 ) -> None:
-    """The paper's tables, and what runs of its rows measured beside them."""
+    """Print the paper's tables beside the scores of runs."""
     from .tables import as_markdown, build_table, read_rows, read_runs, write_table
 
     configs = next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
@@ -291,27 +288,29 @@ def tables(
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: versions, devices, video encoder, a second of the model's main operation."""
+    """Check this machine: packages, devices, video encoder, speed of the model's main operation."""
     from .doctor import check, show
 
     checks = check()
     show(checks)
-    if any(c.status == "fail" for c in checks):
+    if any(line.status == "fail" for line in checks):
         raise typer.Exit(1)
 
 
 @app.command()
 def convert(
     weights: Annotated[Path, typer.Argument(help="Weights: .pth, .pkl or .safetensors.")],
-    output: Annotated[Path, typer.Option(help="A folder, or with --to detrex a .pth file.")],
+    output: Annotated[Path, typer.Option(help="Output folder; with --to detrex a .pth file.")],
     config: Annotated[
-        str | None, typer.Option(help="The model's config; by default a released MaskDINO is recognised.")
+        str | None, typer.Option(help="Config of the model; default: MaskDINO checkpoints are recognised.")
     ] = None,
     overrides: Overrides = None,
-    to: Annotated[str, typer.Option(help="Whose names to write: ours or detrex.")] = "ours",
-    partial: Annotated[bool, typer.Option("--partial", help="Accept parts that fit only in part.")] = False,
+    to: Annotated[str, typer.Option(help="Parameter names to write: ours or detrex.")] = "ours",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Accept parts of the model that are filled incompletely.")
+    ] = False,
 ) -> None:
-    """Turn other projects' weights into a folder that train, eval and predict read, or ours into detrex's names."""
+    """Convert weights of other projects for train, eval and predict, or ours to detrex's names."""
     from .convert import convert as run
 
     for line in run(weights, output, config, overrides or [], to, partial):
@@ -319,12 +318,12 @@ def convert(
 
 
 def _is_override(text: str) -> bool:
-    """`model.KEY=VALUE`, unless a file has that name."""
+    """Whether an input is `model.KEY=VALUE` and no file."""
     return re.match(r"[~+]*model\.", text) is not None and "=" in text and not Path(text).exists()
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:
-    """Becomes torchrun, which runs this command as several processes; it takes this process's place."""
+    """Replaces this process by torchrun, which runs the command in several processes."""
     import torch
 
     from ..engine.processes import launch_command
@@ -335,63 +334,50 @@ def _relaunch(arguments: list[str], processes: int) -> None:
     os.execv(command[0], command)
 
 
-def _open(inputs: list[str], keep_going: bool) -> tuple[list[Source], int]:
-    """The sources, and how many could not be opened if the others are wanted all the same."""
-    from .video import open_source
-
-    opened, lost = [], 0
-    for text in inputs:
-        try:
-            opened.append(open_source(text))
-        except UserError as error:
-            if not keep_going:
-                raise
-            lost += 1
-            typer.echo(f"l2g: {error}", err=True)
-    if lost and not opened:
-        raise UserError(f"none of {lost} inputs can be opened")
-    if not opened:
-        raise UserError("no input: name a video, a folder or a glob of frames")
-    return _name_apart(opened), lost
-
-
-def _name_apart(sources: list[Source]) -> list[Source]:
-    """Sources of different folders may share a name; their results must not share a folder."""
+def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
+    """Opens all inputs; returns the sources, with unique names, and the number of skipped inputs."""
     from dataclasses import replace
 
-    taken: set[str] = set()
-    apart = []
-    for source in sources:
+    from .video import open_source
+
+    sources: dict[str, Source] = {}
+    failed = 0
+    for text in inputs:
+        try:
+            source = open_source(text)
+        except UserError as error:
+            if not skip_errors:
+                raise
+            failed += 1
+            typer.echo(f"l2g: {error}", err=True)
+            continue
         name, number = source.name, 1
-        while name in taken:
+        while name in sources:  # sources of different folders may have one name
             number += 1
             name = f"{source.name}-{number}"
-        taken.add(name)
-        apart.append(replace(source, name=name))
-    return apart
+        sources[name] = replace(source, name=name)
+    if failed and not sources:
+        raise UserError(f"none of {failed} inputs can be opened")
+    if not sources:
+        raise UserError("no input: name a video, a folder or a glob of frames")
+    return list(sources.values()), failed
 
 
 def _record_source(record: VideoRecord) -> Source:
-    """A dataset's video as a source of frames."""
+    """A video of a dataset as a source."""
     from .video import FOLDER_FPS, Source
 
-    def read() -> Iterator[Tensor]:
-        return (record.frame(t) for t in range(record.length))
+    name = Path(record.name).name
+    return Source(
+        name, FOLDER_FPS, record.size, record.length, lambda: map(record.frame, range(record.length))
+    )
 
-    return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
 
+def _predict_with_bar(predict: Callable[..., Prediction], source: Source) -> Prediction:
+    """Predicts a source; shows frames per second, remaining time and number of objects on the terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-def _predict_with_bar(
-    model: L2G,
-    source: Source,
-    output: Path,
-    threshold: float | None = None,
-    classes: list[str] | None = None,
-    max_objects: int | None = None,
-) -> Prediction:
-    """`L2G.predict` with frames per second, time left and live objects on the terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from .output import progress_bar
 
     columns = (
         TextColumn("{task.description}"),
@@ -399,56 +385,55 @@ def _predict_with_bar(
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[live]} objects"),
+        TextColumn("{task.fields[objects]} objects"),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(source.name, total=source.length, live=0, rate="")
+    with progress_bar(*columns) as bar:
+        task = bar.add_task(source.name, total=source.length, objects=0, rate="")
 
-        def advance(done: int, total: int | None, live: int) -> None:
+        def advance(done: int, total: int | None, objects: int) -> None:
             speed = bar.tasks[0].speed  # None until two frames are done
             rate = f"{speed:.1f} frames/s" if speed else ""
-            bar.update(task, completed=done, total=total, live=live, rate=rate)
+            bar.update(task, completed=done, total=total, objects=objects, rate=rate)
 
-        return model.predict(source, output, threshold, classes, max_objects, advance)
+        return predict(source, progress=advance)
 
 
-def _predict_together(one: Predict, sources: list[Source]) -> int:
-    """Predicts the sources a few at a time and reports each as it ends; how many failed."""
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn
+def _predict_batch(predict: Callable[..., Prediction], sources: list[Source]) -> int:
+    """Predicts several sources at a time and reports each when it ends; returns the number of failures."""
+    from rich.progress import TextColumn
 
     from .batch import predict_batch
+    from .output import progress_bar
 
     columns = (TextColumn("{task.completed:.0f} frames"), TextColumn("{task.fields[done]} videos done"))
-    console = Console(stderr=True)
-    start, frames, lost = time.perf_counter(), 0, 0
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    start, frames, failed = time.perf_counter(), 0, 0
+    with progress_bar(*columns) as bar:
         task = bar.add_task("", total=None, done=0)
-        # closed at once, whatever happens here: what is under way must not go on unseen
-        with closing(predict_batch(one, sources, progress=lambda _: bar.advance(task))) as results:
+        # An exception below must stop the running videos at once: garbage collection may come much later.
+        with closing(predict_batch(predict, sources, progress=lambda _: bar.advance(task))) as results:
             for done, (source, result) in enumerate(results, start=1):
                 if isinstance(result, Exception):
-                    lost += 1
+                    failed += 1
                     typer.echo(f"l2g: {source.name}: {result}", err=True)
                 else:
                     frames += result.frames
                     _report(result)
                 bar.update(task, done=done)
-    seconds = time.perf_counter() - start
-    rate = frames / max(seconds, 1e-9)
-    typer.echo(f"{len(sources) - lost} videos, {frames} frames in {seconds:.1f} s ({rate:.1f} frames/s)")
-    return lost
+    typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
+    return failed
+
+
+def _rate(frames: int, seconds: float) -> str:
+    return f"{frames} frames in {seconds:.1f} s ({frames / max(seconds, 1e-9):.1f} frames/s)"
 
 
 def _report(prediction: Prediction) -> None:
-    rate = prediction.frames / max(prediction.seconds, 1e-9)
-    typer.echo(f"{prediction.frames} frames in {prediction.seconds:.1f} s ({rate:.1f} frames/s)")
+    typer.echo(_rate(prediction.frames, prediction.seconds))
     typer.echo(f"  video   {prediction.video}")
     typer.echo(f"  tracks  {prediction.tracks}")
     if prediction.frames < (prediction.announced or 0):
         typer.echo(
-            f"l2g: {prediction.video.parent.name}: {prediction.announced} frames are announced, "
-            f"{prediction.frames} could be read; is the file complete?",
+            f"l2g: {prediction.video.parent.name}: the file declares {prediction.announced} frames, "
+            f"{prediction.frames} could be read; is it complete?",
             err=True,
         )

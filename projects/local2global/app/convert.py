@@ -1,4 +1,4 @@
-"""Weights from one project's names to another's: `l2g convert`."""
+"""`l2g convert`: converts weights between the parameter names of projects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
 from ..weights import class_heads as coco
 from ..weights.checkpoint import (
-    LoadReport,
     find_config,
     load_checkpoint,
     load_weights,
@@ -23,21 +22,21 @@ from ..weights.checkpoint import (
     to_detrex,
 )
 
-#: MaskDINO's own number of queries; the weights do not depend on it.
+#: MaskDINO's number of queries; no parameter depends on it.
 QUERIES = 300
 _BYPASS = "model.tracker=bypass"
 
 
 def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a released image segmenter's own model, its classes and sizes read off the weights.
+    """Builds the config of a MaskDINO checkpoint; classes and layer sizes are read from the parameters.
 
     Args:
-        content: what `load_checkpoint` gave.
-        source: where it comes from, the beginning of every complaint.
-        overrides: changes to it; one of them must choose a tracker that has no weights.
+        content: checkpoint as returned by `load_checkpoint`.
+        source: name of the checkpoint for error messages.
+        overrides: config overrides; one of them must select a tracker without parameters.
 
     Raises:
-        UserError: if the weights are no whole MaskDINO, or no such tracker is chosen.
+        UserError: if the checkpoint is not a complete MaskDINO, or the tracker has parameters.
     """
     state = read_state(content, source)
     if state.project is None or state.project.name != "MaskDINO":
@@ -47,38 +46,38 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
         )
     if _BYPASS not in overrides:
         raise UserError(
-            f"{source}: {state.project.name}'s weights know images: add {_BYPASS} "
+            f"{source}: {state.project.name} weights are image-only: add {_BYPASS} "
             "(identities are then matched, not learned)."
         )
     swin = "segmenter.backbone.patch_embed.proj.weight" in state.tensors
     cfg = load_config(find_config_file(f"common/models/l2g_{'swinl' if swin else 'r50'}.py"))
-    sizes = _sizes(state.tensors)
-    cfg.model.classes = sizes.pop("classes")
-    for key, value in sizes.items():
-        apply_overrides(cfg, [f"model.segmenter.{key}={value}"])
+    cfg.model.classes = _classes(len(state.tensors["segmenter.class_embed.bias"]))
+    apply_overrides(cfg, [f"model.segmenter.{key}={size}" for key, size in _sizes(state.tensors).items()])
     return apply_overrides(cfg, overrides, known_variants())
 
 
 def known_variants() -> Mapping[str, Mapping[str, Any]]:
-    """What one word stands for in an override of a model's config."""
+    """The words that override values may use, such as `bypass`."""
     return variants_of(find_config_file("common/variants.py"))
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the weights say of the model."""
-    rows = len(tensors["segmenter.class_embed.bias"])
-    names = [name.split(".") for name in tensors]
-    classes = [{"id": i, "name": name} for i, name in coco.THINGS.items()]
-    if rows == coco.PANOPTIC_ROWS:
-        classes += [{"id": i, "name": name} for i, name in coco.STUFF.items()]
-    elif rows != coco.INSTANCE_ROWS:
-        classes = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(rows)]
-    found: dict[str, Any] = {"classes": classes, "num_queries": QUERIES}
+def _classes(rows: int) -> list[dict[str, Any]]:
+    """The class list of a class head with that many rows; numbered names if it is not COCO's."""
+    if rows not in (coco.INSTANCE_ROWS, coco.PANOPTIC_ROWS):
+        return [{"id": i, "name": f"class {i}"} for i in range(1, rows + 1)]
+    names = {**coco.THINGS, **coco.STUFF} if rows == coco.PANOPTIC_ROWS else coco.THINGS
+    return [{"id": i, "name": name} for i, name in names.items()]
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Segmenter arguments that the parameters determine."""
+    sizes = {"num_queries": QUERIES}
     for part in ("encoder", "decoder"):
-        layers = {int(name[3]) for name in names if name[1:3] == [part, "layers"]}
-        wide = tensors[f"segmenter.{part}.layers.0.ffn.linear1.bias"]
-        found |= {f"{part}.num_layers": len(layers), f"{part}.dim_feedforward": len(wide)}
-    return found
+        prefix = f"segmenter.{part}.layers."
+        layers = {name.split(".")[3] for name in tensors if name.startswith(prefix)}
+        hidden = len(tensors[f"{prefix}0.ffn.linear1.bias"])
+        sizes |= {f"{part}.num_layers": len(layers), f"{part}.dim_feedforward": hidden}
+    return sizes
 
 
 def convert(
@@ -89,18 +88,18 @@ def convert(
     to: str = "ours",
     partial: bool = False,
 ) -> Iterator[str]:
-    """Convert, and say in lines what became of the weights.
+    """Converts a checkpoint and yields the lines of the report.
 
     Args:
-        weights: the file to read.
-        output: a folder (model_final.pth, config.yaml, load_report.txt), or for detrex's names the .pth to write.
-        config: a config that describes the model to fill; a released MaskDINO's own, linked by `bypass`, if None.
-        overrides: changes to the config.
+        weights: the checkpoint.
+        output: folder for model_final.pth, config.yaml and load_report.txt; with `to="detrex"` the .pth file.
+        config: config of the model to fill; None selects MaskDINO with the `bypass` tracker.
+        overrides: config overrides.
         to: "ours" or "detrex".
         partial: accept parts of the model that are filled incompletely.
 
     Raises:
-        UserError: if the weights do not fit.
+        UserError: if the checkpoint does not fit the model.
     """
     content, source = load_checkpoint(weights), str(weights)
     if to == "detrex":
@@ -116,7 +115,7 @@ def convert(
     else:
         cfg = image_config(content, source, [*overrides, _BYPASS])
     model = instantiate(cfg.model)
-    report: LoadReport = load_weights(model, content, strict=False, source=source, partial=partial)
+    report = load_weights(model, content, strict=False, source=source, partial=partial)
     make_folder(output, "--output")
     save_resolved(DictConfig({"model": cfg.model}, flags={"allow_objects": True}), output / "config.yaml")
     (output / "load_report.txt").write_text("\n".join([f"weights of {source}:", *report.summary()]) + "\n")
@@ -126,9 +125,10 @@ def convert(
 
 
 def _to_detrex(content: Mapping[str, Any], output: Path, source: str) -> Iterator[str]:
-    found = to_detrex(read_state(content, source).tensors)
-    save_checkpoint(output, {"model": found.state})
-    yield f"{len(found.state)} tensors by detrex's names"
-    if found.unknown:
-        yield f"{len(found.unknown)} left out, which detrex's MaskDINO has no place for: {found.unknown[0]}, ..."
+    translation = to_detrex(read_state(content, source).tensors)
+    save_checkpoint(output, {"model": translation.state})
+    yield f"{len(translation.state)} tensors under detrex's names"
+    unknown = translation.unknown
+    if unknown:
+        yield f"{len(unknown)} tensors left out, unknown to detrex's MaskDINO: {unknown[0]}, ..."
     yield f"written to {output}"

@@ -1,4 +1,4 @@
-"""The commands `l2g data make / check / convert / view`.  As in cli.py, each imports what it needs when it runs."""
+"""The commands `l2g data make / check / convert / view`.  Heavy modules are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.convert import Converted
 
 data_app = typer.Typer(
-    help="Datasets: make, check, convert and look at them.",
+    help="Make, check, convert and view datasets.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -24,14 +24,14 @@ data_app = typer.Typer(
 
 
 class Layout(str, Enum):
-    """How a dataset lies on disk."""
+    """Dataset layout on disk."""
 
     ytvis = "ytvis"
     vipseg = "vipseg"
 
 
 class ImageFormat(str, Enum):
-    """What frames are stored as."""
+    """File format of frames."""
 
     jpg = "jpg"
     png = "png"
@@ -39,22 +39,23 @@ class ImageFormat(str, Enum):
 
 @data_app.command()
 def make(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    preset: Annotated[str, typer.Option(help="What the videos are drawn from, e.g. demo or hard.")] = "demo",
-    videos: Annotated[int, typer.Option(min=1, help="How many.")] = 8,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
+    preset: Annotated[str, typer.Option(help="Preset of the generated videos, e.g. demo or hard.")] = "demo",
+    videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 8,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Frames of each; by default the preset's.")
+        int | None, typer.Option(min=1, help="Frames per video; default: the preset's.")
     ] = None,
     size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="By default the preset's.")
+        tuple[int, int] | None,
+        typer.Option(metavar="HEIGHT WIDTH", help="Frame size; default: the preset's."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Other seeds give other videos.")] = 0,
-    layout: Annotated[Layout, typer.Option("--format", help="The layout on disk.")] = Layout.ytvis,
+    seed: Annotated[int, typer.Option(help="Random seed of the videos.")] = 0,
+    layout: Annotated[Layout, typer.Option("--format", help="Dataset layout on disk.")] = Layout.ytvis,
     images: Annotated[
-        ImageFormat, typer.Option(help="png keeps every pixel as it was drawn.")
+        ImageFormat, typer.Option(help="Format of the frames; png is lossless.")
     ] = ImageFormat.jpg,
 ) -> None:
-    """Write generated videos with their masks as a YouTube-VIS or a VIPSeg dataset."""
+    """Write generated videos and their masks as a YouTube-VIS or VIPSeg dataset."""
     from ..data.generated.shapes import load_shapes
     from ..data.writers import write_vipseg, write_youtube_vis
 
@@ -66,35 +67,46 @@ def make(
 
 @data_app.command()
 def check(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A dataset's folder, or an annotation file; also videos.")
-    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Dataset folder, annotation file, or videos.")],
     images: Annotated[
-        Path | None, typer.Option(help="The folder of the frames; by default it is sought.")
+        Path | None, typer.Option(help="Folder of the frames; default: searched near the annotations.")
     ] = None,
-    maps: Annotated[Path | None, typer.Option(help="The folder of VIPSeg's panoptic PNGs, likewise.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="A folder for pictures of some clips.")] = None,
-    clips: Annotated[int, typer.Option(min=1, help="How many clips of each file to draw.")] = 4,
-    limit: Annotated[int, typer.Option(min=0, help="Lines of one kind of problem; 0 for all.")] = 50,
+    maps: Annotated[
+        Path | None, typer.Option(help="Folder of VIPSeg's panoptic PNGs; default: searched likewise.")
+    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Output folder for pictures of some clips.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips to draw per annotation file.")] = 4,
+    limit: Annotated[int, typer.Option(min=0, help="Lines per kind of problem; 0 for all.")] = 50,
     headers: Annotated[
-        bool, typer.Option("--headers", help="Read only the headers of frames: quick, blind to cut files.")
+        bool, typer.Option("--headers", help="Read only image headers: fast, misses truncated files.")
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read frames.")] = 4,
     report: Annotated[Path | None, typer.Option("--json", help="Write all findings to this file.")] = None,
 ) -> None:
-    """Name every problem of a dataset, with file, id and remedy, and sum up what it holds; exit 1 on errors."""
-    from .check import Wanted, run
+    """List all problems of a dataset with file, id and fix, and summarise its content; exit 1 on errors."""
+    from .check import run
 
-    if not run(path, Wanted(images, maps, pictures, clips, limit, headers, workers, report)):
+    clean = run(
+        path,
+        images=images,
+        maps=maps,
+        pictures=pictures,
+        clips=clips,
+        limit=limit,
+        headers=headers,
+        workers=workers,
+        json=report,
+    )
+    if not clean:
         raise typer.Exit(1)
 
 
 convert_app = typer.Typer(
-    help="Datasets of other forms into those that are read here.", no_args_is_help=True, rich_markup_mode=None
+    help="Convert datasets of other formats.", no_args_is_help=True, rich_markup_mode=None
 )
 data_app.add_typer(convert_app, name="convert")
 
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")]
 Link = Annotated[bool, typer.Option("--link", help="Link frames instead of copying them.")]
 
 
@@ -102,9 +114,11 @@ Link = Annotated[bool, typer.Option("--link", help="Link frames instead of copyi
 def coco(
     annotations: Annotated[Path, typer.Argument(metavar="INSTANCES.json")],
     out: Annotated[Path, typer.Argument(metavar="OUT.json", help="E.g. coco2ytvis2021_train.json.")],
-    classes: Annotated[str, typer.Option(help="ytvis2019, ytvis2021 (2022's too) or ovis.")] = "ytvis2021",
+    classes: Annotated[
+        str, typer.Option(help="Class list: ytvis2019, ytvis2021 (2022 too) or ovis.")
+    ] = "ytvis2021",
 ) -> None:
-    """COCO's annotations of the classes that a video dataset has; images stay where they are."""
+    """Select COCO annotations of the classes of a video dataset; images are not copied."""
     from ..data.convert import convert_coco
 
     _report(convert_coco(annotations, out, classes))
@@ -112,12 +126,14 @@ def coco(
 
 @convert_app.command()
 def vipseg(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="It holds imgs/ and panomasks/.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder that contains imgs/ and panomasks/.")
+    ],
     out: Out,
-    height: Annotated[int, typer.Option(min=16, help="Rows of the new frames.")] = 720,
+    height: Annotated[int, typer.Option(min=16, help="Height of the resized frames.")] = 720,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
 ) -> None:
-    """VIPSeg as published to 720p frames, panoptic PNGs and their JSON."""
+    """Convert VIPSeg as published to 720p frames, panoptic PNGs and their JSON."""
     from ..data.convert import convert_vipseg
 
     _report(convert_vipseg(source, out, height, workers))
@@ -126,11 +142,11 @@ def vipseg(
 @convert_app.command()
 def mots(
     annotations: Annotated[Path, typer.Argument(metavar="MASKS", help="Folders of PNGs, or .txt files.")],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of frames for each video.")],
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="One folder of frames per video.")],
     out: Out,
     link: Link = False,
 ) -> None:
-    """MOTS and KITTI MOTS, PNG or txt, to YouTube-VIS."""
+    """Convert MOTS and KITTI MOTS, PNG or txt, to YouTube-VIS."""
     from ..data.convert import convert_mots
 
     _report(convert_mots(annotations, images, out, link))
@@ -138,11 +154,13 @@ def mots(
 
 @convert_app.command()
 def labelme(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Frames, a labelme JSON beside each.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folders of frames, each with its labelme JSON.")
+    ],
     out: Out,
     link: Link = False,
 ) -> None:
-    """Folders drawn in labelme to YouTube-VIS; group_id tells who is who."""
+    """Convert labelme folders to YouTube-VIS; shapes with one group_id are one object."""
     from ..data.convert import convert_labelme
 
     _report(convert_labelme(source, out, link))
@@ -150,22 +168,25 @@ def labelme(
 
 @convert_app.command()
 def davis(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="It holds JPEGImages/ and Annotations/.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder that contains JPEGImages/ and Annotations/.")
+    ],
     out: Out,
     link: Link = False,
 ) -> None:
-    """DAVIS and YouTube-VOS folders to YouTube-VIS."""
+    """Convert DAVIS and YouTube-VOS folders to YouTube-VIS."""
     from ..data.convert import convert_davis
 
     _report(convert_davis(source, out, link))
 
 
-def _report(done: Converted) -> None:
-    frames = f", {done.frames} frames" if done.frames != done.videos else ""
-    typer.echo(f"{done.videos} {'videos' if frames else 'images'}{frames}, {done.instances} instances")
-    for what, count in done.skipped.items():
-        typer.echo(f"  left out     {count} {what}")
-    for file in done.files:
+def _report(converted: Converted) -> None:
+    frames = f", {converted.frames} frames" if converted.frames != converted.videos else ""
+    word = "videos" if frames else "images"
+    typer.echo(f"{converted.videos} {word}{frames}, {converted.instances} instances")
+    for reason, count in converted.skipped.items():
+        typer.echo(f"  left out     {count} {reason}")
+    for file in converted.files:
         typer.echo(f"  annotations  {file}")
 
 
@@ -175,28 +196,30 @@ def view(
         str, typer.Argument(metavar="CONFIG|PATH", help="A config file, or a dataset on disk.")
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the config.")
     ] = None,
     output: Annotated[
         Path, typer.Option(help="A .png or .jpg for a contact sheet, a .mp4 for an overlay video.")
     ] = Path("output/view.png"),
-    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 6,
-    iteration: Annotated[int, typer.Option(min=0, help="Look at what this iteration is fed.")] = 0,
-    cell: Annotated[int, typer.Option(min=0, help="Longer edge of a picture; 0 leaves it as it is.")] = 480,
-    images: Annotated[Path | None, typer.Option(help="A dataset's folder of frames.")] = None,
-    length: Annotated[int, typer.Option(min=1, help="Frames of a clip of a dataset.")] = 4,
-    plain: Annotated[bool, typer.Option("--plain", help="A dataset's frames as they are.")] = False,
-    seed: Annotated[int, typer.Option(help="Of a dataset's clips.")] = 0,
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 6,
+    iteration: Annotated[int, typer.Option(min=0, help="First training iteration to draw.")] = 0,
+    cell: Annotated[
+        int, typer.Option(min=0, help="Maximal length of a frame's longer edge; 0 keeps the size.")
+    ] = 480,
+    images: Annotated[Path | None, typer.Option(help="Folder of a dataset's frames.")] = None,
+    length: Annotated[int, typer.Option(min=1, help="Frames per clip of a dataset.")] = 4,
+    plain: Annotated[bool, typer.Option("--plain", help="Draw a dataset without augmentation.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the clips of a dataset.")] = 0,
 ) -> None:
-    """Draw what the model is fed after augmentation: a row a clip, with masks, ids and boxes."""
+    """Draw training clips after augmentation: one row per clip, with masks, ids and boxes."""
     from .view import config_loader, dataset_loader
     from .view import view as draw
 
-    place = Path(target)
-    if place.is_dir() or place.suffix == ".json":
+    path = Path(target)
+    if path.is_dir() or path.suffix == ".json":
         if overrides:
-            raise UserError(f"{overrides[0]}: a dataset on disk has no keys to change; name a config.")
-        loader, classes = dataset_loader(place, images, clips, length, plain, seed, iteration)
+            raise UserError(f"{overrides[0]}: a dataset on disk has no config keys; name a config file.")
+        loader, classes = dataset_loader(path, images, clips, length, plain, seed, iteration)
     else:
         loader, classes = config_loader(find_config_file(target), overrides or [], iteration)
     draw(loader, classes, clips, output, cell or None)

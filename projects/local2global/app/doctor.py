@@ -1,4 +1,4 @@
-"""`l2g doctor`: is this machine fit to run, and if not, what to do about it."""
+"""`l2g doctor`: checks packages, devices, disk, the model's main operation and the video encoder."""
 
 from __future__ import annotations
 
@@ -10,37 +10,30 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UserError
-
 PACKAGES = (
-    "torch",
-    "omegaconf",
-    "hydra-core",
-    "fvcore",
-    "transformers",
-    "scipy",
-    "pycocotools",
-    "av",
-    "pillow",
-    "rich",
-    "typer",
-    "tensorboard",
-    "safetensors",
-)
+    "torch", "omegaconf", "hydra-core", "fvcore", "transformers", "scipy", "pycocotools", "av", "pillow", "rich",
+    "typer", "tensorboard", "safetensors",
+)  # fmt: skip
 PLUGINS = ("detectron2", "detrex")
-_ROOM = 5 * 2**30  # bytes: a run's checkpoints and curves
-_PATIENCE = 1.0  # seconds of repeating the model's main operation
+_MIN_DISK = 5 * 2**30  # bytes: checkpoints and logs of one run
+_DURATION = 1.0  # seconds for which deformable attention is timed
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report: what was looked at, how it went, and what to do if it did not go well."""
+    """One line of the report.
+
+    Attributes:
+        name: what was checked.
+        status: outcome.
+        found: version, device or measurement.
+        fix: what to do if the status is not "ok".
+    """
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -49,12 +42,16 @@ class Check:
 
 
 def check() -> list[Check]:
-    """Looks at everything; never raises, a check that breaks is a line that says so."""
-    return [
-        line
-        for group in (_python, _packages, _device, _machine, _plugins, _attention, _video)
-        for line in _run(group)
-    ]
+    """Runs all checks; an exception of a check becomes a failed line."""
+    lines: list[Check] = []
+    for group in (_python, _packages, _device, _machine, _plugins, _attention, _video):
+        try:
+            lines += group()
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            fix = "re-install the package with its constraints"
+            lines.append(Check(group.__name__.strip("_"), "fail", problem, fix))
+    return lines
 
 
 def show(checks: list[Check]) -> None:
@@ -69,26 +66,10 @@ def show(checks: list[Check]) -> None:
     Console().print(table)
 
 
-def _run(group: Callable[[], Iterator[Check]]) -> list[Check]:
-    try:
-        return list(group())
-    except Exception as error:
-        name = group.__name__.strip("_")
-        return [
-            Check(
-                name,
-                "fail",
-                f"{type(error).__name__}: {error}",
-                "install the package again, with its constraints",
-            )
-        ]
-
-
 def _python() -> Iterator[Check]:
-    good = sys.version_info >= (3, 10)
-    yield Check(
-        "python", "ok" if good else "fail", platform.python_version(), "" if good else "use 3.10 or newer"
-    )
+    supported = sys.version_info >= (3, 10)
+    fix = "" if supported else "use Python 3.10 or newer"
+    yield Check("python", "ok" if supported else "fail", platform.python_version(), fix)
 
 
 def _packages() -> Iterator[Check]:
@@ -106,11 +87,10 @@ def _device() -> Iterator[Check]:
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         yield Check("device", "ok", f"{names} (CUDA {torch.version.cuda})")
     elif shutil.which("nvidia-smi"):
-        yield Check(
-            "device", "warn", "an NVIDIA driver, but torch sees no GPU", "install a CUDA build of torch"
-        )
+        found = "NVIDIA driver found, but torch sees no GPU"
+        yield Check("device", "warn", found, "install a CUDA build of torch")
     else:
-        yield Check("device", "ok", "CPU only: enough for the demo and for inference; train on a GPU")
+        yield Check("device", "ok", "CPU only: sufficient for the demo and inference; train on a GPU")
 
 
 def _machine() -> Iterator[Check]:
@@ -118,17 +98,15 @@ def _machine() -> Iterator[Check]:
 
     yield Check("threads", "ok", f"torch uses {torch.get_num_threads()} of {os.cpu_count()} cores")
     free = shutil.disk_usage(Path.cwd()).free
-    roomy = free >= _ROOM
-    fix = "" if roomy else "free some space, or set train.output_dir to another disk"
-    yield Check("free disk", "ok" if roomy else "warn", f"{free / 2**30:.0f} GiB here", fix)
+    enough = free >= _MIN_DISK
+    fix = "" if enough else "free some space, or set train.output_dir to another disk"
+    yield Check("free disk", "ok" if enough else "warn", f"{free / 2**30:.0f} GiB here", fix)
 
 
 def _plugins() -> Iterator[Check]:
     for name in PLUGINS:
-        if importlib.util.find_spec(name) is None:
-            yield Check(name, "ok", "not installed; not needed")
-        else:
-            yield Check(name, "ok", "importable")
+        installed = importlib.util.find_spec(name) is not None
+        yield Check(name, "ok", "importable" if installed else "not installed; optional")
 
 
 def _attention() -> Iterator[Check]:
@@ -142,24 +120,21 @@ def _attention() -> Iterator[Check]:
     attention = DeformableAttention().to(device)
     references = torch.rand(1, tokens, len(shapes), 2, device=device)
     value = torch.rand(1, tokens, 256, device=device)
-    rounds, start = 0, time.perf_counter()
+    calls, start = 0, time.perf_counter()
     with torch.inference_mode():
-        while rounds == 0 or time.perf_counter() - start < _PATIENCE:
+        while calls == 0 or time.perf_counter() - start < _DURATION:
             finite = bool(attention(value, references, value, shapes).isfinite().all())
-            rounds += 1
-    each = (time.perf_counter() - start) / rounds * 1000
-    found = f"{each:.1f} ms for {tokens} tokens on {device}"
-    yield Check(
-        "deformable attention",
-        "ok" if finite else "fail",
-        found,
-        "" if finite else "try another torch version",
-    )
+            calls += 1
+    milliseconds = (time.perf_counter() - start) / calls * 1000
+    found = f"{milliseconds:.1f} ms for {tokens} tokens on {device}"
+    fix = "" if finite else "try another torch version"
+    yield Check("deformable attention", "ok" if finite else "fail", found, fix)
 
 
 def _video() -> Iterator[Check]:
     import torch
 
+    from ..errors import UserError
     from .video import VideoWriter, h264_encoder, open_source
 
     try:
@@ -169,8 +144,8 @@ def _video() -> Iterator[Check]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.mp4"
-        with VideoWriter(path, Fraction(10), (48, 64)) as writer:
+        with VideoWriter(path, 10, (48, 64)) as writer:
             for _ in range(3):
                 writer.write(torch.zeros(3, 48, 64, dtype=torch.uint8))
-        count = sum(1 for _ in open_source(path))
-    yield Check("H.264", "ok" if count == 3 else "fail", f"{encoder}: wrote 3 frames, read {count}")
+        frames = sum(1 for _ in open_source(path))
+    yield Check("H.264", "ok" if frames == 3 else "fail", f"{encoder}: wrote 3 frames, read {frames}")

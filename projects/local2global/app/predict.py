@@ -1,20 +1,20 @@
-"""A trained model in a user's hands: `L2G` streams any source and writes its annotated video and tracks.
+"""`L2G`: a trained model that streams any source, and writes annotated videos and tracks.
 
     model = L2G.from_pretrained("output/run")
     for frame in model.stream("video.mp4"):
         frame.ids, frame.labels, frame.scores, frame.masks
 
-Memory does not grow with the video: frames are decoded one by one, masks wait as RLE in a temporary file.
+Memory is constant in the length of the video: frames are decoded one by one, masks are spilled to disk as RLE.
 """
 
 from __future__ import annotations
 
 import difflib
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,15 +35,16 @@ from .convert import image_config, known_variants
 from .draw import draw
 from .video import Source, VideoWriter, open_source
 
-_ALL_PAIRS = 1 << 30  # a result's (slot, class) pairs are all kept: a cut could lose a slot that was drawn
-_AHEAD = 4  # decoded frames that wait for the model: enough to hide decoding, few enough not to matter
+_ALL_PAIRS = 1 << 30  # number of (slot, class) pairs of a result: no drawn slot may be cut
+_PREFETCH = 4  # decoded frames ahead of the model: hides decoding, uses little memory
+_END = object()
 
 Item = TypeVar("Item")
 Progress = Callable[[int, int | None, int], None]
 
 
 class StreamingModel(Protocol):
-    """What `L2G` needs of a model, besides being an `nn.Module`."""
+    """The attributes of an `nn.Module` that `L2G` uses."""
 
     classes: Sequence[dict[str, Any]]
     test_size: tuple[int, int]
@@ -51,19 +52,19 @@ class StreamingModel(Protocol):
     aggregate: Aggregate
 
     def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
-        """Frame t's predictions before frame t + 1 is read."""
+        """Yields the predictions of frame t before frame t + 1 is read."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `L2G.predict` wrote.
+    """The output of `L2G.predict`.
 
     Attributes:
-        video: the annotated mp4.
-        tracks: the tracks.json.
-        frames: how many frames were read.
-        seconds: how long it took.
-        announced: how many frames the source said it has; None where it doesn't.
+        video: annotated mp4.
+        tracks: tracks.json.
+        frames: number of frames.
+        seconds: elapsed time.
+        announced: number of frames declared by the source, or None.
     """
 
     video: Path
@@ -74,18 +75,18 @@ class Prediction:
 
 
 class L2G:
-    """A model ready to stream.
+    """A model for inference.
 
     Args:
-        model: a `StreamingModel` that is an `nn.Module`; it is put in evaluation mode.
-        device: where it runs; by default the first GPU, or the CPU without one.
+        model: an `nn.Module` with the attributes of `StreamingModel`; it is switched to evaluation mode.
+        device: default: the first GPU, or the CPU without a GPU.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
-        """Moves the model to its device."""
+        """Moves the model to the device."""
         self.device = choose_device(device)
         self._module = model.to(self.device).eval()
-        self._turn = threading.Lock()  # videos of other threads wait: the model takes one frame at a time
+        self._lock = threading.Lock()  # several threads may stream: the model processes one frame at a time
 
     @classmethod
     def from_pretrained(
@@ -94,20 +95,20 @@ class L2G:
         """Builds the model of a run and loads its weights.
 
         Args:
-            path: a .pth, .pkl or .safetensors file, or a run's folder (its model_final.pth or last checkpoint).
-                The model is described by the config.yaml beside the weights; a released MaskDINO needs none, but
+            path: a .pth, .pkl or .safetensors file, or the folder of a run (its model_final.pth or last checkpoint).
+                The config.yaml beside the weights describes the model.  MaskDINO checkpoints need no config, but
                 `model.tracker=bypass` among the overrides.
-            device: where it runs; by default the first GPU, or the CPU without one.
-            overrides: changes to the config, as `key=value`.
+            device: default: the first GPU, or the CPU without a GPU.
+            overrides: config overrides, `key=value`.
 
         Raises:
-            UserError: if the weights or the config are missing, damaged, or do not belong together.
+            UserError: if weights or config are missing or corrupt, or do not match.
         """
         place = choose_device(device)
         weights = find_weights(path)
         content = load_checkpoint(weights)
         if weights.with_name("config.yaml").is_file() or read_state(content, str(weights)).project is None:
-            # Only the model's part is read: the run's data and its truth need not exist here.
+            # Only the model is loaded: the datasets of the run need not exist on this machine.
             config = load_resolved(find_config(weights), ("model",))
             apply_overrides(config, overrides, known_variants() if overrides else None)
         else:
@@ -118,12 +119,12 @@ class L2G:
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """The classes, {id, name} each; a result's label k is the k-th."""
+        """{id, name} of every class; label k of a result is the k-th."""
         return list(self._model.classes)
 
     @property
     def caveat(self) -> str | None:
-        """What to know before looking at identities, if anything."""
+        """A limitation of the model's identities, in one line, or None."""
         return getattr(getattr(self._module, "tracker", None), "caveat", None)
 
     @property
@@ -137,25 +138,25 @@ class L2G:
         classes: Sequence[str] | None = None,
         max_objects: int | None = None,
     ) -> Iterator[FrameResult]:
-        """Segments frame by frame: each result comes before the next frame is needed.
+        """Segments a video online: the result for frame t is emitted before frame t + 1 is needed.
 
         Args:
-            source: anything `open_source` opens (decoded ahead in a thread), or frames of one size, (3, H, W)
-                uint8 RGB, read one at a time as results are asked for: a camera works.
-            threshold: report objects from this score on; by default the model's.
-            classes: report only these class names.
-            max_objects: report at most this many per frame, the best.
+            source: a path for `open_source`, decoded ahead in a thread; or an iterable of (3, H, W) uint8 RGB frames
+                of one size, such as a camera, from which each frame is read only when its result is requested.
+            threshold: minimal score of reported objects; default: the model's.
+            classes: names of the reported classes; default: all.
+            max_objects: maximal number of objects per frame; the best are reported.
 
         Yields:
-            one result per frame, masks at the source's size.
+            one result per frame, with masks of the size of the source.
 
         Raises:
-            UserError: for a source that cannot be read, or an unknown class name.
+            UserError: if the source cannot be read, or a class name is unknown.
         """
-        keep = _Filter.of(self._model, threshold, classes, max_objects)
+        report = _Filter.of(self._model, threshold, classes, max_objects)
         if isinstance(source, (str, Path)):
             source = open_source(source)
-        return self._stream(source, keep)
+        return self._stream(source, report)
 
     def predict(
         self,
@@ -166,103 +167,102 @@ class L2G:
         max_objects: int | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Writes `<output_dir>/<name>/video.mp4`, the annotated video, and `tracks.json` beside it.
+        """Writes the annotated video `<output_dir>/<name>/video.mp4` and `tracks.json` beside it.
 
-        The video has the source's size and rate.  The tracks are YouTube-VIS JSON: `videos`, `categories` and
-        `annotations` with `score` and `segmentations` (per frame an RLE, null for an empty mask).  There is
-        one track for every object that was drawn on a frame: `id` is the one drawn, the class its best over
-        the whole video, its masks those of all frames, those on which its score was low included.  Neither
-        file appears before it is whole, and none after an error.
+        The video has the size and rate of the source.  tracks.json follows YouTube-VIS: `videos`, `categories` and
+        `annotations` with `score` and `segmentations` (an RLE per frame, null for an empty mask).  It contains one
+        track per object that was drawn on at least one frame: its `id` is the drawn one, its class the best over the
+        video.  Its masks include the frames on which its score was below the threshold.  Files appear when they are
+        complete; after an exception there are none.
 
         Args:
-            source: anything `open_source` opens.
-            output_dir: made if missing; files of the same name are replaced.
-            threshold: draw objects from this score on; by default the model's.
-            classes: only these class names.
-            max_objects: draw at most this many per frame, the best.
-            progress: called after every frame with (frames done, frames in all or None, objects on it).
+            source: a source, or a path for `open_source`.
+            output_dir: created if missing; existing files are replaced.
+            threshold: minimal score of drawn objects; default: the model's.
+            classes: names of the drawn classes; default: all.
+            max_objects: maximal number of drawn objects per frame; the best are drawn.
+            progress: called after every frame with (frames done, number of frames or None, objects on the frame).
 
         Raises:
-            UserError: for a source that cannot be read, or an unknown class name.
+            UserError: if the source cannot be read, or a class name is unknown.
         """
         start = time.perf_counter()
-        keep = _Filter.of(self._model, threshold, classes, max_objects)
+        report = _Filter.of(self._model, threshold, classes, max_objects)
         opened = source if isinstance(source, Source) else open_source(source)
         folder = Path(output_dir) / opened.name
         video, tracks = folder / "video.mp4", folder / "tracks.json"
         post = VideoPostprocessor(
-            opened.size, threshold=keep.threshold, aggregate=self._model.aggregate, keep=_ALL_PAIRS
+            opened.size, threshold=report.threshold, aggregate=self._model.aggregate, keep=_ALL_PAIRS
         )
         drawn: set[int] = set()
-        with _made(folder), post, VideoWriter(video, opened.fps, opened.size) as writer:
-            with closing(self._results(opened, keep, post)) as results:
+        with _new_folder(folder), post, VideoWriter(video, opened.fps, opened.size) as writer:
+            with closing(self._results(opened, report, post)) as results:
                 for frame, result in results:
                     writer.write(draw(frame, result, self.classes))
                     drawn.update(result.ids.tolist())
                     if progress is not None:
                         progress(writer.count, opened.length, len(result.ids))
-            found = post.result(video_id=1)
-            about = {"name": opened.name, "fps": float(opened.fps)}
-            write_tracks(tracks, found, best_tracks(found, drawn, keep.labels), self.classes, about)
-        return Prediction(video, tracks, found.length, time.perf_counter() - start, opened.length)
+            final = post.result(video_id=1)
+            extra = {"name": opened.name, "fps": float(opened.fps)}
+            write_tracks(tracks, final, best_tracks(final, drawn, report.labels), self.classes, extra)
+        return Prediction(video, tracks, final.length, time.perf_counter() - start, opened.length)
 
-    def _stream(self, source: Source | Iterable[Tensor], keep: _Filter) -> Iterator[FrameResult]:
-        if not isinstance(source, Source):
+    def _stream(self, source: Source | Iterable[Tensor], report: _Filter) -> Iterator[FrameResult]:
+        if isinstance(source, Source):
+            size = source.size
+        else:
             frames = iter(source)
             first = next(frames, None)
             if first is None:
                 return
-            source_size = (first.shape[1], first.shape[2])
+            size = (first.shape[1], first.shape[2])
             source = chain([first], frames)
-        else:
-            source_size = source.size
-        post = VideoPostprocessor(source_size, threshold=keep.threshold, spill=False)
-        with post, closing(self._results(source, keep, post)) as results:
+        post = VideoPostprocessor(size, threshold=report.threshold, spill=False)
+        with post, closing(self._results(source, report, post)) as results:
             for _, result in results:
                 yield result
 
     @torch.inference_mode()
     def _results(
-        self, source: Source | Iterable[Tensor], keep: _Filter, post: VideoPostprocessor
+        self, source: Source | Iterable[Tensor], report: _Filter, post: VideoPostprocessor
     ) -> Generator[tuple[Tensor, FrameResult], None, None]:
-        """Every frame with its result.  Only our own sources are read ahead: a camera must not be."""
-        pairs = self._resized(source)
-        ahead = isinstance(source, Source)
-        if ahead:
-            pairs = prefetch(pairs, _AHEAD)
-        arrived: deque[Tensor] = deque()
+        """Yields every frame with its result.  Only a `Source` is prefetched; a camera must not be."""
+        prefetched = isinstance(source, Source)
+        pairs = ((frame, resize_shortest_edge(frame, *self._model.test_size)) for frame in source)
+        if prefetched:
+            pairs = prefetch(pairs, _PREFETCH)
+        inputs: deque[Tensor] = deque()
 
         def feed() -> Iterator[Tensor]:
-            while arrived:
-                yield arrived.popleft()
+            while inputs:
+                yield inputs.popleft()
 
-        def look() -> Iterator[tuple[Tensor, FramePredictions]]:
-            found = self._model.stream(feed())
+        def predictions() -> Iterator[tuple[Tensor, FramePredictions]]:
+            stream = self._model.stream(feed())
             for frame, resized in pairs:
-                arrived.append(resized)
-                with self._turn:
-                    predictions = next(found)
-                yield frame, predictions
+                inputs.append(resized)
+                with self._lock:
+                    output = next(stream)
+                yield frame, output
 
-        def read(seen: tuple[Tensor, FramePredictions]) -> tuple[Tensor, FrameResult]:
-            frame, predictions = seen
-            return frame, keep.apply(post.update(predictions))
+        def postprocess(item: tuple[Tensor, FramePredictions]) -> tuple[Tensor, FrameResult]:
+            frame, output = item
+            return frame, report.apply(post.update(output))
 
         with closing(pairs):
-            yield from one_behind(look(), read, self.device) if ahead else map(read, look())
-
-    def _resized(self, frames: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
-        for frame in frames:
-            yield frame, resize_shortest_edge(frame, *self._model.test_size)
+            if prefetched:
+                yield from one_behind(predictions(), postprocess, self.device)
+            else:
+                yield from map(postprocess, predictions())
 
 
 @dataclass(frozen=True)
 class _Filter:
-    """Which objects of a frame are reported."""
+    """Selects the reported objects of a frame: by score, label and number."""
 
     threshold: float
     labels: frozenset[int] | None
-    most: int | None
+    max_objects: int | None
 
     @classmethod
     def of(
@@ -276,17 +276,17 @@ class _Filter:
         return cls(model.threshold if threshold is None else threshold, labels, max_objects)
 
     def apply(self, result: FrameResult) -> FrameResult:
-        """The result without what is not wanted, its order kept."""
-        if self.labels is None and (self.most is None or len(result.ids) <= self.most):
-            return result
+        """Filters by label and number, in the original order; the post-processor applied the threshold."""
         rows = list(range(len(result.ids)))
         if self.labels is not None:
             rows = [i for i in rows if int(result.labels[i]) in self.labels]
-        if self.most is not None:
-            rows = sorted(sorted(rows, key=lambda i: -float(result.scores[i]))[: self.most])
-        kept = torch.tensor(rows, dtype=torch.int64)
-        parts = {name: getattr(result, name)[kept] for name in ("ids", "labels", "scores", "masks", "boxes")}
-        return replace(result, **parts)
+        if self.max_objects is not None:
+            rows = sorted(sorted(rows, key=lambda i: -float(result.scores[i]))[: self.max_objects])
+        if len(rows) == len(result.ids):
+            return result
+        index = torch.tensor(rows, dtype=torch.int64)
+        names = ("ids", "labels", "scores", "masks", "boxes")
+        return replace(result, **{name: getattr(result, name)[index] for name in names})
 
 
 def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
@@ -299,29 +299,29 @@ def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes a folder; after an error it goes again with those made above it, unless something else is in them."""
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Creates a folder; after an exception it is removed if empty, and so are the parents created with it."""
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder, "--output")
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            for one in new or [folder]:
-                one.rmdir()
+            for path in created or [folder]:
+                path.rmdir()
         raise
 
 
 def default_device() -> str:
-    """The first GPU where there is one, else the CPU."""
+    """The first GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device that a name means; None for the default.
+    """Parses the name of a device; None selects the default.
 
     Raises:
-        UserError: if there is no such kind of device, or none of it here.
+        UserError: if the device is unknown or not available.
     """
     try:
         place = torch.device(device or default_device())
@@ -333,20 +333,20 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file that a path means.
+    """Finds the weights of a run.
 
     Args:
-        path: the file itself, or a run's folder.
+        path: a weights file, which is returned as it is, or the folder of a run.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there are no weights.
     """
     place = Path(path).expanduser()
     if place.is_file():
         return place
     if not place.is_dir():
         raise UserError(f"{path}: no such weights; give a .pth or .safetensors file, or the folder of a run")
-    # The marker first: after a second run in the same folder a `model_final.pth` may be the first one's.
+    # The marker has priority: model_final.pth may be left over from an earlier run in the same folder.
     marker = place / "last_checkpoint"
     if marker.is_file():
         last = place / marker.read_text().strip()
@@ -360,55 +360,19 @@ def find_weights(path: str | Path) -> Path:
 
 
 def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """Reads ahead in one background thread; an error comes out where its item would have.
+    """Iterates in a background thread, up to `ahead` items in advance.
 
-    The thread ends when the consumer stops, early or not.
-
-    Args:
-        items: what to read; used by the thread alone.
-        ahead: how many items may wait.
+    An exception is raised at the position of its item.  When the consumer stops, the thread closes the iterator.
     """
-    waiting: queue.Queue[Item | _Ended] = queue.Queue(ahead)
-    stopped = threading.Event()
-    thread = threading.Thread(
-        target=_read_into, args=(waiting, stopped, items), name="l2g-decode", daemon=True
-    )
-    thread.start()
-    try:
-        while not isinstance(item := waiting.get(), _Ended):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        stopped.set()
-        thread.join()
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """The last thing in a queue: there is no more, or what went wrong."""
-
-    error: Exception | None = None
-
-
-def _read_into(waiting: queue.Queue[Any], stopped: threading.Event, items: Iterable[Any]) -> None:
-    """Fills the queue until the items end or nobody waits; closes the items in the thread that used them."""
     iterator = iter(items)
-    try:
-        for item in iterator:
-            _put(waiting, stopped, item)
-            if stopped.is_set():
-                return
-        _put(waiting, stopped, _Ended())
-    except Exception as error:
-        _put(waiting, stopped, _Ended(error))
-    finally:
-        if isinstance(iterator, Generator):
-            iterator.close()
-
-
-def _put(waiting: queue.Queue[Any], stopped: threading.Event, item: Any) -> None:
-    while not stopped.is_set():
-        with suppress(queue.Full):
-            waiting.put(item, timeout=0.1)
-            return
+    with ThreadPoolExecutor(1, thread_name_prefix="l2g-decode") as pool:
+        pending = deque(pool.submit(next, iterator, _END) for _ in range(ahead))
+        try:
+            while (item := pending.popleft().result()) is not _END:
+                pending.append(pool.submit(next, iterator, _END))
+                yield cast(Item, item)
+        finally:
+            for future in pending:
+                future.cancel()
+            if isinstance(iterator, Generator):
+                pool.submit(iterator.close).result()

@@ -1,35 +1,36 @@
-"""Truth to look at: clips with masks, ids and boxes, a row each on a contact sheet or one after another in a video."""
+"""Pictures of annotated clips: contact sheets with one clip per row, and overlay videos."""
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..data.check import Sample
 from ..errors import UserError
 from ..structures import Clip, FrameResult
-from .draw import colour, contact_sheet, draw
+from .draw import draw
 from .video import VideoWriter
 
-FPS = 4
-"""Of an overlay video: slow enough to follow an outline."""
-_MARGIN = 245
-"""Grey level of what no frame covers."""
+FPS = 4  # frames per second of an overlay video: slow enough to inspect every mask
+_GREY = (245, 245, 245)  # colour of the padding
+_GAP = 2  # pixels between frames
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One clip as pictures.
+    """A clip with its annotations drawn.
 
     Attributes:
-        title: what it is, one line.
-        frames: (3, H, W) uint8 RGB each, all of one size.
+        title: one line of text.
+        frames: (3, H, W) uint8 RGB each.
     """
 
     title: str
@@ -42,132 +43,102 @@ def draw_truth(
     ids: Tensor,
     masks: Tensor,
     boxes: Tensor | None,
-    classes: Sequence[dict[str, Any]],
+    classes: Sequence[dict[str, object]],
 ) -> Tensor:
-    """A frame with its true masks, ids and class names and, if given, boxes.
+    """Draws true masks with id and class name, and boxes unless None.
 
     Args:
         frame: (3, H, W) uint8 RGB.
         labels: (M,) positions in `classes`.
         ids: (M,) identities.
         masks: (M, H, W) bool.
-        boxes: (M, 4) (cx, cy, w, h) in [0, 1]; none is drawn for an empty mask.
+        boxes: (M, 4) (cx, cy, w, h) in [0, 1]; boxes of empty masks are not drawn.
         classes: {id, name} of every class.
     """
-    unscored = torch.full(labels.shape, torch.nan)
+    scores = torch.full(labels.shape, torch.nan)
     places = torch.zeros(len(labels), 4) if boxes is None else boxes
-    picture = draw(frame, FrameResult(0, ids, labels, unscored, masks, places), classes)
-    for row in range(len(labels) if boxes is not None else 0):
-        if masks[row].any():
-            _outline(picture, places[row], colour(int(ids[row])))
-    return picture
+    return draw(frame, FrameResult(0, ids, labels, scores, masks, places), classes, boxes is not None)
 
 
-def _outline(picture: Tensor, box: Tensor, tint: tuple[int, int, int]) -> None:
-    """Draws one box in place, a pixel thick, just outside the pixels it holds."""
-    height, width = picture.shape[1:]
-    cx, cy, w, h = (float(x) for x in box)
-    left, right = round((cx - w / 2) * width) - 1, round((cx + w / 2) * width)
-    top, bottom = round((cy - h / 2) * height) - 1, round((cy + h / 2) * height)
-    ink = torch.tensor(tint, dtype=torch.uint8)[:, None]
-    rows, columns = slice(max(top, 0), bottom + 1), slice(max(left, 0), right + 1)
-    for column in (left, right):
-        if 0 <= column < width:
-            picture[:, rows, column] = ink
-    for row in (top, bottom):
-        if 0 <= row < height:
-            picture[:, row, columns] = ink
-
-
-def draw_clip(clip: Clip, classes: Sequence[dict[str, Any]], name: str = "") -> Drawn:
-    """A training clip as the model is fed it."""
+def draw_clip(clip: Clip, classes: Sequence[dict[str, object]]) -> Drawn:
+    """Draws a training clip and its targets; the title lists frames, size and objects."""
     targets = clip.targets
     assert targets is not None
     frames = tuple(
         draw_truth(frame, targets.labels, targets.ids, targets.masks[:, t], targets.boxes[:, t], classes)
         for t, frame in enumerate(clip.frames)
     )
-    objects = ", ".join(
-        f"#{i} {classes[k]['name']}"
-        for i, k in zip(targets.ids.tolist(), targets.labels.tolist(), strict=True)
-    )
+    names = [classes[label]["name"] for label in targets.labels.tolist()]
+    objects = ", ".join(f"#{i} {name}" for i, name in zip(targets.ids.tolist(), names, strict=True))
     height, width = frames[0].shape[1:]
-    shown = ", ".join(map(str, clip.frame_ids))
-    called = name or f"video {clip.video_id}"
-    return Drawn(f"{called}, frames {shown}, {height}x{width}: {objects or 'no instance'}", frames)
+    indices = ", ".join(map(str, clip.frame_ids))
+    title = f"video {clip.video_id}, frames {indices}, {height}x{width}: {objects or 'no instance'}"
+    return Drawn(title, frames)
 
 
-def draw_sample(sample: Sample, frames: int) -> Drawn | None:
-    """Some frames of a dataset's clip, evenly spread; None if none of them can be read."""
-    video, drawn = sample.video, []
-    for t in _spread(video.length, frames):
+def draw_sample(sample: Sample, count: int) -> Drawn | None:
+    """Draws `count` evenly spaced frames of a video; unreadable frames are skipped, None if all are."""
+    video, frames = sample.video, []
+    for t in np.linspace(0, video.length - 1, min(count, video.length)).round().astype(int).tolist():
         try:
             frame = video.frame(t)
         except UserError:
             continue
-        drawn.append(draw_truth(frame, video.labels, video.ids, video.masks(t), None, sample.classes))
-    return Drawn(video.name, tuple(drawn)) if drawn else None
-
-
-def _spread(length: int, count: int) -> list[int]:
-    """At most `count` positions, first and last among them."""
-    if length <= count:
-        return list(range(length))
-    return [round(i * (length - 1) / (count - 1)) for i in range(count)] if count > 1 else [0]
+        frames.append(draw_truth(frame, video.labels, video.ids, video.masks(t), None, sample.classes))
+    return Drawn(video.name, tuple(frames)) if frames else None
 
 
 def write_clips(clips: Sequence[Drawn], path: Path, cell: int | None = None) -> None:
-    """Writes clips into one file: a .mp4 shows one after another, a .png or .jpg one in each row.
+    """Writes clips to one file atomically: a .mp4 shows them in turn, a .png or .jpg has one clip per row.
 
-    Smaller frames stand on grey in the upper left.
+    Frames smaller than the largest are padded with grey at the right and at the bottom.
 
     Args:
-        clips: the clips, at least one.
-        path: the file; it appears only when it is whole.
-        cell: the most pixels of a frame's longer edge; larger frames are reduced.
+        clips: at least one clip.
+        path: the file.
+        cell: maximal length of a frame's longer edge in pixels; larger frames are downscaled.
 
     Raises:
-        UserError: if the ending is none of these.
+        UserError: if the path has another suffix.
     """
-    rows = [[_reduced(frame, cell) for frame in clip.frames] for clip in clips]
-    height, width = (max(int(frame.shape[axis]) for row in rows for frame in row) for axis in (1, 2))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".mp4":
-        with VideoWriter(path, FPS, (height, width)) as writer:
-            for frame in (frame for row in rows for frame in row):
-                writer.write(_on_grey(frame, height, width))
-        return
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    suffix = path.suffix.lower()
+    if suffix not in (".mp4", ".png", ".jpg", ".jpeg"):
         raise UserError(f"{path}: an overlay is a .mp4, a contact sheet a .png or .jpg file.")
+    rows = [[_image(frame, cell) for frame in clip.frames] for clip in clips]
+    width, height = (max(image.size[axis] for row in rows for image in row) for axis in (0, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if suffix == ".mp4":
+        with VideoWriter(path, FPS, (height, width)) as writer:
+            for image in (image for row in rows for image in row):
+                padded = Image.new("RGB", (width, height), _GREY)
+                padded.paste(image)
+                writer.write(torch.from_numpy(np.array(padded)).permute(2, 0, 1))
+        return
     columns = max(len(row) for row in rows)
-    blank = torch.full((3, height, width), _MARGIN, dtype=torch.uint8)
-    cells = [
-        _on_grey(row[i], height, width) if i < len(row) else blank for row in rows for i in range(columns)
-    ]
-    contact_sheet(cells, path, columns)
+    size = (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP)
+    sheet = Image.new("RGB", size, "white")
+    for i, j in itertools.product(range(len(rows)), range(columns)):
+        left, top = j * (width + _GAP), i * (height + _GAP)
+        sheet.paste(_GREY, (left, top, left + width, top + height))
+        if j < len(rows[i]):
+            sheet.paste(rows[i][j], (left, top))
+    temporary = path.with_name(path.name + ".tmp")
+    sheet.save(temporary, "PNG" if suffix == ".png" else "JPEG")
+    os.replace(temporary, path)
 
 
-def _on_grey(frame: Tensor, height: int, width: int) -> Tensor:
-    padding = (0, width - int(frame.shape[2]), 0, height - int(frame.shape[1]))
-    return F.pad(frame, padding, value=_MARGIN)
+def _image(frame: Tensor, cell: int | None) -> Image.Image:
+    image = Image.fromarray(frame.cpu().permute(1, 2, 0).contiguous().numpy())
+    if cell is not None:
+        image.thumbnail((cell, cell))
+    return image
 
 
-def _reduced(frame: Tensor, cell: int | None) -> Tensor:
-    longer = max(frame.shape[1:])
-    if cell is None or longer <= cell:
-        return frame
-    size = [max(1, round(int(n) * cell / longer)) for n in frame.shape[1:]]
-    small = F.interpolate(
-        frame[None].float(), size=size, mode="bilinear", antialias=True, align_corners=False
-    )
-    return small[0].round().clamp(0, 255).to(torch.uint8)
-
-
-def write_pictures(samples: Iterable[Sample], folder: Path, frames: int = 8) -> list[Path]:
-    """One contact sheet, four frames in a row, for each clip that can be read; the files written."""
+def write_pictures(samples: Iterable[Sample], folder: Path) -> list[Path]:
+    """Writes a contact sheet of up to eight frames, four per row, for each readable video; returns the files."""
     written: list[Path] = []
     for sample in samples:
-        drawn = draw_sample(sample, frames)
+        drawn = draw_sample(sample, 8)
         if drawn is None:
             continue
         name, number = Path(drawn.title).name, 1

@@ -13,7 +13,7 @@ import yaml
 from ..config.saved import write_text
 from ..errors import UserError
 from ..lazy import LazyConfig, load_config
-from .files import csv_table, markdown_table
+from .output import csv_table, markdown_table
 
 #: The keys of `paper` that identify a row; all other keys are scores.
 NAMES = ("table", "row", "dataset")

@@ -1,6 +1,6 @@
-"""Video in, video out: anything that holds frames becomes a `Source`; annotated frames become an H.264 mp4.
+"""Frames in and out: `open_source` opens videos and images as a `Source`, `VideoWriter` encodes an H.264 mp4.
 
-Frames are (3, H, W) uint8 RGB tensors, upright (rotation metadata is applied), decoded one at a time.
+Frames are (3, H, W) uint8 RGB tensors, rotated upright and decoded one at a time.
 """
 
 from __future__ import annotations
@@ -25,24 +25,22 @@ from torch import Tensor
 
 from ..errors import UserError
 
-FOLDER_FPS = Fraction(10)  # frames on disk carry no rate; datasets of frames are sampled at 5 to 10 a second
+FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "libopenh264": {}}
-_GLOB = re.compile(r"[*?\[]")
-_MAX_RATE = 1000  # a container that claims more frames a second than this holds no usable rate
+_MAX_FPS = 1000  # a container that declares more has no usable rate
 
 
 @dataclass(frozen=True)
 class Source:
-    """Frames that can be read any number of times, each time from the start, in constant memory.
+    """Frames that can be iterated repeatedly, each time from the first frame, in constant memory.
 
     Attributes:
-        name: a short name for output files.
+        name: short name for output files.
         fps: frames per second.
         size: (height, width) of every frame, upright.
-        length: the number of frames as far as the container tells, or None; a hint for progress bars.
-        read: starts reading: an iterator of (3, H, W) uint8 RGB tensors.  It raises UserError where a frame
-            cannot be decoded.
+        length: number of frames declared by the container, or None.
+        read: returns an iterator of (3, H, W) uint8 RGB tensors, which raises UserError for corrupt frames.
     """
 
     name: str
@@ -52,7 +50,7 @@ class Source:
     read: Callable[[], Iterator[Tensor]] = field(repr=False)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Reads from the first frame on."""
+        """Iterates from the first frame."""
         return self.read()
 
 
@@ -60,11 +58,11 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
     """Opens a video file, a folder of frames, a glob of frames or a single image.
 
     Args:
-        path: what to open.  The frames of a folder or glob are read in natural order (frame2 before frame10).
-        fps: frames per second instead of the source's own; images have none and default to 10.
+        path: file, folder or glob.  Frames are read in natural order (frame2 before frame10).
+        fps: overrides the rate of the source; images default to 10.
 
     Raises:
-        UserError: if there is nothing to read, or it is no video or image.  One line, naming the path.
+        UserError: if nothing can be read.  The message is one line that names the path.
     """
     text = str(path)
     place = Path(text).expanduser()
@@ -72,21 +70,19 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
     if place.is_dir():
         frames = sorted((p for p in place.iterdir() if _is_frame(p)), key=natural_key)
         if not frames:
-            raise UserError(
-                f"{text}: no frames in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise UserError(f"{text}: no frames in this folder (looked for {suffixes})")
         return _images(place.resolve().name, frames, rate)
     if place.is_file():
-        if place.suffix.lower() in IMAGE_SUFFIXES:
-            return _images(place.stem, [place], rate)
-        return _video(place, rate)
-    if _GLOB.search(text):
+        is_image = place.suffix.lower() in IMAGE_SUFFIXES
+        return _images(place.stem, [place], rate) if is_image else _video(place, rate)
+    if re.search(r"[*?\[]", text):
         return _glob(text, rate)
     raise UserError(f"{text}: no such file or folder")
 
 
 def natural_key(path: str | Path) -> list[tuple[bool, int, str]]:
-    """A sort key of a file's name that compares runs of digits as numbers."""
+    """Sort key of a file name that compares runs of digits as numbers."""
     parts = re.split(r"(\d+)", Path(path).name)
     return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts if p]
 
@@ -97,27 +93,26 @@ def _is_frame(path: Path) -> bool:
 
 def _rate(fps: Fraction | float) -> Fraction:
     rate = Fraction(fps).limit_denominator(65535)
-    if not 0 < rate <= _MAX_RATE:
-        raise UserError(f"{fps} frames per second: expected more than 0 and at most {_MAX_RATE}")
+    if not 0 < rate <= _MAX_FPS:
+        raise UserError(f"{fps} frames per second: expected more than 0 and at most {_MAX_FPS}")
     return rate
 
 
 def _glob(pattern: str, fps: Fraction | None) -> Source:
-    found = [Path(p) for p in glob.glob(str(Path(pattern).expanduser()), recursive=True)]
-    files = sorted((p for p in found if p.is_file()), key=lambda p: (str(p.parent), natural_key(p)))
+    matches = map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    files = sorted((p for p in matches if p.is_file()), key=lambda p: (str(p.parent), natural_key(p)))
     if not files:
         raise UserError(f"{pattern}: no file matches")
     if len(files) == 1:
         return open_source(files[0], fps)
-    other = next((p for p in files if p.suffix.lower() not in IMAGE_SUFFIXES), None)
-    if other is not None:
-        raise UserError(
-            f"{pattern}: matches {other.name}, which is no image; a pattern is for the frames of one video"
-        )
+    for file in files:
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            problem = f"matches {file.name}, which is no image; a glob selects the frames of one video"
+            raise UserError(f"{pattern}: {problem}")
     return _images(files[0].resolve().parent.name, files, fps)
 
 
-# --- images ---
+# --- Images ---
 
 
 def _images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Source:
@@ -136,7 +131,7 @@ def _images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Source:
 def _image(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            # The key is looked up first because asking a PNG for its EXIF block decodes it.
+            # Reading the EXIF block of a PNG decodes the whole image, so the key is checked first.
             yield ImageOps.exif_transpose(image) if "exif" in image.info else image
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: not an image") from error
@@ -151,34 +146,33 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 def _read_image(path: Path) -> Tensor:
     with _image(path) as image:
-        return _planar(np.array(image.convert("RGB")))
+        return _to_tensor(np.array(image.convert("RGB")))
 
 
-def _planar(pixels: np.ndarray[Any, Any]) -> Tensor:
+def _to_tensor(pixels: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-# --- video files ---
+# --- Video files ---
 
 
 def _video(path: Path, fps: Fraction | None) -> Source:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: this file is empty")
-    with _container(path) as (container, stream):
+    with _open_video(path) as (container, stream):
         length = stream.frames or None
         declared = stream.average_rate or stream.guessed_rate
         frame = next(container.decode(stream), None)
         if frame is None:
             raise UserError(f"{path}: this video has no frames")
-        height, width = frame.height, frame.width
-        size = (width, height) if _turns(frame) % 2 else (height, width)
-    usable = declared is not None and 0 < declared <= _MAX_RATE
-    rate = fps or (Fraction(declared) if declared is not None and usable else FOLDER_FPS)
+        size = (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
+    usable = declared is not None and 0 < declared <= _MAX_FPS
+    rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
     return Source(path.stem, rate, size, length, lambda: _decode(path, size))
 
 
 @contextlib.contextmanager
-def _container(path: Path) -> Iterator[tuple[Any, Any]]:
+def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -193,31 +187,31 @@ def _container(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _decode(path: Path, size: tuple[int, int]) -> Iterator[Tensor]:
-    with _container(path) as (container, stream):
+    with _open_video(path) as (container, stream):
         for index, frame in enumerate(container.decode(stream)):
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame))
+            pixels = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame))
             if pixels.shape[:2] != size:
                 height, width = pixels.shape[:2]
                 raise UserError(
                     f"{path}: frame {index} has {width}x{height} pixels, the first {size[1]}x{size[0]}; "
                     "re-encode the video to one size"
                 )
-            yield _planar(pixels)
+            yield _to_tensor(pixels)
 
 
-def _turns(frame: Any) -> int:
-    """Counter-clockwise quarter turns that make a frame upright."""
+def _quarter_turns(frame: Any) -> int:
+    """Number of counter-clockwise quarter turns that rotate a frame upright."""
     return int(round(frame.rotation / 90) % 4)
 
 
-# --- writing ---
+# --- Writing ---
 
 
 def h264_encoder() -> str:
-    """The H.264 encoder that this machine's PyAV offers.
+    """Returns the H.264 encoder of the installed PyAV.
 
     Raises:
-        UserError: if it offers none.
+        UserError: if there is none.
     """
     for name in ENCODERS:
         with contextlib.suppress(ValueError):
@@ -229,18 +223,19 @@ def h264_encoder() -> str:
 
 
 class VideoWriter:
-    """Writes an H.264 mp4 that browsers play; the file appears only when it is whole.
+    """Context manager that writes an H.264 mp4 for browsers.
 
-    Frames of odd size are padded to even by repeating the last row or column (H.264's 4:2:0 needs it).
+    The data is written to `<path>.tmp`, which is renamed when the block ends without an exception and deleted
+    otherwise.  Frames of odd size are padded by repeating the last row or column, since 4:2:0 needs even sizes.
 
     Args:
-        path: the file to write; its folder is made.  Until the end the data stands in `<path>.tmp`.
+        path: the file to write; its folder is created.
         fps: frames per second.
         size: (height, width) of the frames.
     """
 
     def __init__(self, path: str | Path, fps: Fraction | float, size: tuple[int, int]) -> None:
-        """Makes the folder and prepares the encoder; the file itself comes with the first frames."""
+        """Creates the folder and opens the encoder."""
         self.path = Path(path)
         self.size = size
         self.count = 0
@@ -248,13 +243,12 @@ class VideoWriter:
         rate = _rate(fps)
         encoder = h264_encoder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(
-            str(self._temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
-        )
+        options = {"movflags": "+faststart"}
+        self._container = av.open(str(self._temporary), "w", format="mp4", container_options=options)
         stream: Any = self._container.add_stream(encoder, rate=rate, options=dict(ENCODERS[encoder]))
         stream.height, stream.width = (edge + edge % 2 for edge in size)
         stream.pix_fmt = "yuv420p"
-        # Untagged colours are guessed from the size by players, and guessed differently.
+        # Players guess the colour space of untagged videos from the frame size, and guess differently.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = int(Colorspace.ITU709)
         context.color_range = int(ColorRange.MPEG)
@@ -262,13 +256,13 @@ class VideoWriter:
         self._time_base = 1 / rate
 
     def write(self, frame: Tensor) -> None:
-        """Appends one frame.
+        """Appends a frame.
 
         Args:
             frame: (3, H, W) uint8 RGB of the writer's size.
 
         Raises:
-            ValueError: if the frame has another shape or type.
+            ValueError: if the frame has another shape or dtype.
         """
         if tuple(frame.shape) != (3, *self.size) or frame.dtype != torch.uint8:
             raise ValueError(
@@ -284,25 +278,6 @@ class VideoWriter:
         self._container.mux(self._stream.encode(picture))
         self.count += 1
 
-    def close(self) -> None:
-        """Finishes the file and puts it in its place.
-
-        Raises:
-            ValueError: if no frame was written.
-        """
-        if self.count == 0:
-            self.discard()
-            raise ValueError(f"{self.path}: no frame was written")
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-        os.replace(self._temporary, self.path)
-
-    def discard(self) -> None:
-        """Drops everything written so far."""
-        with contextlib.suppress(av.error.FFmpegError):
-            self._container.close()
-        self._temporary.unlink(missing_ok=True)
-
     def __enter__(self) -> VideoWriter:
         """The writer itself."""
         return self
@@ -310,12 +285,19 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finishes the file, or drops it after an error."""
-        if kind is not None:
-            self.discard()
-            return
+        """Finishes the file, or deletes it after an exception.
+
+        Raises:
+            ValueError: if no frame was written.
+        """
         try:
-            self.close()
-        except BaseException:
-            self.discard()
-            raise
+            if kind is None and self.count == 0:
+                raise ValueError(f"{self.path}: no frame was written")
+            if kind is None:
+                self._container.mux(self._stream.encode(None))
+                self._container.close()
+                os.replace(self._temporary, self.path)
+        finally:
+            with contextlib.suppress(av.error.FFmpegError):
+                self._container.close()
+            self._temporary.unlink(missing_ok=True)

@@ -1,13 +1,17 @@
-"""Output shared by the commands: Markdown tables, CSV tables and JSON files."""
+"""Output shared by the commands: Markdown and CSV tables, JSON files and progress bars."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
 
 from ..config.saved import write_text
 from ..errors import UserError, make_folder
@@ -43,3 +47,11 @@ def write_json(path: Path, content: Any, option: str = "--json") -> None:
     if path.is_dir():
         raise UserError(f"{path}: {option} names a folder; it needs the name of a file")
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def progress_bar(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Shows a progress bar on standard error if it is a terminal."""
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
