@@ -81,7 +81,7 @@ def test_videos_run_concurrently_and_the_model_processes_one_frame_at_a_time(cli
 
     model, started = L2G(Watched(), "cpu"), set()
 
-    def wait_for_the_other(source):
+    def wait_for_the_other(source, *_):
         if source.name not in started:
             started.add(source.name)
             barrier.wait()
@@ -108,7 +108,7 @@ def test_closing_the_generator_leaves_complete_videos_only(clips, tmp_path):
     model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
     resume = threading.Event()
 
-    def hold(source):
+    def hold(source, *_):
         if source.name != "a":
             resume.wait(60)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from .predict import Prediction, Progress
 from .video import Source
 
-CONCURRENCY = 3  # videos at a time: one in the model, one being decoded, one being encoded
+CONCURRENCY = 3  # videos at a time with --batch: one in the model, one being decoded, one being encoded
 
 
 class Predict(Protocol):
@@ -32,7 +32,7 @@ def predict_batch(
     predict: Predict,
     sources: Sequence[Source],
     concurrency: int = CONCURRENCY,
-    progress: Callable[[Source], None] | None = None,
+    progress: Callable[[Source, int, int], None] | None = None,
 ) -> Generator[tuple[Source, Prediction | Exception], None, None]:
     """Predicts several sources at a time.
 
@@ -42,7 +42,7 @@ def predict_batch(
         predict: writes the results of one video; called from threads.
         sources: the videos, started in this order.
         concurrency: maximal number of running videos.
-        progress: called after every frame of any video, from the thread of the video.
+        progress: called from the thread of a video with (source, frames done, objects on the frame).
 
     Yields:
         each source with its prediction or its exception, in order of completion.
@@ -51,11 +51,11 @@ def predict_batch(
 
     def run(source: Source) -> Prediction:
         def advance(done: int, total: int | None, objects: int) -> None:
-            del done, total, objects
+            del total
             if stopped.is_set():
                 raise _CancelledError
             if progress is not None:
-                progress(source)
+                progress(source, done, objects)
 
         if stopped.is_set():
             raise _CancelledError

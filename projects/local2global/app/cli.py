@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from .score import bundle_results, score_app
 
 if TYPE_CHECKING:
     from ..data.datasets import VideoRecord
+    from .batch import Predict
     from .predict import Prediction
     from .video import Source
 
@@ -119,16 +119,14 @@ def demo(
     record = instantiate(cfg.dataloader.test.dataset).videos[0]
     model = L2G.from_pretrained(folder, cfg.train.device)
     run_model = partial(model.predict, output_dir=folder / "predictions")
-    _report(_predict_with_bar(run_model, _record_source(record)))
+    _predict_all(run_model, [_record_source(record)], batch=False)
 
 
 @app.command()
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume from the last checkpoint of the run.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
@@ -151,9 +149,7 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file, or the folder of a run.")] = None,
-    submit: Annotated[
-        Path | None, typer.Option(help="Write the zip file for the evaluation servers here.")
-    ] = None,
+    submit: Annotated[Path | None, typer.Option(help="Zip file for an evaluation server.")] = None,
 ) -> None:
     """Score weights on the test videos of a config; without their truth, write the zip file for the server."""
     from ..engine.loop import evaluate as run
@@ -181,7 +177,7 @@ def ablate(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs per setting; all settings use the same seeds.")] = 3,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the runs and the table; default: named after the config's.")
+        Path | None, typer.Option(help="Folder of runs and table; default: named after the config's.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Processes per run, one per GPU.")] = 1,
     row: Annotated[
@@ -213,21 +209,12 @@ def predict(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Minimal score of reported objects; default: the model's."),
     ] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="Names of the reported classes, separated by commas.")
-    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Reported classes, separated by commas.")] = None,
     max_objects: Annotated[
         int | None, typer.Option(min=1, help="Maximal number of objects per frame.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cuda:1 or cpu; default: a GPU if there is one.")
-    ] = None,
-    batch: Annotated[
-        bool,
-        typer.Option(
-            "--batch", help="Process several videos at a time: overlaps decoding, model and encoding."
-        ),
-    ] = False,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
 ) -> None:
     """Segment and track the objects of videos; write an annotated mp4 and a tracks.json for each."""
     if weights is None:
@@ -248,11 +235,7 @@ def predict(
         classes=[name.strip() for name in classes.split(",")] if classes else None,
         max_objects=max_objects,
     )
-    if not batch:
-        for source in sources:
-            _report(_predict_with_bar(run, source))
-        return
-    failed += _predict_batch(run, sources)
+    failed += _predict_all(run, sources, batch)
     if failed:
         raise UserError(f"{failed} of {len(inputs) - len(overrides)} inputs failed")
 
@@ -373,53 +356,52 @@ def _record_source(record: VideoRecord) -> Source:
     )
 
 
-def _predict_with_bar(predict: Callable[..., Prediction], source: Source) -> Prediction:
-    """Predicts a source; shows frames per second, remaining time and number of objects on the terminal."""
+def _predict_all(predict: Predict, sources: list[Source], batch: bool) -> int:
+    """Predicts all sources and reports each when it ends.
+
+    Args:
+        predict: writes the results of one source.
+        sources: the sources.
+        batch: process several sources at a time, and continue after failures.
+
+    Returns:
+        Number of failed sources.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+    from .batch import CONCURRENCY, predict_batch
     from .output import progress_bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[objects]} objects"),
-    )
-    with progress_bar(*columns) as bar:
-        task = bar.add_task(source.name, total=source.length, objects=0, rate="")
-
-        def advance(done: int, total: int | None, objects: int) -> None:
-            speed = bar.tasks[0].speed  # None until two frames are done
-            rate = f"{speed:.1f} frames/s" if speed else ""
-            bar.update(task, completed=done, total=total, objects=objects, rate=rate)
-
-        return predict(source, progress=advance)
-
-
-def _predict_batch(predict: Callable[..., Prediction], sources: list[Source]) -> int:
-    """Predicts several sources at a time and reports each when it ends; returns the number of failures."""
-    from rich.progress import TextColumn
-
-    from .batch import predict_batch
-    from .output import progress_bar
-
-    columns = (TextColumn("{task.completed:.0f} frames"), TextColumn("{task.fields[done]} videos done"))
+    fields = ("description", "fields[rate]", "fields[objects]")
+    name, rate, live = (TextColumn(f"{{task.{field}}}") for field in fields)
     start, frames, failed = time.perf_counter(), 0, 0
-    with progress_bar(*columns) as bar:
-        task = bar.add_task("", total=None, done=0)
+    with progress_bar(name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), live) as bar:
+        tasks = {
+            source.name: bar.add_task(source.name, total=source.length, visible=False, rate="", objects="")
+            for source in sources
+        }
+
+        def advance(source: Source, done: int, objects: int) -> None:
+            speed = bar.tasks[tasks[source.name]].speed  # None until two frames are done
+            rate = f"{speed:.1f} frames/s" if speed else ""
+            bar.update(
+                tasks[source.name], completed=done, visible=True, rate=rate, objects=f"{objects} objects"
+            )
+
         # An exception below must stop the running videos at once: garbage collection may come much later.
-        with closing(predict_batch(predict, sources, progress=lambda _: bar.advance(task))) as results:
-            for done, (source, result) in enumerate(results, start=1):
-                if isinstance(result, Exception):
+        with closing(predict_batch(predict, sources, CONCURRENCY if batch else 1, advance)) as results:
+            for source, result in results:
+                bar.update(tasks[source.name], visible=False)
+                if not isinstance(result, Exception):
+                    frames += result.frames
+                    _report(result)
+                elif batch:
                     failed += 1
                     typer.echo(f"l2g: {source.name}: {result}", err=True)
                 else:
-                    frames += result.frames
-                    _report(result)
-                bar.update(task, done=done)
-    typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
+                    raise result
+    if batch:
+        typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
     return failed
 
 

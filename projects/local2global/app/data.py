@@ -42,18 +42,14 @@ def make(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     preset: Annotated[str, typer.Option(help="Preset of the generated videos, e.g. demo or hard.")] = "demo",
     videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 8,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Frames per video; default: the preset's.")
-    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Frames per video.")] = None,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="HEIGHT WIDTH", help="Frame size; default: the preset's."),
+        typer.Option(metavar="HEIGHT WIDTH", help="Size of the frames."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the videos.")] = 0,
     layout: Annotated[Layout, typer.Option("--format", help="Dataset layout on disk.")] = Layout.ytvis,
-    images: Annotated[
-        ImageFormat, typer.Option(help="Format of the frames; png is lossless.")
-    ] = ImageFormat.jpg,
+    images: Annotated[ImageFormat, typer.Option(help="Format of the frames.")] = ImageFormat.jpg,
 ) -> None:
     """Write generated videos and their masks as a YouTube-VIS or VIPSeg dataset."""
     from ..data.generated.shapes import load_shapes
@@ -68,12 +64,8 @@ def make(
 @data_app.command()
 def check(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Dataset folder, annotation file, or videos.")],
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of the frames; default: searched near the annotations.")
-    ] = None,
-    maps: Annotated[
-        Path | None, typer.Option(help="Folder of VIPSeg's panoptic PNGs; default: searched likewise.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the frames; default: searched.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder of panoptic PNGs; default: searched.")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Output folder for pictures of some clips.")] = None,
     clips: Annotated[int, typer.Option(min=1, help="Number of clips to draw per annotation file.")] = 4,
     limit: Annotated[int, typer.Option(min=0, help="Lines per kind of problem; 0 for all.")] = 50,
@@ -114,9 +106,7 @@ Link = Annotated[bool, typer.Option("--link", help="Link frames instead of copyi
 def coco(
     annotations: Annotated[Path, typer.Argument(metavar="INSTANCES.json")],
     out: Annotated[Path, typer.Argument(metavar="OUT.json", help="E.g. coco2ytvis2021_train.json.")],
-    classes: Annotated[
-        str, typer.Option(help="Class list: ytvis2019, ytvis2021 (2022 too) or ovis.")
-    ] = "ytvis2021",
+    classes: Annotated[str, typer.Option(help="ytvis2019, ytvis2021 (2022 too) or ovis.")] = "ytvis2021",
 ) -> None:
     """Select COCO annotations of the classes of a video dataset; images are not copied."""
     from ..data.convert import convert_coco
@@ -126,9 +116,7 @@ def coco(
 
 @convert_app.command()
 def vipseg(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder that contains imgs/ and panomasks/.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Contains imgs/ and panomasks/.")],
     out: Out,
     height: Annotated[int, typer.Option(min=16, help="Height of the resized frames.")] = 720,
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
@@ -154,9 +142,7 @@ def mots(
 
 @convert_app.command()
 def labelme(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folders of frames, each with its labelme JSON.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folders of frames with JSON files.")],
     out: Out,
     link: Link = False,
 ) -> None:
@@ -168,9 +154,7 @@ def labelme(
 
 @convert_app.command()
 def davis(
-    source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder that contains JPEGImages/ and Annotations/.")
-    ],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Has JPEGImages/ and Annotations/.")],
     out: Out,
     link: Link = False,
 ) -> None:
@@ -192,9 +176,7 @@ def _report(converted: Converted) -> None:
 
 @data_app.command()
 def view(
-    target: Annotated[
-        str, typer.Argument(metavar="CONFIG|PATH", help="A config file, or a dataset on disk.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="CONFIG|PATH", help="A config, or a dataset on disk.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the config.")
     ] = None,
@@ -203,9 +185,7 @@ def view(
     ] = Path("output/view.png"),
     clips: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 6,
     iteration: Annotated[int, typer.Option(min=0, help="First training iteration to draw.")] = 0,
-    cell: Annotated[
-        int, typer.Option(min=0, help="Maximal length of a frame's longer edge; 0 keeps the size.")
-    ] = 480,
+    cell: Annotated[int, typer.Option(min=0, help="Maximal longer edge of a frame; 0: no limit.")] = 480,
     images: Annotated[Path | None, typer.Option(help="Folder of a dataset's frames.")] = None,
     length: Annotated[int, typer.Option(min=1, help="Frames per clip of a dataset.")] = 4,
     plain: Annotated[bool, typer.Option("--plain", help="Draw a dataset without augmentation.")] = False,

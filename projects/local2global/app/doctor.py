@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -15,10 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-PACKAGES = (
-    "torch", "omegaconf", "hydra-core", "fvcore", "transformers", "scipy", "pycocotools", "av", "pillow", "rich",
-    "typer", "tensorboard", "safetensors",
-)  # fmt: skip
 PLUGINS = ("detectron2", "detrex")
 _MIN_DISK = 5 * 2**30  # bytes: checkpoints and logs of one run
 _DURATION = 1.0  # seconds for which deformable attention is timed
@@ -73,7 +70,11 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    for name in PACKAGES:
+    requirements = importlib.metadata.requires("local2global") or ()
+    for requirement in requirements:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if "extra ==" in requirement:
+            continue
         try:
             yield Check(name, "ok", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
