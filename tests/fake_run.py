@@ -1,6 +1,6 @@
-"""A model, loader and evaluator that follow the trainer's contract and no more: y = w x + b, keyed numbers.
+"""A minimal model, loader and evaluator for tests of the engine: linear regression on keyed random numbers.
 
-As a script: train one config after another, as torchrun starts it; their arguments stand between --then.
+As a script, which torchrun can start: train several configs in sequence, their overrides separated by --then.
 """
 
 import itertools
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from fvcore.common.param_scheduler import MultiStepParamScheduler
@@ -25,7 +26,7 @@ WIDTH = 3
 
 @dataclass(frozen=True)
 class FakeClip:
-    """One sample: `len` frames would be a clip's, here 2."""
+    """One sample of two frames."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -37,7 +38,7 @@ class FakeClip:
 
 
 def sample(seed, iteration, index):
-    """The clip of global index `index`, whatever the process."""
+    """The clip of global index `index`, the same on every process."""
     key = (seed, iteration, index)
     x = torch.randn(WIDTH, generator=keyed_generator(*key))
     return FakeClip(x, x.sum()[None], video_id=100 + index, key=key)
@@ -45,7 +46,7 @@ def sample(seed, iteration, index):
 
 @dataclass
 class Loader:
-    """An endless loader of this process's share of `batch` clips, with `seek`."""
+    """An endless loader with `seek`; yields this process's part of `batch` clips."""
 
     batch: int
     seed: int
@@ -55,9 +56,9 @@ class Loader:
         self.start = iteration * accumulate
 
     def __iter__(self):
-        share = self.batch // world_size()
+        count = self.batch // world_size()
         for iteration in itertools.count(self.start):
-            yield [sample(self.seed, iteration, rank() * share + index) for index in range(share)]
+            yield [sample(self.seed, iteration, rank() * count + index) for index in range(count)]
 
 
 class Finite(Loader):
@@ -68,7 +69,7 @@ class Finite(Loader):
 
 
 class Model(nn.Module):
-    """Two losses, one with noise of the global generator, so that a resume must restore it."""
+    """Two losses, and optional noise from the global generator, whose state a resume must restore."""
 
     def __init__(self, noise=0.0, events=None):
         super().__init__()
@@ -94,7 +95,7 @@ class Model(nn.Module):
 
 
 class Renamed(Model):
-    """A model whose parameters have other names on disk, as our ResNet's do."""
+    """A model whose state dict has other names than its parameters."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -105,7 +106,7 @@ class Renamed(Model):
 
 
 class Evaluator:
-    """Mean absolute error, as a contract-abiding evaluator gives it, and a score that is not defined."""
+    """Mean absolute error, and a score that is undefined."""
 
     def reset(self):
         self.errors = []
@@ -120,6 +121,46 @@ class Evaluator:
         )
 
 
+class WritingEvaluator(Evaluator):
+    """An evaluator that writes its scores to `output_dir`."""
+
+    def __init__(self, output_dir):
+        self.output_dir = Path(output_dir)
+
+    def evaluate(self):
+        scores = super().evaluate()
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        (self.output_dir / "results.json").write_text(json.dumps(scores["line"]))
+        return scores
+
+
+class Dataset:
+    """Test videos; counts how often it was built."""
+
+    built = 0
+
+    def __init__(self, videos):
+        type(self).built += 1
+        self.videos = [[sample(9, 0, index)] for index in range(videos)]
+
+
+class LoaderOf:
+    """A loader of a dataset's videos."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return iter(self.dataset.videos)
+
+
+class EvaluatorOf(Evaluator):
+    """An evaluator with a truth."""
+
+    def __init__(self, truth):
+        assert len(truth.videos) == 2
+
+
 def test_videos():
     return [[sample(9, 0, index)] for index in range(2)]
 
@@ -129,7 +170,7 @@ def parameters(model):
 
 
 def config(folder, *overrides):
-    """The run's config, with dotlist overrides."""
+    """The config of a run, with dotlist overrides."""
     train_keys = {"output_dir": str(folder), "device": "cpu", "max_iter": 10, "seed": 3, "log_period": 1}
     train_keys |= {"checkpointer": {"period": 4, "max_to_keep": 100}, "eval_period": 0}
     schedule = {"values": [1.0, 0.1], "milestones": [6], "num_updates": 10}
@@ -162,7 +203,7 @@ def config(folder, *overrides):
 
 
 def curve(folder):
-    """The logged losses by iteration, without what depends on the clock."""
+    """The logged losses by iteration, without times."""
     entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     clocks = ("time", "data_time", "eta_seconds")
     return [{k: v for k, v in e.items() if k not in clocks} for e in entries if "total_loss" in e]

@@ -14,7 +14,7 @@ import torch
 
 from local2global.app.tables import read_rows
 from local2global.config.find import find_config_file
-from local2global.engine.run import DEFAULTS
+from local2global.engine.settings import DEFAULTS
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, resolve
 from local2global.structures import Clip, ClipTargets

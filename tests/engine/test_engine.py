@@ -1,4 +1,4 @@
-"""The engine on a line with noise: schedule, accumulation, precision, averages, guards, resume, processes."""
+"""The engine on a linear regression: schedule, accumulation, precision, EMA, checks, resume, processes."""
 
 import io
 import json
@@ -25,10 +25,12 @@ torch.set_num_threads(1)
 
 
 def run(folder, *overrides, resume=False):
-    """Train quietly; what was said, the scores."""
-    said = io.StringIO()
-    scores = train(fake_run.config(folder, *overrides), resume=resume, progress=Console(file=said, width=200))
-    return said.getvalue(), scores
+    """Train; return the console output and the scores."""
+    output = io.StringIO()
+    scores = train(
+        fake_run.config(folder, *overrides), resume=resume, progress=Console(file=output, width=200)
+    )
+    return output.getvalue(), scores
 
 
 def weights(folder, name="model_final.pth", key="model"):
@@ -53,12 +55,14 @@ def test_total_loss_is_the_sum_of_every_entry(tmp_path):
         assert entry["total_loss"] == pytest.approx(parts, abs=1e-6)
 
 
-def test_the_line_is_learned_and_scored(tmp_path):
-    said, scores = run(tmp_path, "train.max_iter=200", "train.log_period=50", "train.checkpointer.period=500")
+def test_the_model_converges_and_is_scored(tmp_path):
+    output, scores = run(
+        tmp_path, "train.max_iter=200", "train.log_period=50", "train.checkpointer.period=500"
+    )
     assert scores["line"]["error"] < 0.2
     assert scores["speed"]["frames_per_second"] > 0
-    assert "iteration 50/200" in said
-    assert "error" in said
+    assert "iteration 50/200" in output
+    assert "error" in output
     entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in entries] == [49, 99, 149, 199, 199]
     assert entries[-1]["line/error"] == pytest.approx(scores["line"]["error"])
@@ -70,8 +74,8 @@ def test_evaluation_runs_each_period_and_once_at_the_end(tmp_path):
     assert [entry["iteration"] for entry in entries if "line/error" in entry] == [4, 9]
 
 
-def test_two_accumulated_batches_are_one_batch_twice_as_big(tmp_path):
-    """The loader's batches 0 and 1 of two clips, against one batch of the same four."""
+def test_two_accumulated_batches_equal_one_batch_of_twice_the_size(tmp_path):
+    """Batches 0 and 1 of two clips each against one batch of the same four clips."""
     run(tmp_path / "parts", "train.max_iter=1", "train.accumulate=2", "dataloader.train.batch=2")
     torch.manual_seed(3)
     start = fake_run.Model()
@@ -83,7 +87,7 @@ def test_two_accumulated_batches_are_one_batch_twice_as_big(tmp_path):
         torch.testing.assert_close(weights(tmp_path / "parts")[name], value)
 
 
-def test_the_gradient_of_the_full_model_is_clipped(tmp_path):
+def test_the_gradient_norm_of_the_whole_model_is_clipped(tmp_path):
     plain = ("train.max_iter=1", "optimizer._target_=torch.optim.SGD", "optimizer.lr=1.0")
     cfg = fake_run.config(tmp_path, *plain, "train.clip_grad.enabled=True")
     del cfg.optimizer.betas
@@ -96,7 +100,7 @@ def test_the_gradient_of_the_full_model_is_clipped(tmp_path):
     assert fake_run.curve(tmp_path)[0]["grad_norm"] > 0.01
 
 
-def test_average_of_weights_is_the_geometric_mean_of_the_run(tmp_path):
+def test_the_weight_average_is_exponential(tmp_path):
     every = ("train.checkpointer.period=1", "train.max_iter=2")
     _, scores = run(tmp_path, *every, "train.model_ema.enabled=True", "train.model_ema.decay=0.75")
     torch.manual_seed(3)
@@ -108,7 +112,7 @@ def test_average_of_weights_is_the_geometric_mean_of_the_run(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_learns_too(tmp_path, dtype):
+def test_half_precision_trains(tmp_path, dtype):
     lean = ("train.max_iter=30", "train.amp.enabled=True", "train.checkpointer.period=100")
     run(
         tmp_path,
@@ -128,7 +132,7 @@ def test_half_precision_learns_too(tmp_path, dtype):
 NOISY = ("model.noise=0.1", "train.model_ema.enabled=True", "train.eval_period=3", "train.accumulate=2")
 
 
-def test_resumed_after_kill_9_is_bit_for_bit_the_uninterrupted_run(tmp_path):
+def test_a_run_resumed_after_sigkill_equals_the_uninterrupted_run_bit_for_bit(tmp_path):
     run(tmp_path / "whole", *NOISY)
     broken = tmp_path / "broken"
     script = [sys.executable, str(HERE / "fake_run.py"), str(broken), *NOISY, "model.events.14=SIGKILL"]
@@ -144,8 +148,8 @@ def test_resumed_after_kill_9_is_bit_for_bit_the_uninterrupted_run(tmp_path):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_curriculum_of_accumulated_batches_turns_and_resumes_at_the_same_iteration(tmp_path):
-    """Batches of two, from iteration 5 on of six; two of them are a step.  Stopped in iteration 3, before the turn."""
+def test_a_curriculum_with_accumulation_switches_loaders_and_resumes_at_the_same_iteration(tmp_path):
+    """Batches of two, from iteration 5 on of six, two per step.  Interrupted in iteration 3, before the switch."""
     loaders = [{"_target_": "fake_run.Loader", "batch": batch, "seed": 3} for batch in (2, 6)]
     curriculum = {"_target_": "local2global.data.loader.Curriculum", "loaders": loaders, "starts": [0, 5]}
 
@@ -161,11 +165,11 @@ def test_a_curriculum_of_accumulated_batches_turns_and_resumes_at_the_same_itera
     assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000003.pth"
     assert trained(tmp_path / "parts", resume=True) == whole
     loaders[1]["batch"] = 2
-    same = [one == other for one, other in zip(whole, trained(tmp_path / "never"), strict=True)]
-    assert same == [True] * 5 + [False] * 5
+    constant = trained(tmp_path / "constant")
+    assert [a == b for a, b in zip(whole, constant, strict=True)] == [True] * 5 + [False] * 5
 
 
-def test_resume_keeps_the_seed_that_was_picked(tmp_path):
+def test_resume_keeps_a_drawn_seed(tmp_path):
     run(tmp_path, "train.seed=-1", "train.max_iter=4")
     seed = json.loads((tmp_path / "versions.json").read_text())["seed"]
     assert seed >= 0
@@ -175,13 +179,13 @@ def test_resume_keeps_the_seed_that_was_picked(tmp_path):
 
 def test_resume_of_a_finished_run_only_evaluates(tmp_path):
     _, scores = run(tmp_path)
-    said, again = run(tmp_path, resume=True)
-    assert "nothing left to train" in said
+    output, again = run(tmp_path, resume=True)
+    assert "nothing left to train" in output
     assert again["line"] == scores["line"]
     assert len(fake_run.curve(tmp_path)) == 10
 
 
-def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
+def test_sigint_finishes_the_step_and_saves_a_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "model.events.5=SIGINT")
     assert (tmp_path / "last_checkpoint").read_text() in ("model_0000005.pth", "model_0000006.pth")
@@ -189,7 +193,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
     assert [entry["iteration"] for entry in fake_run.curve(tmp_path)] == list(range(10))
 
 
-def test_a_loss_that_is_not_finite_is_named_and_nothing_is_saved(tmp_path):
+def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"iteration 5: loss_size is nan, .*video 100 \(key 3/5/0\)") as error:
         run(tmp_path, "model.events.5=nan")
     assert "\n" not in str(error.value)
@@ -203,27 +207,31 @@ def test_a_loss_that_is_not_finite_is_named_and_nothing_is_saved(tmp_path):
         ("train.max_itr=3", "no key 'train.max_itr'. Did you mean 'train.max_iter'"),
         ("train.amp.enable=True", "no key 'train.amp.enable'. Did you mean 'train.amp.enabled'"),
         ("train.log_period=0", "train.log_period=0: expected a positive whole number"),
+        ("train.amp.enabled='no'", "train.amp.enabled=no: expected true or false"),
+        ("train.model_ema.decay=high", "train.model_ema.decay=high: expected a number"),
+        ("train.output_dir=3", "train.output_dir=3: expected text"),
+        ("train.ddp=3", "train.ddp=3: expected keys broadcast_buffers"),
         ("train.amp.dtype=int8", "train.amp.dtype=int8: expected one of float16"),
         ("train.device=toaster", "train.device=toaster"),
         ("train.seed=abc", "train.seed=abc: expected a whole number"),
         ("train.eval_period=often", "train.eval_period=often: expected a whole number, 0 or more"),
         ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
-        ("optimizer.lr=fast", "the config does not fit together: optimizer: "),
-        ("model.nois=1", "the config does not fit together: model: "),
+        ("optimizer.lr=fast", "invalid config: optimizer: "),
+        ("model.nois=1", "invalid config: model: "),
         ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
         ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be made (Not a directory)"),
         ("model=null", "the config has no 'model'"),
         ("dataloader.train=null", "the config has no 'dataloader.train'"),
     ],
 )
-def test_a_setting_that_cannot_be_honoured_is_refused(tmp_path, override, message):
+def test_invalid_settings_are_refused_before_any_file_is_written(tmp_path, override, message):
     with pytest.raises(UserError) as error:
         run(tmp_path / "run", override)
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_wandb_without_wandb_is_refused_with_the_line_that_installs_it(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_reported_with_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         run(tmp_path, "train.wandb.enabled=True")
@@ -241,27 +249,27 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_an_earlier_runs_higher_numbers_do_not_push_out_the_new_checkpoints(tmp_path):
+def test_higher_iteration_numbers_of_an_earlier_run_do_not_displace_new_checkpoints(tmp_path):
     (tmp_path / "model_0099999.pth").touch()
     os.utime(tmp_path / "model_0099999.pth", (1, 1))
     run(tmp_path, "train.checkpointer.period=5", "train.checkpointer.max_to_keep=1")
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_0000009.pth", "model_final.pth"]
 
 
-def test_training_starts_from_weights_as_far_as_they_fit_and_says_what_did_not(tmp_path):
+def test_initial_weights_are_loaded_where_they_fit_and_reported(tmp_path):
     state = {"layer.weight": torch.full((1, 3), 5.0), "head.bias": torch.zeros(2)}
     torch.save(state, tmp_path / "start.pth")
     start = ("train.max_iter=1", f"train.init_checkpoint={tmp_path / 'start.pth'}")
     with pytest.raises(UserError, match=r"only some of layer fits \(layer\.bias\).*train\.init_partial=true"):
         run(tmp_path / "run", *start)
-    said, _ = run(tmp_path / "run", *start, "train.init_partial=true")
+    output, _ = run(tmp_path / "run", *start, "train.init_partial=true")
     assert weights(tmp_path / "run")["layer.weight"].min() > 4.9
     report = (tmp_path / "run" / "load_report.txt").read_text()
-    assert report.strip() in said
+    assert report.strip() in output
     assert "head: 1 unexpected" in report
 
 
-def test_the_run_leaves_its_config_versions_and_curves_and_not_the_callers_config_changed(tmp_path):
+def test_a_run_writes_config_versions_and_curves_and_leaves_the_given_config_unchanged(tmp_path):
     cfg = fake_run.config(tmp_path)
     before = cfg.copy()
     train(cfg, progress=Console(quiet=True))
@@ -273,6 +281,32 @@ def test_the_run_leaves_its_config_versions_and_curves_and_not_the_callers_confi
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
+def test_raw_and_averaged_weights_keep_separate_results(tmp_path):
+    """Both evaluations of a run with EMA write results.json, each into its own folder."""
+    evaluator = ("dataloader.evaluator._target_=fake_run.WritingEvaluator",)
+    results = f"dataloader.evaluator.output_dir={tmp_path / 'inference'}"
+    ema = ("train.model_ema.enabled=True", "train.model_ema.decay=0.5")
+    _, scores = run(tmp_path, *evaluator, results, *ema)
+    for folder, task in (("inference", "line"), ("inference/ema", "ema_line")):
+        written = json.loads((tmp_path / folder / "results.json").read_text())
+        assert written["error"] == scores[task]["error"]
+
+
+def test_a_dataset_that_the_truth_describes_again_is_built_once(tmp_path):
+    """As an interpolation, and as the copy that a saved config.yaml holds."""
+    for truth in ("${..test.dataset}", {"_target_": "fake_run.Dataset", "videos": 2}):
+        cfg = fake_run.config(tmp_path, "train.max_iter=1")
+        cfg.dataloader.test = {
+            "_target_": "fake_run.LoaderOf",
+            "dataset": {"_target_": "fake_run.Dataset", "videos": 2},
+        }
+        cfg.dataloader.evaluator = {"_target_": "fake_run.EvaluatorOf", "truth": truth}
+        fake_run.Dataset.built = 0
+        scores = evaluate(cfg, fake_run.Model(), progress=Console(quiet=True))
+        assert fake_run.Dataset.built == 1
+        assert set(scores) == {"line", "speed"}
+
+
 def test_evaluate_restores_every_modules_mode(tmp_path):
     model = fake_run.Model().train()
     model.layer.eval()
@@ -282,7 +316,7 @@ def test_evaluate_restores_every_modules_mode(tmp_path):
     assert not model.layer.training
 
 
-def test_evaluate_alone_takes_the_averaged_weights_if_the_config_says_so(tmp_path):
+def test_evaluate_uses_the_averaged_weights_if_the_config_says_so(tmp_path):
     _, scores = run(tmp_path, "train.model_ema.enabled=True", "train.model_ema.decay=0.5")
     final = (f"train.init_checkpoint={tmp_path / 'model_final.pth'}",)
     ema = ("train.model_ema.enabled=True", "train.model_ema.use_ema_weights_for_eval_only=True")
@@ -291,7 +325,7 @@ def test_evaluate_alone_takes_the_averaged_weights_if_the_config_says_so(tmp_pat
     assert evaluate(fake_run.config(tmp_path, *final, *ema), progress=quiet)["line"] == scores["ema_line"]
 
 
-def test_averaged_weights_carry_the_names_that_weights_have_on_disk(tmp_path):
+def test_averaged_weights_have_the_names_of_the_state_dict(tmp_path):
     ema = ("train.model_ema.enabled=True", "train.model_ema.decay=0.5", "model._target_=fake_run.Renamed")
     _, scores = run(tmp_path, *ema)
     assert set(weights(tmp_path, key="ema_state")) == {"w", "layer.bias", "scale"}
@@ -303,7 +337,7 @@ def test_averaged_weights_carry_the_names_that_weights_have_on_disk(tmp_path):
     assert alone["line"] == scores["ema_line"]
 
 
-def test_an_earlier_run_keeps_its_place_when_a_new_one_in_its_folder_is_refused(tmp_path):
+def test_a_refused_run_leaves_an_earlier_run_in_its_folder_unchanged(tmp_path):
     run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="no such checkpoint"):
@@ -315,17 +349,17 @@ def test_an_earlier_run_keeps_its_place_when_a_new_one_in_its_folder_is_refused(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_damaged_last_checkpoint_is_refused_with_the_one_before(tmp_path):
+def test_a_damaged_last_checkpoint_is_refused_with_the_name_of_the_previous_one(tmp_path):
     run(tmp_path)
     final = tmp_path / "model_final.pth"
     final.write_bytes(final.read_bytes()[:500])
-    with pytest.raises(UserError, match=r"model_final\.pth: damaged, .*\. To go on from model_0000007\.pth"):
+    with pytest.raises(UserError, match=r"model_final\.pth: damaged, .*\. To resume from model_0000007\.pth"):
         run(tmp_path, resume=True)
     (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
     assert "at iteration 8" in run(tmp_path, resume=True)[0]
 
 
-def test_a_resume_with_another_model_is_refused_and_changes_nothing(tmp_path):
+def test_resuming_another_model_is_refused_and_changes_no_file(tmp_path):
     run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"model_final\.pth: weights of another model"):
@@ -333,7 +367,7 @@ def test_a_resume_with_another_model_is_refused_and_changes_nothing(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_what_a_model_refuses_names_the_iteration_and_the_clips(tmp_path):
+def test_an_error_of_the_model_names_the_iteration_and_the_clips(tmp_path):
     with pytest.raises(UserError, match=r"^iteration 5: the pred.*, in clips of video 100 \(key 3/5/0\)"):
         run(tmp_path, "model.events.5=refuse")
 
@@ -343,8 +377,8 @@ def test_a_finite_loader_is_refused(tmp_path):
         run(tmp_path, "dataloader.train._target_=fake_run.Finite")
 
 
-def test_two_processes_are_one_with_the_same_global_batch_and_stop_together(tmp_path):
-    """A clean run of two processes, then one in which only the first meets a loss that is not finite."""
+def test_two_processes_equal_one_with_the_same_global_batch_and_stop_together(tmp_path):
+    """A run of two processes, then a run in which only the first process has a non-finite loss."""
     lean = ("train.max_iter=5", "train.clip_grad.enabled=True")
     run(tmp_path / "one", *lean)
     clean, bad = [str(tmp_path / "two"), *lean], [str(tmp_path / "bad"), "model.events.2=nan"]

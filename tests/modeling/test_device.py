@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from local2global.engine.run import train_settings
+from local2global.engine.settings import train_settings
 from local2global.engine.trainer import Trainer
 from local2global.lazy import instantiate, load_config
 from local2global.modeling import criterion

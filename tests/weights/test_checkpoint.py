@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, plain, and honest about what fits."""
+"""Checkpoints: atomic writes, plain content, and reports of what was loaded."""
 
 import pickle
 
@@ -16,7 +16,7 @@ def model():
     return nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
 
-def test_what_is_saved_is_read(tmp_path):
+def test_a_saved_checkpoint_is_loaded_unchanged(tmp_path):
     content = {"model": model().state_dict(), "iteration": 7, "nested": [{"a": (1.5, None, True)}, "word"]}
     save_checkpoint(tmp_path / "new" / "a.pth", content)
     read = load_checkpoint(tmp_path / "new" / "a.pth")
@@ -24,7 +24,7 @@ def test_what_is_saved_is_read(tmp_path):
     assert torch.equal(read["model"]["0.weight"], content["model"]["0.weight"])
 
 
-def test_a_crash_in_the_middle_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "a.pth"
     save_checkpoint(path, {"iteration": 1})
 
@@ -47,13 +47,13 @@ def test_only_tensors_and_plain_values_are_saved(tmp_path, value):
 
 
 class Evil:
-    """A pickle that would run code."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __reduce__(self):
         return (print, ("run",))
 
 
-def test_bad_files_are_one_clear_line(tmp_path, capsys):
+def test_unreadable_files_are_reported_in_one_line(tmp_path, capsys):
     good = tmp_path / "good.pth"
     save_checkpoint(good, {"x": torch.zeros(1000)})
     (tmp_path / "cut.pth").write_bytes(good.read_bytes()[:-200])
@@ -80,21 +80,21 @@ def test_bad_files_are_one_clear_line(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_safetensors_are_read(tmp_path):
+def test_safetensors_files_are_loaded(tmp_path):
     save_file(model().state_dict(), tmp_path / "a.safetensors")
     assert load_weights(model(), load_checkpoint(tmp_path / "a.safetensors")).missing == ()
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "iteration": 3, "trainer": {}}])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_is_loaded_bare_or_from_a_trainers_checkpoint(wrap, prefix):
+def test_a_state_dict_is_loaded_by_itself_or_from_a_trainers_checkpoint(wrap, prefix):
     source, target = model(), model()
     report = load_weights(target, wrap({prefix + name: value for name, value in source.state_dict().items()}))
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
     assert report.summary() == ["0: 2 loaded", "1: 2 loaded"]
 
 
-def test_another_models_weights_are_refused_and_nothing_is_changed():
+def test_weights_of_another_model_are_refused_and_the_model_is_unchanged():
     target = model()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "head.x": torch.zeros(1)}
@@ -109,7 +109,7 @@ def test_another_models_weights_are_refused_and_nothing_is_changed():
         load_weights(target, {"iteration": 3})
 
 
-def test_the_report_counts_by_module_and_names_shapes():
+def test_the_report_counts_tensors_by_module_and_lists_mismatched_shapes():
     state = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(5), "head.x": torch.zeros(1)}
     report = load_weights(model(), state, strict=False, partial=True)
     assert report.loaded == ("0.weight",)
@@ -122,7 +122,7 @@ def test_the_report_counts_by_module_and_names_shapes():
     ]
 
 
-def test_the_config_lies_beside_the_weights(tmp_path):
+def test_the_config_is_found_beside_the_weights(tmp_path):
     with pytest.raises(UserError, match=r"no config\.yaml beside it"):
         find_config(tmp_path / "model_final.pth")
     (tmp_path / "config.yaml").touch()

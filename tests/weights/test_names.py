@@ -1,4 +1,4 @@
-"""Other projects' names: every tensor of theirs has a place, and the way there and back changes nothing."""
+"""Parameter names of other projects: every tensor is translated, and the round trip is exact."""
 
 import re
 
@@ -8,15 +8,14 @@ from torch import nn
 
 from local2global.errors import UserError
 from local2global.modeling.backbone import ResNet
-from local2global.weights import class_heads as coco
-from local2global.weights.checkpoint import load_weights, read_state, remap_classes, to_detrex
+from local2global.weights.checkpoint import load_weights, read_state, to_detrex
 from local2global.weights.names import HF_RESNET, MASKDINO, PROJECTS, recognise, rename, to_ours, to_theirs
 
 SMALL = {"depths": (2, 1, 1, 1), "hidden_sizes": (16, 24, 32, 40), "embedding_size": 8}
 
 
 def listed(shared, name):
-    """Names and shapes of a collapsed list, one of each kind."""
+    """Zero tensors with the names and shapes of a parameter list whose layer numbers are collapsed to *."""
     path = shared / "facts" / f"{name}.txt"
     if not path.is_file():
         pytest.skip(f"no list of parameters at {path}")
@@ -28,27 +27,27 @@ def listed(shared, name):
 
 
 @pytest.mark.parametrize("name", ["detrex_maskdino_r50_c80", "official_maskdino_r50_hid2048_c80"])
-def test_every_tensor_of_a_maskdino_has_a_place(shared, name):
+def test_every_tensor_of_maskdino_is_translated(shared, name):
     state = read_state(listed(shared, f"{name}_collapsed"))
     assert state.project is MASKDINO
     assert state.unknown == ()
     assert [key for key, _ in state.dropped] == ["criterion.empty_weight"]
 
 
-def test_of_a_mask2former_what_maps_maps_and_the_rest_is_named(shared):
+def test_mask2former_is_translated_in_part_and_the_rest_is_reported(shared):
     state = read_state(listed(shared, "official_mask2former_r50_c80_collapsed"))
     assert state.project.name == "Mask2Former"
     assert {"segmenter.encoder.input_proj.2.0.weight", "segmenter.mask_embed.layers.0.bias"} <= set(
         state.tensors
     )
-    assert state.tensors["segmenter.encoder.input_proj.0.0.weight"].shape[1] == 512  # ours begins with res3
-    # query_feat, query_embed are dropped with a reason; classes and masked attention have no place
+    assert state.tensors["segmenter.encoder.input_proj.0.0.weight"].shape[1] == 512  # level 0 is res3 here
+    # query_feat and query_embed are dropped with a reason; class heads and masked attention have no counterpart
     parts = {key.split(".")[2] for key in state.unknown}
     assert parts == {"class_embed", "level_embed", "transformer_cross_attention_layers"}
     assert sum("queries" in why for _, why in state.dropped) == 2
 
 
-def test_there_and_back_is_bit_equal(tiny):
+def test_the_round_trip_to_detrex_is_bit_equal(tiny):
     model = tiny()
     ours = {k: v for k, v in model.state_dict().items() if not k.startswith("segmenter.backbone.")}
     theirs = to_detrex(ours)
@@ -58,13 +57,13 @@ def test_there_and_back_is_bit_equal(tiny):
     assert set(back.tensors) == {key for key in ours if key.startswith("segmenter.")}
     assert all(torch.equal(value, ours[key]) for key, value in back.tensors.items())
     boxes = [key for key in theirs.state if "bbox_embed" in key]
-    assert len(boxes) == 2 * 6  # one head, stored for each of two layers
+    assert len(boxes) == 2 * 6  # one head, stored once per layer
 
 
-def test_a_shared_head_that_is_not_shared_is_refused():
+def test_unequal_copies_of_a_shared_head_are_refused():
     state = {"bbox_embed.0.layers.0.bias": torch.zeros(2), "bbox_embed.1.layers.0.bias": torch.ones(2)}
     rows = [("bbox_embed.**", "bbox_embed.#.**")]
-    with pytest.raises(UserError, match=r"bbox_embed\.1\.layers\.0\.bias is not what it shares"):
+    with pytest.raises(UserError, match=r"bbox_embed\.1\.layers\.0\.bias differs from the tensor it shares"):
         to_ours(state, rows)
 
 
@@ -82,7 +81,7 @@ def rows_of(name):
         ("backbone", set()),
     ],
 )
-def test_a_resnet_by_any_name_is_the_same_resnet(name, extra):
+def test_a_resnet_is_loaded_from_every_project(name, extra):
     torch.manual_seed(1)
     source, target = (nn.ModuleDict({"backbone": ResNet(**SMALL)}) for _ in range(2))
     ours = {f"segmenter.{key}": value for key, value in source.state_dict().items()}
@@ -99,38 +98,7 @@ def test_a_resnet_by_any_name_is_the_same_resnet(name, extra):
     )
 
 
-def test_our_names_are_nobodys():
+def test_our_names_belong_to_no_other_project():
     assert recognise(["segmenter.backbone.stem.conv1.weight", "tracker.aligner.layers.0.norm.weight"]) is None
     with pytest.raises(KeyError):
         rename("embedder.unknown", HF_RESNET)
-
-
-YTVIS21 = [{"id": 1, "name": "airplane"}, {"id": 23, "name": "motorbike"}, {"id": 26, "name": "person"}]
-YTVIS21 += [{"id": 40, "name": "zebra"}, {"id": 15, "name": "fox"}, {"id": 31, "name": "snowboard"}]
-
-
-def test_class_rows_follow_the_coco_map():
-    """COCO's rows: airplane 4, motorcycle 3 (not bicycle 1), person 0, zebra 22, no fox, snowboard 31 (not skis 30)."""
-    assert coco.head_rows(YTVIS21) == [4, 3, 0, 22, None, 31]
-    ovis = [{"id": 1, "name": "Person"}, {"id": 3, "name": "Cat"}, {"id": 25, "name": "Vehical"}]
-    assert coco.head_rows(ovis) == [0, 15, 2]
-    assert coco.head_rows([{"id": 7, "name": "Dog"}, {"id": 8, "name": "square"}]) == [16, None]
-    assert (len(coco.THINGS), len(coco.STUFF)) == (80, 53)
-
-
-@pytest.mark.parametrize("rows", [80, 133])
-def test_new_classes_keep_their_new_rows(rows):
-    ours = {
-        "segmenter.class_embed.weight": torch.full((6, 2), -9.0),
-        "segmenter.class_embed.bias": torch.full((6,), -4.595),
-    }
-    theirs = {
-        "segmenter.class_embed.weight": torch.arange(rows * 2.0).view(rows, 2),
-        "segmenter.class_embed.bias": torch.arange(float(rows)),
-    }
-    state, notes = remap_classes(theirs, ours, YTVIS21)
-    assert state["segmenter.class_embed.bias"].tolist() == pytest.approx([4, 3, 0, 22, -4.595, 31])
-    assert state["segmenter.class_embed.weight"][:, 0].tolist() == [8, 6, 0, 44, -9, 62]
-    assert notes[0] == ("segmenter.class_embed.weight", "5 of 6 rows copied by the COCO map, the rest new")
-    same = [{"id": i, "name": name} for i, name in coco.THINGS.items()]
-    assert remap_classes(theirs, ours, same)[1] == () or rows == 133

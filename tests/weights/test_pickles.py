@@ -1,4 +1,4 @@
-"""Pickles of weights: arrays come out, nothing is run."""
+"""Pickled weights: arrays are read and no code runs."""
 
 import collections
 import io
@@ -29,8 +29,8 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_of_any_kind_and_protocol_are_read(tmp_path, protocol):
-    """As detectron2's model zoo has them: a dict under "model", and who made it."""
+def test_arrays_of_every_dtype_and_protocol_are_read(tmp_path, protocol):
+    """The layout of detectron2's model zoo: a dict under "model", and its author."""
     content = {
         "model": collections.OrderedDict(ARRAYS),
         "__author__": "somebody",
@@ -43,7 +43,7 @@ def test_arrays_of_any_kind_and_protocol_are_read(tmp_path, protocol):
         assert np.array_equal(read["model"][name].numpy(), value)
 
 
-def test_tensors_are_read_as_swins_converter_writes_them(tmp_path):
+def test_tensors_are_read_as_the_swin_converter_writes_them(tmp_path):
     whole = torch.arange(12.0).view(3, 4)
     content = {"model": {"x": whole, "part": whole[1:, ::2], "parameter": torch.nn.Parameter(torch.ones(2))}}
     read = load_checkpoint(written(tmp_path, content))["model"]
@@ -51,7 +51,7 @@ def test_tensors_are_read_as_swins_converter_writes_them(tmp_path):
 
 
 class Runs:
-    """A pickle that asks for a call."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -78,14 +78,14 @@ def hidden_in_a_storage():
     ],
     ids=["call", "eval", "object array", "in a storage", "module", "text"],
 )
-def test_what_is_more_than_arrays_is_refused_and_not_run(tmp_path, capsys, evil):
+def test_other_objects_are_refused_and_not_run(tmp_path, capsys, evil):
     with pytest.raises(UserError, match=r"weights\.pkl: damaged, or more than tensors") as error:
         load_checkpoint(written(tmp_path, {"model": {"x": evil}}))
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
 
 
-def test_a_cut_pickle_is_one_clear_line(tmp_path):
+def test_a_truncated_pickle_is_reported_in_one_line(tmp_path):
     path = written(tmp_path, {"model": ARRAYS})
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"weights\.pkl: damaged"):

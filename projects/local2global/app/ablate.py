@@ -237,7 +237,7 @@ def scores_of(run: Run) -> dict[str, float] | None:
     Raises:
         UserError: if the folder holds a run of another config.
     """
-    from ..engine.run import train_settings
+    from ..engine.settings import train_settings
     from .tables import read_metrics
 
     cfg = copy.deepcopy(run.cfg)

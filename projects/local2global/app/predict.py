@@ -30,7 +30,7 @@ from ..lazy import apply_overrides, instantiate, load_resolved
 from ..results.instances import Aggregate, VideoPostprocessor, one_behind
 from ..results.tracks import best_tracks, write_tracks
 from ..structures import FramePredictions, FrameResult
-from ..weights.checkpoint import find_config, load_checkpoint, load_weights, read_state
+from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
 from .draw import draw
 from .video import Source, VideoWriter, open_source
@@ -106,7 +106,7 @@ class L2G:
         """
         place = choose_device(device)
         weights = find_weights(path)
-        content = load_checkpoint(weights)
+        content = evaluation_state(load_checkpoint(weights), None, str(weights))
         if weights.with_name("config.yaml").is_file() or read_state(content, str(weights)).project is None:
             # Only the model is loaded: the datasets of the run need not exist on this machine.
             config = load_resolved(find_config(weights), ("model",))

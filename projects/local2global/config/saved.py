@@ -17,6 +17,9 @@ from .targets import FLAGS, current_name, locate, nearest, target_name, within
 
 _UNSAVED = "_unsaved_"
 
+#: Largest number of nodes of a yaml file after expanding its aliases.
+MAX_NODES = 200_000
+
 # What a config.yaml from a stranger may build: the parts of a model and of its run, and classes of libraries.
 # Not all of torch: it can download code (`torch.hub.load`) and run a shell (`torch.utils.collect_env.run`).
 _OURS = tuple(
@@ -30,6 +33,43 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     unfinished = Path(f"{os.fspath(path)}.tmp")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The content of a yaml file: plain values only.
+
+    Raises:
+        UserError: if the file cannot be read, is not yaml, has unknown tags, or its aliases expand to more than
+            `MAX_NODES` nodes.
+    """
+    path = os.fspath(path)
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_nodes(node, {}) > MAX_NODES:
+            raise UserError(f"{path}: its yaml aliases expand to more than {MAX_NODES} nodes")
+        return loader.construct_document(node)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not yaml: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply") from error
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Number of nodes after expanding aliases; an alias of a node inside itself counts as infinitely many."""
+    if id(node) not in counts:
+        counts[id(node)] = MAX_NODES + 1  # while its children are being counted
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = list(node.value)
+        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
+    return counts[id(node)]
 
 
 def _plain(value: Any, key: str = "") -> Any:
@@ -79,12 +119,7 @@ def load_resolved(path: str | os.PathLike[str], only: Sequence[str] = ()) -> Dic
         UserError: the file cannot be read, or names a target that is not trusted.
     """
     path = os.fspath(path)
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not yaml: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(path)
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a config: a mapping is expected")
     content: dict[Any, Any] = {}

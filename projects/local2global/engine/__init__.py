@@ -1,1 +1,1 @@
-"""Training and evaluation: the loop, the trainer, the run folder, processes, EMA, optimiser groups, metrics."""
+"""Training and evaluation: loop, trainer, hooks, settings, run folder, processes, EMA, optimizer groups, metrics."""

@@ -1,4 +1,4 @@
-"""A moving average of a model's weights, kept beside the model and swapped in for an evaluation."""
+"""Exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from ..errors import UserError
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * weights, for all that is saved; integers are copied.
+    """average <- decay * average + (1 - decay) * weights, for every tensor of the state dict.
 
-    Names are those of the state dict, which a module may choose by itself: the average can be loaded as weights.
+    Integer tensors are copied.  The average has the state dict's names, so it can be loaded as weights.
 
     Args:
-        model: the model whose weights start the average.
+        model: provides the initial average.
         decay: in [0, 1).
-        device: where the average is kept; empty for the model's own.
+        device: where the average is stored; "" for the device of each tensor.
     """
 
     def __init__(self, model: nn.Module, decay: float, device: str = "") -> None:
         self.decay = decay
         self.average = {
-            name: value.to(device or value.device, copy=True) for name, value in _weights(model).items()
+            name: value.to(device or value.device, copy=True) for name, value in _tensors(model).items()
         }
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the weights after one step into the average."""
-        for name, value in _weights(model).items():
+        """Update the average with the weights after one optimizer step."""
+        for name, value in _tensors(model).items():
             mean = self.average[name]
             if mean.is_floating_point():
                 mean.lerp_(value.to(mean.device), 1 - self.decay)
@@ -40,20 +40,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, average: Mapping[str, Tensor]) -> None:
-        """Continue from a saved average.
+        """Replace the average by a saved one.
 
         Raises:
-            UserError: if it is of another model.
+            UserError: if names or shapes differ.
         """
         if {n: v.shape for n, v in average.items()} != {n: v.shape for n, v in self.average.items()}:
-            raise UserError("checkpoint: the weight average in it (ema_state) is of another model.")
+            raise UserError("checkpoint: its weight average (ema_state) belongs to another model.")
         for name, value in average.items():
             self.average[name].copy_(value)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averaged weights inside the `with`, its own again behind it."""
-        own = {name: value.clone() for name, value in _weights(model).items()}
+        """Give the model the averaged weights inside the `with`; restore its own weights on exit."""
+        own = {name: value.clone() for name, value in _tensors(model).items()}
         _assign(model, self.average)
         try:
             yield
@@ -61,11 +61,11 @@ class WeightAverage:
             _assign(model, own)
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    # the tensors of a state dict are the model's own, not copies
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the state dict, which share storage with the model."""
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _assign(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for name, value in _weights(model).items():
+    for name, value in _tensors(model).items():
         value.copy_(values[name])

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, tensorboard curves, a progress bar, and a table of scores."""
+"""Metrics of a run: metrics.jsonl, TensorBoard, wandb, a progress bar, and a table of scores."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..config.saved import write_text
 from ..errors import UserError
 
 Item = TypeVar("Item")
 
 
 def flatten(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """{"segm": {"AP": 1.0}} as {"segm/AP": 1.0}."""
+    """Nested scores as flat keys: {"segm": {"AP": 1.0}} becomes {"segm/AP": 1.0}."""
     flat: dict[str, float] = {}
     for name, value in scores.items():
         if isinstance(value, Mapping):
@@ -32,7 +33,7 @@ def flatten(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def print_table(scores: Mapping[str, Any], console: Console | None = None) -> None:
-    """An evaluation's scores, {task: {name: number}}, one row per task and name."""
+    """Print scores, {task: {name: number}}, one row per task and name; NaN is printed as "-"."""
     table = Table("task", "score", "value")
     table.columns[2].justify = "right"
     for name, value in flatten(scores).items():
@@ -41,32 +42,30 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
     (console or Console()).print(table)
 
 
-def cut_after(path: Path, iteration: int) -> None:
-    """Drop the lines of iterations behind `iteration`, which a resumed run repeats, and a broken one."""
+def truncate_after(path: Path, iteration: int) -> None:
+    """Delete the entries of metrics.jsonl after `iteration`, which a resumed run repeats, and incomplete lines."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
         if entry["iteration"] <= iteration:
-            kept.append(line + "\n")
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(kept))
-    partial.replace(path)
+            lines.append(line + "\n")
+    write_text(path, "".join(lines))
 
 
 class RunLog:
-    """The first process's log of a run; a context manager.
+    """Log of a run, written by the first process; a context manager.
 
     Args:
-        folder: where metrics.jsonl and the tensorboard events go.
-        last: the last iteration whose entries stay, -1 for a new run.
-        max_iter: the run's length.
-        console: where progress is drawn: a bar on a terminal, one line per entry elsewhere.
-        wandb: parameters of `wandb.init`, or None.
+        folder: output folder of metrics.jsonl and the TensorBoard events.
+        last: the last iteration whose entries are kept, -1 for a new run.
+        max_iter: length of the run.
+        console: shows a progress bar on a terminal, one line per entry elsewhere.
+        wandb: arguments of `wandb.init`, or None.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class RunLog:
 
         self.console, self.max_iter = console, max_iter
         path = folder / "metrics.jsonl"
-        cut_after(path, last)
+        truncate_after(path, last)
         self.file = path.open("a")
         self.board = SummaryWriter(str(folder), purge_step=last + 1)
         self.wandb = _wandb(wandb) if wandb is not None else None
@@ -106,7 +105,7 @@ class RunLog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the bar down while another one is drawn."""
+        """Hide the progress bar inside the `with`, where another one is shown."""
         self.bar.stop()
         try:
             yield
@@ -114,11 +113,11 @@ class RunLog:
             self.bar.start()
 
     def advance(self, iteration: int) -> None:
-        """Move the bar behind `iteration`."""
+        """Show `iteration` as finished in the progress bar."""
         self.bar.update(self.task, completed=iteration + 1)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write one entry to every place; a number that is not finite stands as null in metrics.jsonl."""
+        """Write one entry to all outputs; a number that is not finite is written as null to metrics.jsonl."""
         entry = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({"iteration": iteration, **entry}) + "\n")
         self.file.flush()
@@ -137,12 +136,14 @@ class RunLog:
 
 
 @contextmanager
-def counted(items: Iterable[Item], what: str, console: Console, quiet: bool) -> Iterator[Iterator[Item]]:
-    """Iterate under a progress bar that is drawn on a terminal, unless `quiet`."""
+def progress_bar(
+    items: Iterable[Item], description: str, console: Console, quiet: bool
+) -> Iterator[Iterator[Item]]:
+    """Iterate over `items` under a progress bar, shown on a terminal unless `quiet`."""
     total = len(items) if isinstance(items, Sized) else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        yield iter(bar.track(items, total=total, description=what))
+        yield iter(bar.track(items, total=total, description=description))
 
 
 def _wandb(parameters: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters learn slower, and which do not decay."""
+"""Optimizer parameter groups: learning rate of the backbone, weight decay of norms and embeddings."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from torch import nn
 
 _NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch and instance norms of every dimension, and SyncBatchNorm
+    nn.modules.batchnorm._NormBase,  # batch and instance norms of all dimensions, SyncBatchNorm
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
-# Embeddings that are bare parameters: of feature levels here, of positions in the Swin of transformers.
+# Embeddings that are plain parameters: feature levels, and positions in the Swin of transformers.
 _EMBEDDINGS = ("level_embed", "position_embeddings", "relative_position_bias_table")
 
 
@@ -25,25 +25,24 @@ def parameter_groups(
     norm_weight_decay: float = 0.0,
     embedding_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a model, each once, grouped by learning rate and weight decay.
+    """Trainable parameters of a model, each listed once, grouped by learning rate and weight decay.
 
     Args:
-        model: the model, wrapped for several processes or not; the trainer puts it into the config.
+        model: the model, wrapped in DistributedDataParallel or not.  The trainer sets it in the config.
         base_lr: learning rate.
-        weight_decay: weight decay of everything that is neither a norm nor an embedding.
-        backbone_multiplier: the learning rate of parameters below a module named `backbone`, as a share of
-            `base_lr`.
-        norm_weight_decay: weight decay of the parameters of norms.
-        embedding_weight_decay: weight decay of embeddings, of feature levels too.
+        weight_decay: weight decay of parameters that belong to neither a norm nor an embedding.
+        backbone_multiplier: factor on `base_lr` for parameters below a module named `backbone`.
+        norm_weight_decay: weight decay of norms.
+        embedding_weight_decay: weight decay of embeddings, including feature-level embeddings.
 
     Returns:
-        Groups `{params, lr, weight_decay}` as torch's optimizers take them.
+        Groups `{params, lr, weight_decay}` as torch's optimizers accept them.
 
     Raises:
-        ValueError: there is no model, or nothing of it is trainable.
+        ValueError: if there is no model, or it has no trainable parameter.
     """
     if model is None:
-        raise ValueError("no model to optimise: the trainer sets `optimizer.params.model` before building it")
+        raise ValueError("no model: the trainer sets `optimizer.params.model` before it builds the optimizer")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():

@@ -1,4 +1,7 @@
-"""Several processes as one run: torchrun's environment in, small agreements out; alone, the identity."""
+"""Distributed training: process group, collective operations and launch command.
+
+With one process, every collective operation returns its input.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# An evaluation on the first process, during which the others wait, may take long.
-PATIENCE = timedelta(hours=3)
+# Other processes wait for the first one while it computes scores, which may take long.
+TIMEOUT = timedelta(hours=3)
 
 
 def rank() -> int:
-    """This process's number, 0 for the one that writes."""
+    """The rank of this process; only rank 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -30,25 +33,25 @@ def world_size() -> int:
 
 
 def join(device: str) -> torch.device:
-    """Join the processes torchrun started, if it did and this one has not yet.
+    """Initialise the process group if torchrun started this process; later calls only return the device.
 
-    The group lives as long as the process: torch cannot join the same processes twice, and leaving others of
-    which one has failed may hang.
+    The group is never destroyed: torch cannot initialise it twice, and destroying it after a process has failed may
+    hang.
 
     Args:
-        device: "cpu" or "cuda"; with several processes each takes the GPU of its local rank.
+        device: "cpu" or "cuda"; with several processes, each uses the GPU of its local rank.
 
     Returns:
-        this process's device.
+        The device of this process.
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: if the device does not exist.
     """
     place = _device(device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     return place
 
 
@@ -59,7 +62,7 @@ def barrier() -> None:
 
 
 def reduce(values: Sequence[float] | Tensor, device: torch.device, operation: str = "sum") -> list[float]:
-    """Every process's numbers, one by one: their "sum", "mean" or "max"; a tensor waits for the device once."""
+    """Elementwise "sum", "mean" or "max" over processes; a tensor costs one device synchronisation."""
     if world_size() == 1 and not isinstance(values, Tensor):
         return list(values)
     precision = torch.float32 if device.type == "mps" else torch.float64
@@ -74,7 +77,7 @@ def reduce(values: Sequence[float] | Tensor, device: torch.device, operation: st
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in the order of the processes."""
+    """The values of all processes, in rank order."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -89,17 +92,17 @@ def launch_command(
     machine_rank: int = 0,
     dist_url: str = "auto",
 ) -> list[str]:
-    """The command that runs a script as several processes: torchrun, without its traceback of theirs.
+    """The command that runs a script in several processes under torchrun, without torchrun's traceback.
 
     Args:
         script: the script or `-m module`, and its arguments.
-        processes: on this machine.
-        machines: in all.
-        machine_rank: this machine's number.
+        processes: number of processes on this machine.
+        machines: total number of machines.
+        machine_rank: rank of this machine.
         dist_url: tcp://host:port of machine 0; "auto" for one machine.
 
     Raises:
-        UserError: if several machines have no address to meet at.
+        UserError: if there are several machines and `dist_url` has no host and port.
     """
     run = [sys.executable, "-m", __spec__.name, f"--nproc-per-node={processes}"]
     if machines == 1:
@@ -107,19 +110,19 @@ def launch_command(
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--dist-url {dist_url}: several machines need tcp://HOST:PORT of machine 0.")
-    meet = [
+    rendezvous = [
         f"--nnodes={machines}",
         f"--node-rank={machine_rank}",
         f"--master-addr={host}",
         f"--master-port={port}",
     ]
-    return [*run, *meet, *script]
+    return [*run, *rendezvous, *script]
 
 
 def launch() -> None:
-    """Be torchrun: start the processes that the command line names, and end as the first of them that fails.
+    """Run torchrun with this command line and exit with the code of the first process that failed.
 
-    What went wrong they have said themselves, unless a signal ended them.
+    A failed process prints its own error; only death by a signal is reported here.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
@@ -130,7 +133,7 @@ def launch() -> None:
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            sys.stderr.write(f"l2g: process {number} was ended by signal {-failure.exitcode}.\n")
+            sys.stderr.write(f"l2g: process {number} was killed by signal {-failure.exitcode}.\n")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 
@@ -142,12 +145,12 @@ def _device(name: str) -> torch.device:
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():
-        raise UserError(f"train.device={name}: torch sees no GPU here. Add train.device=cpu.")
+        raise UserError(f"train.device={name}: torch finds no GPU. Add train.device=cpu.")
     if device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.index >= torch.cuda.device_count():
         raise UserError(
-            f"train.device={device}: torch sees {torch.cuda.device_count()} GPUs. Start fewer processes."
+            f"train.device={device}: torch finds {torch.cuda.device_count()} GPUs. Start fewer processes."
         )
     return device
 

@@ -1,4 +1,4 @@
-"""The state of a training run and its one step; everything else a run does is a hook or lies in `run.py`."""
+"""The trainer: the state of a run and one optimizer step.  Everything after a step is a hook (`hooks.py`)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ from ..errors import UserError
 from ..structures import constant
 from ..weights.checkpoint import load_checkpoint, load_weights
 from .ema import WeightAverage
+from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
-from .run import (
-    PRECISIONS,
-    Interruption,
-    build,
-    complaint_about,
-    endless,
-    name_clips,
-    random_state,
-    restore_random_state,
-    seed_all,
-)
+from .rng import random_state, restore_random_state, seed_all
+from .settings import PRECISIONS, build
 
 
 class Trainer:
-    """The state of one run, and the one step everything else is a hook of.
+    """Model, optimizer, schedule, data and counters of one training run.
 
     Args:
-        cfg: the whole config; `train` is complete (see `train_settings`).
-        device: this process's.
-        console: where progress is drawn.
+        cfg: the whole config; `cfg.train` is complete (see `train_settings`).
+        device: the device of this process.
+        console: output for messages and the progress bar.
+
+    Attributes:
+        iteration: the last finished iteration, counted from 0; -1 before the first step.
+        start: the first iteration of this process, above 0 after a resume.
+        log: metrics log of the first process, None on other processes.
+        scores: scores of the last evaluation.
+        measured: losses and times since the last log entry.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device, console: Console) -> None:
@@ -71,7 +70,11 @@ class Trainer:
             self.average = WeightAverage(self.model, ema.decay, ema.device)
 
     def initialize(self) -> str:
-        """Load `train.init_checkpoint`, as far as it fits; what did not, or "" where there is nothing to load."""
+        """Load `train.init_checkpoint` where it fits.
+
+        Returns:
+            A report of loaded and skipped tensors; "" without a checkpoint.
+        """
         path = self.settings.init_checkpoint
         if not path:
             return ""
@@ -89,20 +92,29 @@ class Trainer:
         return "\n".join(lines) + "\n"
 
     def resume(self, content: Mapping[str, Any], source: str) -> None:
-        """Take up a checkpoint of this trainer, read from `source`; random states follow with the batches."""
-        lacking = [
-            key for key in ("model", "optimizer", "iteration", "scaler", "random") if key not in content
-        ]
-        if lacking:
+        """Restore a checkpoint of this trainer, except for the random states, which `run` restores.
+
+        Args:
+            content: a loaded checkpoint.
+            source: its path, for messages.
+
+        Raises:
+            UserError: if the checkpoint is incomplete or belongs to another model or optimizer.
+        """
+        required = ("model", "optimizer", "iteration", "scaler", "random")
+        missing = [key for key in required if key not in content]
+        if missing:
             raise UserError(
-                f"{source}: without {', '.join(lacking)}, none to resume from. "
-                "Give it as train.init_checkpoint."
+                f"{source}: cannot resume, the checkpoint has no {', '.join(missing)}. "
+                "Use it as train.init_checkpoint instead."
             )
-        load_weights(self.model, content, source=source)
+        report = load_weights(self.model, content, source=source)
+        if report.reshaped:
+            raise UserError(f"{source}: cannot resume with another class list. Use train.init_checkpoint.")
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
-            raise UserError(f"{source}: the optimizer in it has other parameters ({error}).") from error
+            raise UserError(f"{source}: its optimizer has other parameters ({error}).") from error
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
@@ -111,12 +123,13 @@ class Trainer:
         self.start = self.iteration + 1
 
     def state(self) -> dict[str, Any]:
-        """What `resume` reads; every process must ask at the same time."""
+        """The content of a checkpoint, as `resume` reads it.  A collective call: all processes must make it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema_state": self.average.average if self.average is not None else None,
+            "classes": [dict(entry) for entry in getattr(self.model, "classes", ())] or None,
             "iteration": self.iteration,
             "seed": self.settings.seed,
             "random": gather(random_state(self.device)),
@@ -125,50 +138,50 @@ class Trainer:
     def run(
         self, hooks: Sequence[Callable[[Trainer], None]], states: Sequence[Mapping[str, Any]] | None = None
     ) -> None:
-        """Train from `start` to `max_iter`, calling every hook after every step; an interruption ends it.
+        """Train up to `max_iter` or an interruption, calling every hook after every step.
 
         Args:
-            hooks: what follows a step, in this order.
-            states: every process's random state to start from, of a checkpoint.
+            hooks: called in this order.
+            states: random state of each process, from a checkpoint.
         """
-        wrapped = self._distribute()
+        model = self._distribute()
         self.model.train()
         batches = self._batches(states)
         while self.iteration + 1 < self.max_iter and not self.interruption.agreed:
             self.iteration += 1
-            self.step(wrapped, batches)
+            self.step(model, batches)
             for hook in hooks:
                 hook(self)
 
     def step(self, model: nn.Module, batches: Iterator[Any]) -> None:
-        """One optimizer step on `train.accumulate` batches, at this iteration's learning rates."""
+        """One optimizer step over `train.accumulate` batches, with the learning rates of this iteration."""
         begin = time.perf_counter()
-        # where stays below 1: several schedules are undefined there
+        # The argument stays below 1, where some schedules are undefined.
         factor = self.schedule(self.iteration / self.max_iter)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = float(base * factor)
         self.optimizer.zero_grad(set_to_none=True)
         count = self.settings.accumulate
         parts: list[tuple[dict[str, Tensor], Any]] = []
-        waited = 0.0
+        data_time = 0.0
         for part in range(count):
-            asked = time.perf_counter()
+            fetch = time.perf_counter()
             batch = next(batches)
-            waited += time.perf_counter() - asked
-            together = part + 1 == count or not isinstance(model, DistributedDataParallel)
-            with nullcontext() if together else model.no_sync():  # type: ignore[operator]
+            data_time += time.perf_counter() - fetch
+            synchronise = part + 1 == count or not isinstance(model, DistributedDataParallel)
+            with nullcontext() if synchronise else model.no_sync():  # type: ignore[operator]
                 parts.append((self._backward(model, batch, count), batch))
         norm = self._clip()
-        self._agree(parts, norm)
+        self._check_finite(parts, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model)
         means = {name: sum(losses[name] for losses, _ in parts) / count for name in parts[0][0]}
-        self._measure({**means, "total_loss": _total(means)}, norm, time.perf_counter() - begin, waited)
+        self._measure({**means, "total_loss": _total(means)}, norm, time.perf_counter() - begin, data_time)
 
     def _backward(self, model: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
-        """Gradients of one batch; its losses."""
+        """Accumulate the gradients of one batch; return its detached losses."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             try:
                 losses = model(batch)
@@ -181,7 +194,7 @@ class Trainer:
         return {name: value.detach() for name, value in losses.items()}
 
     def _clip(self) -> Tensor | None:
-        """Clip the gradients; their norm."""
+        """Clip the gradients and return their norm before clipping; None if clipping is disabled."""
         clip = self.settings.clip_grad
         if not clip.enabled:
             return None
@@ -189,45 +202,48 @@ class Trainer:
         weights = [weight for weight in self.model.parameters() if weight.grad is not None]
         return nn.utils.clip_grad_norm_(weights, **clip.params)
 
-    def _agree(self, parts: Sequence[tuple[Mapping[str, Tensor], Any]], norm: Tensor | None) -> None:
-        """All processes take the step or none: not where a number is not finite.  The one wait for the device here."""
+    def _check_finite(self, parts: Sequence[tuple[Mapping[str, Tensor], Any]], norm: Tensor | None) -> None:
+        """Raise on all processes if a loss or the gradient norm of any process is not finite.
+
+        Also synchronises the interruption flag.  This is the only device synchronisation of a step.
+        """
         numbers = [_total(losses) for losses, _ in parts]
-        # a scaler skips a step of broken gradients by itself; without one the weights would be lost
+        # A loss scaler skips steps with overflowed gradients by itself.
         if norm is not None and not self.scaler.is_enabled():
             numbers.append(norm)
         broken = ~torch.stack(numbers).isfinite().all()
-        flags = reduce(torch.stack((broken, constant(self.interruption.asked, broken))), self.device, "max")
-        self.interruption.agreed |= bool(flags[1])
-        if not flags[0]:
+        flags = torch.stack((broken, constant(self.interruption.requested, broken)))
+        any_broken, any_interrupted = reduce(flags, self.device, "max")
+        self.interruption.agreed |= bool(any_interrupted)
+        if not any_broken:
             return
-        complaint = next(
-            (
-                complaint_about(self.iteration, losses, batch)
-                for losses, batch in parts
-                if not math.isfinite(_total(losses).item())
-            ),
-            "",
-        )
-        bad_norm = f"iteration {self.iteration}: the gradient's norm is {norm}. Lower optimizer.lr."
-        raise UserError(next(filter(None, gather(complaint)), bad_norm))
+        message = ""
+        for losses, batch in parts:
+            if not message and not math.isfinite(_total(losses).item()):
+                message = describe_losses(self.iteration, losses, batch)
+        bad_norm = f"iteration {self.iteration}: the gradient norm is {norm}. Lower optimizer.lr."
+        raise UserError(next(filter(None, gather(message)), bad_norm))
 
-    def _measure(self, sums: dict[str, Tensor], norm: Tensor | None, seconds: float, waited: float) -> None:
-        kept = self.measured
+    def _measure(
+        self, losses: dict[str, Tensor], norm: Tensor | None, seconds: float, data_time: float
+    ) -> None:
+        previous = self.measured
         self.measured = {
-            "losses": sums,
+            "losses": losses,
             "norm": norm,
-            "steps": kept.get("steps", 0) + 1,
-            "seconds": kept.get("seconds", 0.0) + seconds,
-            "waited": kept.get("waited", 0.0) + waited,
+            "steps": previous.get("steps", 0) + 1,
+            "seconds": previous.get("seconds", 0.0) + seconds,
+            "data_time": previous.get("data_time", 0.0) + data_time,
         }
 
     def _distribute(self) -> nn.Module:
+        """The model, wrapped in DistributedDataParallel if there are several processes."""
         if world_size() == 1:
             return self.model
         options = dict(self.settings.ddp)
         compress = options.pop("fp16_compression")
-        places = [self.device] if self.device.type == "cuda" else None
-        model = DistributedDataParallel(self.model, device_ids=places, **options)
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        model = DistributedDataParallel(self.model, device_ids=device_ids, **options)
         if compress:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
@@ -235,15 +251,16 @@ class Trainer:
         return model
 
     def _batches(self, states: Sequence[Mapping[str, Any]] | None) -> Iterator[Any]:
-        """The loader's batches from `start` on; then the global random state is what it was there.
+        """The loader's batches from iteration `start` on, after restoring or seeding the random generators.
 
-        The first batch is fetched before that state is set, since starting a loader's workers draws from it.
+        The first batch is fetched before the generators are set, because starting the loader's workers draws
+        random numbers.
         """
         if hasattr(self.loader, "seek"):
             self.loader.seek(self.start, self.settings.accumulate)
         elif self.start:
             self.console.print(
-                "dataloader.train has no seek(): batches start anew, this resume is not exact."
+                "dataloader.train has no seek(): batches restart from the first, so this resume is not exact."
             )
         batches = endless(iter(self.loader))
         first = [] if self.start >= self.max_iter else [next(batches)]
@@ -257,3 +274,34 @@ class Trainer:
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
     """The sum of all losses, in float32."""
     return torch.stack([value.float() for value in losses.values()]).sum()
+
+
+def describe_losses(iteration: int, losses: Mapping[str, Tensor], batch: Any) -> str:
+    """One line that names the losses that are not finite, the iteration and the clips."""
+    values = {name: value.item() for name, value in losses.items()}
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    return (
+        f"iteration {iteration}: {', '.join(bad) or 'the sum of losses is not finite'}, in clips of "
+        f"{name_clips(batch)}. This step was not saved; lower optimizer.lr or inspect these videos."
+    )
+
+
+def name_clips(batch: Any) -> str:
+    """The video ids and keys of a batch of clips."""
+    return ", ".join(
+        f"video {getattr(clip, 'video_id', '?')} (key {'/'.join(map(str, getattr(clip, 'key', ())))})"
+        for clip in batch
+    )
+
+
+def endless(batches: Iterator[Any]) -> Iterator[Any]:
+    """Pass on the batches of a loader.
+
+    Raises:
+        UserError: if the loader ends.
+    """
+    count = 0
+    for batch in batches:
+        count += 1
+        yield batch
+    raise UserError(f"dataloader.train ended after {count} batches; it must be endless.")

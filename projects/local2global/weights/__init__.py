@@ -1,1 +1,1 @@
-"""Weights: checkpoints, parameter names of other projects, pickles, class heads."""
+"""Weights: checkpoints, parameter names of other projects, pickled arrays, class heads."""

@@ -1,14 +1,13 @@
-"""Weights on disk: saved whole or not at all, read without running anybody's code.
+"""Checkpoints: atomic saving, loading without code execution, and loading into a model.
 
-A checkpoint is a dict of tensors and plain values.  The names of other projects' parameters stand in `names.py` and are
-translated in `read_state`, nowhere else.
+A checkpoint is a dict of tensors and plain values.  Parameter names of other projects are defined in `names.py` and
+translated in `read_state` only.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,84 +16,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config.saved import read_yaml
 from ..errors import UserError
-from . import class_heads as coco
+from .class_heads import CLASS_HEADS, match_rows, remap_heads, require_all
 from .names import DETREX, Project, Translation, recognise, to_ours, to_theirs
 from .pickles import load_pickle
+from .report import LoadReport
+
+__all__ = [
+    "LoadReport",
+    "State",
+    "evaluation_state",
+    "find_config",
+    "load_checkpoint",
+    "load_weights",
+    "read_state",
+    "save_checkpoint",
+    "to_detrex",
+]
 
 PICKLED = (".pth", ".pt")
 FOREIGN = (".pkl", ".safetensors")
 PLAIN = (str, int, float, bool, type(None))
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of every tensor when a state was loaded into a model.
-
-    Attributes:
-        loaded: names that were loaded.
-        missing: names the model has and the state lacks.
-        unexpected: names the state has and the model lacks.
-        mismatched: (name, the model's shape, the state's shape) of tensors that were left alone.
-        reshaped: (name, what was done) of tensors that were fitted to the model's classes.
-        dropped: (the state's name, why) of tensors that no model of ours has a use for.
-        project: whose names the state had, None for ours.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    reshaped: tuple[tuple[str, str], ...] = ()
-    dropped: tuple[tuple[str, str], ...] = ()
-    project: str | None = None
-
-    @property
-    def half_loaded(self) -> tuple[str, ...]:
-        """The parts of the model of which some tensors were loaded and some were not."""
-        lacking = {_part(name) for name in (*self.missing, *(name for name, _, _ in self.mismatched))}
-        shapes = {_part(name) for name, _, _ in self.mismatched}
-        touched = {_part(name) for name in self.loaded} | shapes
-        return tuple(sorted(lacking & touched))
-
-    def summary(self) -> list[str]:
-        """One line per part of the model, then one per tensor of another shape, refitted, or dropped for a reason."""
-        reshaped = tuple(name for name, _ in self.reshaped)
-        kinds = {
-            "loaded": tuple(name for name in self.loaded if name not in reshaped),
-            "reshaped": reshaped,
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": tuple(name for name, _, _ in self.mismatched),
-        }
-        counts: dict[str, Counter[str]] = {}
-        for kind, names in kinds.items():
-            for name in names:
-                counts.setdefault(_part(name), Counter())[kind] += 1
-        lines = [
-            f"{module}: " + ", ".join(f"{count[kind]} {kind}" for kind in kinds if count[kind])
-            for module, count in counts.items()
-        ]
-        reasons = Counter(why for _, why in self.dropped)
-        return [
-            *([f"names of {self.project}"] if self.project else []),
-            *lines,
-            *(f"{name}: {theirs} for {ours}" for name, ours, theirs in self.mismatched),
-            *(f"{name}: {done}" for name, done in self.reshaped),
-            *(f"{count} dropped: {why}" for why, count in reasons.items()),
-        ]
-
-
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint; an older file of that name stays whole until the new one is.
+    """Write a checkpoint atomically: an existing file is replaced only by a complete one.
 
     Args:
-        path: a .pth or .pt file; its folder is made.
+        path: a .pth or .pt file; its folder is created.
         content: tensors, strings, numbers, None, and dicts, lists and tuples of them.
 
     Raises:
-        UserError: for another file ending.
-        TypeError: for a value that could not be read back without running code.
+        UserError: for another file suffix.
+        TypeError: for a value that cannot be loaded without running code.
     """
     path = Path(path)
     if path.suffix not in PICKLED:
@@ -113,10 +68,12 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a .pth, .pt, .pkl or .safetensors file onto the CPU; a .pkl may hold arrays and plain values only.
+    """Load a .pth, .pt, .pkl or .safetensors file onto the CPU without running code from it.
+
+    If the checkpoint has no entry `classes`, the class list of the config.yaml beside it is added.
 
     Raises:
-        UserError: if the file is missing, damaged, of another kind, or more than tensors and plain values.
+        UserError: if the file is missing, damaged, of another kind, or holds more than arrays and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -124,33 +81,94 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.suffix not in (*PICKLED, *FOREIGN):
         raise UserError(f"{path}: expected a .pth, .pt, .pkl or .safetensors file.")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        if path.suffix == ".pkl":
-            content = load_pickle(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make the readers fail in any way there is
+        content = _load(path)
+    except Exception as error:  # readers fail on damaged bytes with errors of any type
         reason = str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
         raise UserError(
-            f"{path}: damaged, or more than tensors and plain values ({reason}). Fetch or export it again."
+            f"{path}: damaged, or more than tensors and plain values ({reason}). Download or export it again."
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dict of tensors, got {type(content).__name__}.")
+    if "classes" not in content:
+        classes = _section(_saved_config(path), "model").get("classes")
+        return content if classes is None else {**content, "classes": classes}
     return content
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    if path.suffix == ".pkl":
+        return load_pickle(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def find_config(weights_path: str | Path) -> Path:
+    """The config.yaml beside a checkpoint.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(weights_path).with_name("config.yaml")
+    if not path.is_file():
+        raise UserError(
+            f"{weights_path}: no config.yaml beside it. Copy the one of its run there, or name a config."
+        )
+    return path
+
+
+def evaluation_state(
+    content: Mapping[str, Any], ema: Mapping[str, Any] | None, source: str
+) -> Mapping[str, Any]:
+    """The weights that evaluation and prediction use: averaged ones if the config evaluates only those.
+
+    Args:
+        content: a loaded checkpoint.
+        ema: `train.model_ema`; None for that of the config.yaml beside the checkpoint.
+        source: the checkpoint's path.
+
+    Returns:
+        A checkpoint for `load_weights`.
+
+    Raises:
+        UserError: if the config evaluates averaged weights and the checkpoint has none.
+    """
+    if ema is None:
+        ema = _section(_section(_saved_config(Path(source)), "train"), "model_ema")
+    if not (ema.get("enabled") and ema.get("use_ema_weights_for_eval_only")):
+        return content
+    if not content.get("ema_state"):
+        raise UserError(
+            f"{source}: no averaged weights, which its config evaluates. Set train.model_ema.enabled=false."
+        )
+    return {"model": content["ema_state"], "classes": content.get("classes")}
+
+
+def _saved_config(weights_path: Path) -> Any:
+    """The content of the config.yaml beside a checkpoint; {} if there is none, or if it cannot be read."""
+    path = weights_path.with_name("config.yaml")
+    try:
+        return read_yaml(path) if path.is_file() else {}
+    except UserError:
+        return {}
+
+
+def _section(config: Any, name: str) -> Mapping[str, Any]:
+    section = config.get(name) if isinstance(config, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
 
 
 @dataclass(frozen=True)
 class State:
-    """A checkpoint's parameters and buffers by the names of this package.
+    """Parameters and buffers of a checkpoint, by the names of this package.
 
     Attributes:
         tensors: by our names.
-        project: whose names they were; None for ours.
-        unknown: their names that have no counterpart here.
-        dropped: (their name, why) of tensors that a model of ours has no use for.
+        project: the project that named them; None for this package.
+        unknown: names of that project without a counterpart here.
+        dropped: (name, reason) of tensors that no model of this package uses.
     """
 
     tensors: dict[str, Tensor]
@@ -160,15 +178,14 @@ class State:
 
 
 def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
-    """The parameters and buffers in a checkpoint, whoever named them (see `names.py`).
+    """Extract the parameters and buffers of a checkpoint and translate their names.
 
     Args:
-        content: a bare state dict, or one under "model" as detectron2's, detrex's and our trainer write it, or under
-            "state_dict".
-        source: where it comes from, the beginning of every complaint.
+        content: a state dict, by itself or under "model" (detectron2, detrex, this package) or "state_dict".
+        source: path of the checkpoint, for messages.
 
     Raises:
-        UserError: if there is no tensor in it.
+        UserError: if there is no tensor.
     """
     state = content.get("model", content.get("state_dict", content))
     if not isinstance(state, Mapping):
@@ -183,9 +200,15 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     if project is None:
         return State(tensors)
     reasons = {name: why for name in tensors for pattern, why in project.dropped if re.search(pattern, name)}
-    kept = {name: value for name, value in tensors.items() if name not in reasons}
-    translation = to_ours(kept, project.rows, source)
+    used = {name: value for name, value in tensors.items() if name not in reasons}
+    translation = to_ours(used, project.rows, source)
     return State(translation.state, project, translation.unknown, tuple(reasons.items()))
+
+
+#: Tensors of pre-training that video training does not use, with the reason.
+_PRETRAINING_ONLY = {
+    "tracker.first_frame.embed.weight": "learned queries of pre-training, replaced by a video's local queries"
+}
 
 
 def load_weights(
@@ -195,35 +218,37 @@ def load_weights(
     source: str = "checkpoint",
     partial: bool = False,
 ) -> LoadReport:
-    """Load a checkpoint's parameters into a model; the model is untouched when this raises.
+    """Load a checkpoint into a model; the model is unchanged if this raises.
 
-    Class heads that were trained on COCO are re-mapped to the model's own classes: another project's, and, without
-    `strict`, ours of another size, from pre-training.
+    Rows of the class heads are matched by class name if the checkpoint names its classes.  Heads trained on COCO, by
+    another project or (without `strict`) in pre-training, are matched by the COCO map.
 
     Args:
-        model: the model.
-        state: what `load_checkpoint` gave, or a state dict; by our names or another project's.
-        strict: refuse a state with a tensor missing or of another shape; extra tensors are only reported.
-        source: where the state comes from, the beginning of every complaint.
-        partial: without `strict`, accept a part of the model that the state fills incompletely too.
+        model: the model; `model.classes` lists its classes.
+        state: a loaded checkpoint or a state dict, by our names or another project's.
+        strict: require every tensor of the model and every class; unexpected tensors are only reported.
+        source: path of the checkpoint, for messages.
+        partial: without `strict`, also accept a part of the model that is filled incompletely.
 
     Raises:
-        UserError: if the state is another model's: see `strict`.  Without it, if nothing at all fits, or if some but
-            not all of a part does: a part is loaded as a whole or not at all, unless `partial`.
+        UserError: if the checkpoint belongs to another model (see `strict`).  Without `strict`, if no tensor fits or
+            a part of the model is filled incompletely, unless `partial`.
     """
     read, ours = read_state(state, source), model.state_dict()
-    theirs = read.tensors
-    reshaped: tuple[tuple[str, str], ...] = ()
-    if read.project is not None or (not strict and _other_heads(theirs, ours)):
-        theirs, reshaped = remap_classes(theirs, ours, getattr(model, "classes", ()))
-    left = tuple((name, why) for name, why in LEFT_BEHIND.items() if name in theirs and name not in ours)
+    try:
+        theirs, reshaped, notes = _match_classes(read, state, model, ours, strict)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    unused = tuple(
+        (name, why) for name, why in _PRETRAINING_ONLY.items() if name in theirs and name not in ours
+    )
     shared = [name for name in ours if name in theirs]
     fits = [name for name in shared if theirs[name].shape == ours[name].shape]
     report = LoadReport(
         loaded=tuple(fits),
         missing=tuple(name for name in ours if name not in theirs),
         unexpected=(
-            *(name for name in theirs if name not in ours and name not in LEFT_BEHIND),
+            *(name for name in theirs if name not in ours and name not in _PRETRAINING_ONLY),
             *read.unknown,
         ),
         mismatched=tuple(
@@ -232,117 +257,57 @@ def load_weights(
             if theirs[name].shape != ours[name].shape
         ),
         reshaped=reshaped,
-        dropped=(*read.dropped, *left),
+        dropped=(*read.dropped, *unused),
         project=None if read.project is None else read.project.name,
+        notes=notes,
     )
     if not fits or (strict and (report.missing or report.mismatched)):
-        raise UserError(f"{source}: {_not_these(report)}")
+        raise UserError(f"{source}: {report.refusal()}")
     if not (strict or partial) and report.half_loaded:
-        raise UserError(f"{source}: {_half_of_these(report)}")
+        raise UserError(f"{source}: {report.partial_refusal()}")
     model.load_state_dict({name: theirs[name] for name in fits}, strict=False)
     return report
 
 
-#: Of one phase of training, without a use in the next, and why.
-LEFT_BEHIND = {
-    "tracker.first_frame.embed.weight": "learned queries of pre-training, which a video's local queries replace"
-}
+def _match_classes(
+    read: State, content: Mapping[str, Any], model: nn.Module, ours: Mapping[str, Tensor], strict: bool
+) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """The checkpoint's tensors with class-head rows in the model's order, the re-mapped heads, and notes."""
+    heads = [name for name in CLASS_HEADS if name in read.tensors and name in ours]
+    if not heads:
+        return read.tensors, (), ()
+    classes: Sequence[Mapping[str, Any]] = getattr(model, "classes", ())
+    foreign = read.project is not None
+    names = None if foreign else _class_names(content)
+    other_size = any(read.tensors[name].shape[0] != ours[name].shape[0] for name in heads)
+    coco = foreign or (not strict and other_size)
+    rows, how = match_rows(len(read.tensors[heads[0]]), names, classes, coco)
+    if rows is None:
+        unknown = names is None and classes and not foreign and not other_size
+        note = "the checkpoint does not name its classes: rows of the class heads were loaded in order"
+        return read.tensors, (), (note,) if unknown else ()
+    if strict and not foreign:
+        require_all(rows, classes)
+    return *remap_heads(read.tensors, ours, rows, how), ()
 
-#: Rows of these are classes.
-CLASS_HEADS = ("segmenter.class_embed.weight", "segmenter.class_embed.bias", "segmenter.label_enc.weight")
 
-
-def _other_heads(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
-    shared = [name for name in CLASS_HEADS if name in theirs and name in ours]
-    return any(theirs[name].shape[0] != ours[name].shape[0] for name in shared)
-
-
-def remap_classes(
-    theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], classes: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Tensor], tuple[tuple[str, str], ...]]:
-    """Class heads trained on COCO for other classes: the rows that the COCO map names are copied, the rest stay new.
-
-    Args:
-        theirs: a state by our names.
-        ours: the model's own, freshly initialised (a new class starts at a score of .01, a bias of -4.595).
-        classes: the model's, {id, name} each.
-
-    Returns:
-        The state, and (name, what was done) of every tensor changed.
-    """
-    state, notes = dict(theirs), []
-    rows = coco.head_rows(classes)
-    size = len(theirs.get(CLASS_HEADS[0], ()))
-    same = len(rows) == size and (size == coco.PANOPTIC_ROWS or rows == list(range(size)))
-    if size not in (coco.INSTANCE_ROWS, coco.PANOPTIC_ROWS) or same or not classes:
-        return state, ()
-    known = [k for k, row in enumerate(rows) if row is not None]
-    copied = [row for row in rows if row is not None]
-    for name in CLASS_HEADS:
-        if name in theirs and name in ours and len(ours[name]) == len(rows) and len(theirs[name]) == size:
-            value = ours[name].clone()
-            value[known] = theirs[name][copied].to(value)
-            state[name] = value
-            notes.append((name, f"{len(known)} of {len(rows)} rows copied by the COCO map, the rest new"))
-    return state, tuple(notes)
+def _class_names(content: Mapping[str, Any]) -> list[str] | None:
+    """The class names of a checkpoint, in the order of the rows; None if it does not name its classes."""
+    classes = content.get("classes")
+    if not (isinstance(classes, Sequence) and not isinstance(classes, str) and classes):
+        return None
+    if not all(isinstance(entry, Mapping) and "name" in entry for entry in classes):
+        return None
+    return [str(entry["name"]) for entry in classes]
 
 
 def to_detrex(state: Mapping[str, Tensor]) -> Translation:
-    """A model's state by the names of detrex's MaskDINO, which loads it strictly; the tracker has none there."""
+    """A model's tensors by the names of detrex's MaskDINO, which loads them strictly; the tracker is left out."""
     layers = {int(name.split(".")[3]) for name in state if name.startswith("segmenter.decoder.layers.")}
-    found = to_theirs(state, DETREX.rows, copies=len(layers))
+    translation = to_theirs(state, DETREX.rows, copies=len(layers))
     constant = torch.ones(len(state["segmenter.class_embed.bias"]) + 1)
-    constant[-1] = 0.1  # its criterion's weight of "nothing"
-    return Translation({**found.state, "criterion.empty_weight": constant}, found.unknown)
-
-
-def find_config(weights_path: str | Path) -> Path:
-    """The config.yaml that lies beside a checkpoint.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = Path(weights_path).with_name("config.yaml")
-    if not path.is_file():
-        raise UserError(
-            f"{weights_path}: no config.yaml beside it. Copy the one of its run there, or name a config."
-        )
-    return path
-
-
-def _not_these(report: LoadReport) -> str:
-    bad = [*report.missing, *(f"{name} {theirs} for {ours}" for name, ours, theirs in report.mismatched)]
-    if (
-        report.loaded
-        and not report.mismatched
-        and all(name.startswith("tracker.") for name in report.missing)
-    ):
-        return (
-            "there is no tracker in these weights. Add model.tracker=bypass: "
-            "identities are then matched, not learned."
-        )
-    more = ", ..." if len(bad) > 3 else ""
-    return (
-        f"weights of another model: {len(report.loaded)} tensors fit, {len(report.missing)} are missing, "
-        f"{len(report.mismatched)} have another shape, {len(report.unexpected)} are unknown "
-        f"({', '.join(bad[:3])}{more}). Use the config they were trained with."
-    )
-
-
-def _half_of_these(report: LoadReport) -> str:
-    parts = ", ".join(report.half_loaded)
-    shapes = [f"{name} {theirs} for {ours}" for name, ours, theirs in report.mismatched]
-    bad = [*shapes, *(name for name in report.missing if _part(name) in report.half_loaded)]
-    more = ", ..." if len(bad) > 3 else ""
-    return (
-        f"only some of {parts} fits ({', '.join(bad[:3])}{more}). Use a config with the same sizes, or load what fits "
-        "with train.init_partial=true (--partial)."
-    )
-
-
-def _part(name: str) -> str:
-    """The part of a model that a tensor belongs to: `segmenter.encoder`, `tracker.aligner`."""
-    return ".".join(name.split(".")[:-1][:2])
+    constant[-1] = 0.1  # detrex's loss weight of the class "no object"
+    return Translation({**translation.state, "criterion.empty_weight": constant}, translation.unknown)
 
 
 def _require_plain(value: Any, where: str) -> None:

@@ -1,8 +1,8 @@
-"""What other projects call our parameters: the only table of their names, read in both directions.
+"""Parameter names of other projects: one table, read in both directions.
 
-A row is (ours, theirs, their other names for the same tensor).  `*` stands for one number, `**` for the rest of a name,
-`#` (theirs only) for every number of a layer whose parameters are shared.  Ours on disk are the names of `state_dict`;
-a backbone goes by detectron2's, in our files too.
+A row is (our name, their name, further names of the same tensor).  `*` matches one number, `**` the rest of a name, and
+`#` (their names only) the number of every layer that shares the parameter.  Our names are those of `state_dict`; the
+backbone has detectron2's names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FFN: tuple[Row, ...] = (
     ("layers.*.ffn.linear2.**", "layers.*.linear2.**"),
 )
 
-#: detrex's `MSDeformAttnTransformerEncoder` and FPN, inside MaskDINO's `pixel_decoder`.
+#: detrex's `MSDeformAttnTransformerEncoder` and FPN in MaskDINO's `pixel_decoder`.
 PIXEL_DECODER: tuple[Row, ...] = (
     ("input_proj.**", "input_proj.**"),
     ("level_embed", "transformer.level_embed"),
@@ -37,7 +37,7 @@ PIXEL_DECODER: tuple[Row, ...] = (
     ("mask_features.**", "mask_features.**"),
 )
 
-#: detrex's `TransformerDecoder`, inside MaskDINO's `predictor`.
+#: detrex's `TransformerDecoder` in MaskDINO's `predictor`.
 DECODER: tuple[Row, ...] = (
     ("layers.*.cross_attn.**", "layers.*.cross_attn.**"),
     ("layers.*.norm.**", "layers.*.norm1.**"),
@@ -52,7 +52,7 @@ DECODER: tuple[Row, ...] = (
 
 
 def _inside(rows: Iterable[Row], ours: str, theirs: str) -> tuple[Row, ...]:
-    """The rows of a part, as rows of what holds it."""
+    """Rows with prefixes: the names of a submodule as names of the whole model."""
     return tuple((ours + row[0], *(theirs + name for name in row[1:])) for row in rows)
 
 
@@ -78,7 +78,7 @@ _MASKDINO: tuple[Row, ...] = (
 def _resnet(
     stage: str, conv: str, norm: str, shortcut: tuple[str, str], start: int, stem: tuple[str, str]
 ) -> tuple[Row, ...]:
-    """Rows of a ResNet whose stages, convolutions and norms are numbered from elsewhere."""
+    """Rows of a ResNet with other names and other first numbers of stages, convolutions and norms."""
     rows: list[Row] = [("stem.conv1.norm.**", stem[1]), ("stem.conv1.**", stem[0])]
     for i in range(4):
         block = stage.format(i + start)
@@ -90,7 +90,7 @@ def _resnet(
     return tuple(rows)
 
 
-#: transformers' ResNet, which is what ours is built of.
+#: transformers' ResNet.
 HF_RESNET = _resnet(
     "encoder.stages.{}.layers.*.",
     "layer.{}.convolution.**",
@@ -101,8 +101,8 @@ HF_RESNET = _resnet(
 )
 _BLOCK = "encoder.layers.*.blocks.*."
 
-#: transformers' Swin (two ways of naming attention, by its version); ours on disk are the official code's names.
-#: There queries, keys and values are one matrix `attn.qkv`, which `modeling/swin.py` cuts and joins.
+#: transformers' Swin, whose attention has two namings by version.  Our names are those of the official code, where
+#: queries, keys and values form one matrix `attn.qkv`; `modeling/swin.py` splits and joins it.
 HF_SWIN: tuple[Row, ...] = (
     ("patch_embed.proj.**", "swin.embeddings.patch_embeddings.projection.**"),
     ("patch_embed.norm.**", "swin.embeddings.norm.**"),
@@ -142,8 +142,8 @@ _TORCHVISION = _resnet(
 )
 
 
-#: Where a Mask2Former's parameters are of use to a MaskDINO: its three levels come coarsest first, its decoder attends
-#: through masks, and its classes share a softmax with "nothing", so that neither has a place here.
+#: The parameters of Mask2Former that MaskDINO also has.  Its three levels are ordered from coarse to fine.  Its masked
+#: cross-attention and its softmax class head, with a class "no object", have no counterpart.
 _MASK2FORMER: tuple[Row, ...] = (
     ("segmenter.backbone.**", "backbone.**"),
     *(
@@ -173,14 +173,14 @@ _MASK2FORMER: tuple[Row, ...] = (
 
 @dataclass(frozen=True)
 class Project:
-    """One project's names.
+    """The parameter names of one project.
 
     Attributes:
-        name: what a report calls it.
-        sign: a regular expression; a state is of the first project of which a name matches it.
-        rows: see the module.
-        dropped: (regular expression, why) of tensors that a model of ours has no use for.
-        kind: "image" for a whole image segmenter, "backbone" for less.
+        name: shown in reports.
+        sign: regular expression; a checkpoint belongs to the first project whose expression matches one of its names.
+        rows: see the module's docstring.
+        dropped: (regular expression, reason) of tensors that are not used.
+        kind: "image" for a whole image segmenter, "backbone" otherwise.
     """
 
     name: str
@@ -191,11 +191,11 @@ class Project:
 
 
 _EVERYWHERE = (
-    (r"num_batches_tracked$", "a counter of training batches"),
-    (r"relative_position_index$", "made from the window's size"),
-    (r"^pixel_(mean|std)$", "the model has its own"),
-    (r"^criterion\.empty_weight$", "a constant of another loss"),
-    (r"(^|\.)(stem\.)?(fc|classifier|head)\.", "a classifier of whole images"),
+    (r"num_batches_tracked$", "counters of training batches"),
+    (r"relative_position_index$", "indices computed from the window size"),
+    (r"^pixel_(mean|std)$", "pixel statistics, which the config sets"),
+    (r"^criterion\.empty_weight$", "constants of another loss"),
+    (r"(^|\.)(stem\.)?(fc|classifier|head)\.", "image classifiers"),
 )
 _BACKBONE_ALONE = (("segmenter.backbone.**", "**"),)
 
@@ -204,7 +204,7 @@ MASKDINO = Project(
     r"^sem_seg_head\.predictor\.enc_output\.",
     (
         *_MASKDINO,
-        # the official code registers its shared box head three times, detrex once
+        # The official code registers its shared box head three times, detrex once.
         (
             "segmenter.decoder.bbox_embed.**",
             f"{_HEAD}predictor._bbox_embed.**",
@@ -223,7 +223,7 @@ PROJECTS: tuple[Project, ...] = (
         _MASK2FORMER,
         (
             *_EVERYWHERE,
-            (r"\.(query_feat|query_embed|static_query)\.", "learned queries, which local ones replace"),
+            (r"\.(query_feat|query_embed|static_query)\.", "learned queries, replaced by local queries"),
         ),
         "image",
     ),
@@ -231,7 +231,7 @@ PROJECTS: tuple[Project, ...] = (
         "detectron2 detector",
         r"^backbone\.bottom_up\.",
         (("segmenter.backbone.**", "backbone.bottom_up.**"),),
-        (*_EVERYWHERE, (r"^(proposal_generator|roi_heads|backbone\.fpn_)", "a detector's own parts")),
+        (*_EVERYWHERE, (r"^(proposal_generator|roi_heads|backbone\.fpn_)", "parts of a detector")),
     ),
     Project("detectron2 ResNet", r"^stem\.conv1\.weight$", _BACKBONE_ALONE, _EVERYWHERE),
     Project("Swin", r"^layers\.0\.blocks\.0\.attn\.qkv\.weight$", _BACKBONE_ALONE, _EVERYWHERE),
@@ -260,18 +260,18 @@ PROJECTS: tuple[Project, ...] = (
 
 
 def recognise(names: Iterable[str]) -> Project | None:
-    """Whose names these are; None for ours, and for nobody's we know."""
+    """The project that a list of names belongs to; None for our names and unknown ones."""
     names = list(names)
     return next((p for p in PROJECTS if any(re.search(p.sign, name) for name in names)), None)
 
 
 @dataclass(frozen=True)
 class Translation:
-    """A state by our names.
+    """A translated state dict.
 
     Attributes:
-        state: our names and the tensors.
-        unknown: their names that no row knows.
+        state: tensors by their new names.
+        unknown: names without a row.
     """
 
     state: dict[str, Tensor]
@@ -279,50 +279,53 @@ class Translation:
 
 
 def to_ours(theirs: Mapping[str, Tensor], rows: Iterable[Row], source: str = "state") -> Translation:
-    """A state by our names.
+    """Translate a state dict to our names.
 
     Raises:
-        UserError: if two tensors that are one of ours (a shared head, stored once a layer) are not equal.
+        UserError: if two copies of a shared tensor, such as a head stored once per layer, differ.
     """
     readers = [(_reader(name), row[0]) for row in rows for name in row[1:]]
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in theirs.items():
         ours = next(
-            (_fill(ours, found.groups()) for reader, ours in readers if (found := reader.match(name))), None
+            (_fill(ours, match.groups()) for reader, ours in readers if (match := reader.match(name))), None
         )
         if ours is None:
             unknown.append(name)
         elif ours not in state:
             state[ours] = value
         elif not torch.equal(state[ours], value):
-            raise UserError(f"{source}: {name} is not what it shares its weights with ({ours} here).")
+            raise UserError(
+                f"{source}: {name} differs from the tensor it shares its weights with ({ours} here)."
+            )
     return Translation(state, tuple(unknown))
 
 
 def to_theirs(ours: Mapping[str, Tensor], rows: Iterable[Row], copies: int = 1) -> Translation:
-    """A state by their names; a shared tensor stands under each of its names, `copies` times where layers share it."""
+    """Translate a state dict to their names; a tensor shared by layers is written `copies` times."""
     writers = [(_reader(row[0]), row[1:]) for row in rows]
     state: dict[str, Tensor] = {}
     unknown = []
     for name, value in ours.items():
-        found = next(
+        row = next(
             ((match.groups(), names) for reader, names in writers if (match := reader.match(name))), None
         )
-        if found is None:
+        if row is None:
             unknown.append(name)
             continue
-        for template in found[1]:
+        groups, templates = row
+        for template in templates:
             for i in range(copies if "#" in template else 1):
-                state[_fill(template.replace("#", str(i)), found[0])] = value
+                state[_fill(template.replace("#", str(i)), groups)] = value
     return Translation(state, tuple(unknown))
 
 
 def rename(name: str, rows: Iterable[Row]) -> str:
-    """Our name for theirs.
+    """Translate one name to ours.
 
     Raises:
-        KeyError: if no row knows it.
+        KeyError: if no row matches.
     """
     for row in rows:
         for theirs in row[1:]:
@@ -333,7 +336,7 @@ def rename(name: str, rows: Iterable[Row]) -> str:
 
 @lru_cache(maxsize=4096)
 def _reader(template: str) -> re.Pattern[str]:
-    """What matches the names of a template, with a group for each of its wildcards."""
+    """A regular expression for the names of a template, with one group per wildcard."""
     pattern = re.escape(template).replace(r"\*\*", "(.+)").replace(r"\*", r"(\d+)").replace(r"\#", r"\d+")
     return re.compile(f"{pattern}$")
 

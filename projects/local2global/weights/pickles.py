@@ -1,6 +1,6 @@
-"""Arrays out of a pickle, and nothing else: nothing that the pickle names is imported or called.
+"""Safe reader of pickled arrays: no name in the pickle is imported or called.
 
-detectron2's model zoo is pickled dicts of numpy arrays; converted Swin weights are pickled dicts of torch tensors.
+detectron2's model zoo holds pickled dicts of NumPy arrays; converted Swin weights are pickled dicts of torch tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_KINDS = "fiub"  # floats, integers and truth values
+_KINDS = "fiub"  # dtypes: float, signed and unsigned integer, bool
 
 
 class _Type:
-    """A numpy dtype, as its pickle tells it."""
+    """Stand-in for numpy.dtype."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name, self.order = name, "="
@@ -29,23 +29,23 @@ class _Type:
         self.order = state[1] if state[1] in ("<", ">", "|", "=") else "="
 
     def build(self) -> np.dtype[Any]:
-        found = np.dtype(self.name)
-        if found.kind not in _KINDS or found.shape:
+        dtype = np.dtype(self.name)
+        if dtype.kind not in _KINDS or dtype.shape:
             raise pickle.UnpicklingError(f"an array of {self.name}")
         order: Any = self.order
-        built: np.dtype[Any] = found.newbyteorder(order)
+        built: np.dtype[Any] = dtype.newbyteorder(order)
         return built
 
 
 class _Array:
-    """A numpy array, as its pickle tells it."""
+    """Stand-in for numpy.ndarray."""
 
     value: Tensor
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
         if not isinstance(kind, _Type):
-            raise pickle.UnpicklingError("an array without a type")
+            raise pickle.UnpicklingError("an array without a dtype")
         raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
         self.value = _tensor(raw, kind, tuple(shape), "F" if fortran else "C")
 
@@ -71,7 +71,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 def _nothing() -> bytes:
-    """What early protocols write for no bytes at all."""
+    """Early protocols write empty bytes as a call without arguments."""
     return b""
 
 
@@ -96,7 +96,7 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-_STANDS_FOR: dict[tuple[str, str], Callable[..., Any]] = {
+_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     **{
         (f"numpy.{core}.{module}", name): maker
         for core in ("core", "_core")
@@ -119,19 +119,19 @@ _STANDS_FOR: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Reader(pickle.Unpickler):
-    """Puts our own makers where a pickle names somebody's, and refuses every other name."""
+    """An unpickler that replaces known names by the stand-ins above and refuses all other names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STANDS_FOR:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
-        return _STANDS_FOR[module, name]
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return _STAND_INS[module, name]
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a pickle, arrays as tensors.
+    """Load a pickle, with arrays as tensors.
 
     Raises:
-        pickle.UnpicklingError: if it holds, or asks for, anything but arrays and plain values.
+        pickle.UnpicklingError: if it holds anything but arrays and plain values.
     """
     with path.open("rb") as file:
         return _plain(_Reader(file, encoding="latin1").load())
@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return value

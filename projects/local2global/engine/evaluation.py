@@ -1,0 +1,114 @@
+"""Evaluation: run a model on the test set and score its outputs with the config's evaluator."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from ..config.targets import FLAGS
+from ..errors import UserError
+from ..weights.checkpoint import evaluation_state, load_checkpoint, load_weights
+from .metrics import progress_bar
+from .processes import barrier, join, rank, reduce
+from .settings import build, require
+
+
+def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module:
+    """Build `cfg.model` and load `train.init_checkpoint`, averaged weights if the config evaluates those.
+
+    Raises:
+        UserError: if there is no checkpoint, or it belongs to another model.
+    """
+    path = cfg.train.get("init_checkpoint")
+    if not path:
+        raise UserError(
+            "train.init_checkpoint is empty: evaluation needs weights. Add train.init_checkpoint=FILE."
+        )
+    content = load_checkpoint(path)
+    model: nn.Module = build(cfg, "model")
+    state = evaluation_state(content, cfg.train.get("model_ema") or {}, str(path))
+    load_weights(model, state, source=str(path))
+    return model.to(device)
+
+
+def evaluate(
+    cfg: DictConfig, model: nn.Module | None = None, *, progress: Console | None = None
+) -> dict[str, Any]:
+    """Run a model on `cfg.dataloader.test` and score it with `cfg.dataloader.evaluator`.
+
+    With several processes, each evaluates its part of the test set.
+
+    Args:
+        cfg: the whole config.
+        model: a model on its device, not wrapped in DistributedDataParallel; by default `load_model(cfg)`.
+        progress: console for the progress bar; standard error by default.
+
+    Returns:
+        {task: {name: number}} and {"speed": {"frames_per_second": ...}}, which counts all processes and includes
+        data loading.  Only the first process computes scores; others return {}.
+    """
+    require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train")
+    device = join(cfg.train.get("device", "cpu"))
+    model = load_model(cfg, device) if model is None else model
+    loader, evaluator = build_evaluation(cfg)
+    evaluator.reset()
+    modes = {module: module.training for module in model.modules()}
+    frames, begin = 0, time.perf_counter()
+    try:
+        model.eval()
+        console = progress or Console(stderr=True)
+        with torch.no_grad(), progress_bar(loader, "evaluate", console, quiet=rank() > 0) as batches:
+            for batch in batches:
+                evaluator.process(batch, model(batch))
+                frames += sum(len(clip) for clip in batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    (total,) = reduce([frames], device)
+    (seconds,) = reduce([time.perf_counter() - begin], device, "max")
+    scores = dict(evaluator.evaluate() or {})
+    barrier()
+    if rank() == 0:
+        scores["speed"] = {"frames_per_second": total / max(seconds, 1e-9)}
+    return scores
+
+
+def build_evaluation(cfg: DictConfig) -> tuple[Any, Any]:
+    """Build the test loader and the evaluator, which share one dataset.
+
+    The evaluator's truth usually describes the loader's dataset again.  The dataset is built once, and every node of
+    the evaluator that equals its description refers to the same object.
+    """
+    dataloader = OmegaConf.select(cfg, "dataloader")
+    test = dataloader.test
+    description = test.get("dataset") if isinstance(test, DictConfig) else None
+    if not (isinstance(description, DictConfig) and "_target_" in description):
+        return build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
+    description = copy.deepcopy(description)
+    dataset = build(cfg, "dataloader.test.dataset")
+    shared = DictConfig({"_target_": lambda: dataset}, flags=FLAGS)
+    cfg = copy.deepcopy(cfg)
+    cfg.dataloader.test.dataset = shared
+    _replace(cfg.dataloader.evaluator, description, shared)
+    return build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
+
+
+def _replace(node: Any, description: DictConfig, replacement: DictConfig) -> None:
+    """Replace every node below `node` that equals `description`."""
+    if not isinstance(node, (DictConfig, ListConfig)):
+        return
+    keys = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
+    for key in keys:
+        # An interpolation follows the node that it refers to.
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(node[key], DictConfig) and node[key] == description:
+            node[key] = replacement
+        else:
+            _replace(node[key], description, replacement)

@@ -1,0 +1,115 @@
+"""Hooks that run after every training step: logging, checkpoints, evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ..weights.checkpoint import save_checkpoint
+from .evaluation import evaluate
+from .metrics import flatten, print_table
+from .processes import barrier, rank, reduce
+from .rng import preserve_random_state
+from .run_folder import FINAL, register_checkpoint
+from .trainer import Trainer
+
+Hook = Callable[[Trainer], None]
+
+
+def log_progress(trainer: Trainer) -> None:
+    """Log losses (mean over processes) and speed every `train.log_period` iterations and at the end."""
+    done = trainer.iteration + 1
+    if trainer.log is not None:
+        trainer.log.advance(trainer.iteration)
+    if done % trainer.settings.log_period and done != trainer.max_iter:
+        return
+    measured, trainer.measured = trainer.measured, {}
+    losses: dict[str, Tensor] = measured["losses"]
+    means = reduce([float(value) for value in losses.values()], trainer.device, "mean")
+    if trainer.log is None:
+        return
+    seconds = measured["seconds"] / measured["steps"]
+    values = dict(zip(losses, means, strict=True))
+    values["lr"] = max(group["lr"] for group in trainer.optimizer.param_groups)
+    values |= {"time": seconds, "data_time": measured["data_time"] / measured["steps"]}
+    values["eta_seconds"] = seconds * (trainer.max_iter - done)
+    skipped = getattr(trainer.loader, "skipped", None)
+    if skipped:
+        values["skipped_clips"] = float(sum(skipped.values()))
+    if measured["norm"] is not None:
+        values["grad_norm"] = float(measured["norm"])
+    if trainer.device.type == "cuda":
+        values["memory_mb"] = torch.cuda.max_memory_allocated(trainer.device) / 2**20
+    trainer.log.write(trainer.iteration, values)
+
+
+def save_periodically(trainer: Trainer) -> None:
+    """Save `model_<iteration>.pth` every `train.checkpointer.period` iterations, `model_final.pth` at the end."""
+    done = trainer.iteration + 1
+    if done % trainer.settings.checkpointer.period == 0:
+        save(trainer)
+    if done == trainer.max_iter:
+        save(trainer, FINAL)
+
+
+def save(trainer: Trainer, name: str = "") -> str:
+    """Save a checkpoint of the last finished iteration.
+
+    Args:
+        trainer: the run; all processes must make this call.
+        name: the file's name; by default `model_<iteration>.pth`.
+
+    Returns:
+        The file's name.
+    """
+    name = name or f"model_{trainer.iteration:07d}.pth"
+    content = trainer.state()
+    if rank() == 0:
+        save_checkpoint(trainer.folder / name, content)
+        register_checkpoint(trainer.folder, name, trainer.settings.checkpointer.max_to_keep)
+    barrier()
+    return name
+
+
+def evaluate_periodically(trainer: Trainer) -> None:
+    """Evaluate every `train.eval_period` iterations (0: never) and at the end.
+
+    With a weight average, its scores are logged as `ema_<task>` and its files go to the folder `ema` inside the
+    evaluator's `output_dir`.
+    """
+    done, period = trainer.iteration + 1, trainer.settings.eval_period
+    if "evaluator" not in trainer.cfg.dataloader or (
+        done < trainer.max_iter and (not period or done % period)
+    ):
+        return
+    with (
+        preserve_random_state(trainer.device),
+        trainer.log.paused() if trainer.log is not None else nullcontext(),
+    ):
+        scores = evaluate(trainer.cfg, trainer.model, progress=trainer.console)
+        if trainer.average is not None:
+            with trainer.average.applied(trainer.model):
+                averaged = evaluate(ema_config(trainer.cfg), trainer.model, progress=trainer.console)
+            scores |= {f"ema_{name}": value for name, value in averaged.items()}
+        if trainer.log is not None:
+            trainer.log.write(trainer.iteration, flatten(scores))
+            print_table(scores, trainer.console)
+    trainer.scores = scores
+
+
+def ema_config(cfg: DictConfig) -> DictConfig:
+    """The config for evaluating averaged weights: the evaluator writes to the folder `ema` in its `output_dir`."""
+    folder: Any = OmegaConf.select(cfg, "dataloader.evaluator.output_dir")
+    cfg = cfg.copy()
+    if folder is not None:
+        cfg.dataloader.evaluator.output_dir = str(Path(folder) / "ema")
+    return cfg
+
+
+HOOKS: tuple[Hook, ...] = (log_progress, save_periodically, evaluate_periodically)

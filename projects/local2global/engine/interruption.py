@@ -1,0 +1,53 @@
+"""Signal handling: SIGINT and SIGTERM end training after the current step, so that a checkpoint can be saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+# torchrun forwards Ctrl-C to processes that already received it from the terminal.  A second signal within this
+# time (in seconds) is such a duplicate.
+DUPLICATE_WINDOW = 2.0
+
+
+class Interruption:
+    """Records SIGINT and SIGTERM inside a `with`; a second signal has its default effect.
+
+    Attributes:
+        requested: this process received a signal.
+        agreed: some process received a signal; equal on all processes (the trainer synchronises it).
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.agreed = False
+        self._first = 0.0
+        self._process = os.getpid()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            signals = (signal.SIGINT, signal.SIGTERM)
+            self._previous = {number: signal.signal(number, self._handle) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A forked data-loading worker inherits this handler.  It ignores Ctrl-C until the step is finished
+            # and exits on SIGTERM.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self.requested and time.monotonic() - self._first > DUPLICATE_WINDOW:
+            signal.signal(number, self._previous[signal.Signals(number)])
+            signal.raise_signal(number)
+        self._first = self._first if self.requested else time.monotonic()
+        self.requested = True

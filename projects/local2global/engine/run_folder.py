@@ -1,0 +1,96 @@
+"""Files in the output folder of a run: checkpoints, the `last_checkpoint` pointer, config.yaml, versions.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from .. import __version__
+from ..config.saved import write_text
+from ..errors import UserError, make_folder
+from ..lazy import save_resolved
+from ..weights.checkpoint import load_checkpoint
+from .processes import world_size
+
+FINAL = "model_final.pth"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint named in the text file `last_checkpoint`, or None if there is no such file."""
+    pointer = folder / "last_checkpoint"
+    return folder / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def load_last(path: Path) -> dict[str, Any]:
+    """Load the checkpoint to resume from.
+
+    Raises:
+        UserError: if it cannot be read; the message names the previous checkpoint, if there is one.
+    """
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        older = [file.name for file in numbered_checkpoints(path.parent) if file.name != path.name]
+        hint = f" To resume from {older[-1]}, write that name into {path.parent / 'last_checkpoint'}."
+        raise UserError(f"{error}{hint if older else ''}") from error
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The periodic checkpoints of a folder, oldest first."""
+    # Sorted by time: an earlier run may have left higher iteration numbers in this folder.
+    return sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=lambda file: file.stat().st_mtime_ns)
+
+
+def register_checkpoint(folder: Path, name: str, max_to_keep: int | None) -> None:
+    """Point `last_checkpoint` at `name` and delete the oldest periodic checkpoints beyond `max_to_keep`."""
+    write_text(folder / "last_checkpoint", name)
+    numbered = numbered_checkpoints(folder)
+    for old in numbered[:-max_to_keep] if max_to_keep else ():
+        old.unlink()
+
+
+def record_run(folder: Path, cfg: DictConfig, resumed: bool) -> None:
+    """Write config.yaml and versions.json; unless `resumed`, delete the records of an earlier run."""
+    make_folder(folder, "train.output_dir")
+    if not resumed:
+        for name in ("last_checkpoint", "metrics.jsonl", "load_report.txt"):
+            (folder / name).unlink(missing_ok=True)
+    save_resolved(cfg, folder / "config.yaml")
+    script = "l2g" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
+    versions = {
+        "local2global": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "commit": _commit(),
+        "seed": cfg.train.seed,
+        "command": shlex.join([script, *sys.argv[1:]]),
+        "hardware": _hardware(torch.device(cfg.train.device)),
+    }
+    write_text(folder / "versions.json", json.dumps(versions, indent=2) + "\n")
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{world_size()} x {torch.cuda.get_device_name(device)}"
+    return f"{os.cpu_count()}-core CPU"
+
+
+def _commit() -> str | None:
+    # Restricted to this folder: an installed package may lie inside an unrelated repository.
+    command = ["git", "-C", str(Path(__file__).parent), "log", "-1", "--format=%H", "--", "."]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,142 @@
+"""Settings of the trainer: defaults and checks of `cfg.train`, and construction of the parts of a config."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ..errors import UserError
+from ..lazy import instantiate
+
+#: Every key of `cfg.train` with its default.  `accumulate`, `amp.dtype` and `init_partial` are not detrex's.
+DEFAULTS: dict[str, Any] = {
+    "output_dir": "./output",
+    "init_checkpoint": "",
+    "init_partial": False,
+    "max_iter": 90000,
+    "accumulate": 1,
+    "amp": {"enabled": False, "dtype": "float16"},
+    "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
+    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    "seed": -1,
+    "fast_dev_run": {"enabled": False},
+    "checkpointer": {"period": 5000, "max_to_keep": 100},
+    "eval_period": 5000,
+    "log_period": 20,
+    "wandb": {"enabled": False, "params": {}},
+    "model_ema": {"enabled": False, "decay": 0.999, "device": "", "use_ema_weights_for_eval_only": False},
+    "device": "cuda",
+}
+
+#: Smallest allowed value of whole numbers.
+_MINIMUM = {
+    "train.max_iter": 1,
+    "train.accumulate": 1,
+    "train.log_period": 1,
+    "train.checkpointer.period": 1,
+    "train.checkpointer.max_to_keep": 0,
+    "train.eval_period": 0,
+}
+
+#: Keys whose content is passed on unchecked.
+_FREE = ("train.wandb.params",)
+
+#: Keys that may be null.
+_NULLABLE = ("train.checkpointer.max_to_keep", "train.init_checkpoint")
+
+PRECISIONS = {
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+}
+
+
+def train_settings(cfg: DictConfig) -> DictConfig:
+    """Check `cfg.train`, fill in the defaults in place, and return it.
+
+    Raises:
+        UserError: for an unknown key, a value of the wrong type, or a value out of range.
+    """
+    _check(cfg.train, DEFAULTS, "train")
+    cfg.train = OmegaConf.merge(DEFAULTS, cfg.train)
+    settings: DictConfig = cfg.train
+    if settings.fast_dev_run.enabled:
+        settings.max_iter, settings.eval_period, settings.log_period = 20, 10, 1
+    if settings.amp.dtype not in PRECISIONS:
+        raise UserError(f"train.amp.dtype={settings.amp.dtype}: expected one of {', '.join(PRECISIONS)}.")
+    if settings.wandb.enabled and importlib.util.find_spec("wandb") is None:
+        raise UserError("train.wandb.enabled: wandb is not installed. Run: pip install wandb")
+    return settings
+
+
+def _check(value: Any, default: Any, key: str) -> None:
+    """Check the type and range of a setting, and of every setting below it."""
+    if isinstance(default, dict):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value}: expected keys {', '.join(default)}.")
+        for name in value if key not in _FREE else ():
+            if name not in default:
+                raise UserError(f"no key '{key}.{name}'. {_hint(str(name), default, key)}")
+            _check(value[name], default[name], f"{key}.{name}")
+        return
+    if value is None and key in _NULLABLE:
+        return
+    expected = _expected(value, default, _MINIMUM.get(key))
+    if expected:
+        raise UserError(f"{key}={value}: expected {expected}.")
+
+
+def _expected(value: Any, default: Any, minimum: int | None) -> str:
+    """What a value should have been, or "" if it is valid."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return "" if is_number else "a number"
+    if isinstance(default, int):
+        if minimum is None:
+            return "" if is_number else "a whole number"
+        kind = "a positive whole number" if minimum else "a whole number, 0 or more"
+        return "" if is_number and isinstance(value, int) and value >= minimum else kind
+    return "" if isinstance(value, str) else "text"
+
+
+def _hint(name: str, known: Mapping[str, Any], where: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean '{where}.{near[0]}'?" if near else f"The keys are: {', '.join(known)}."
+
+
+def require(cfg: DictConfig, *keys: str) -> None:
+    """Check that the config has every part in `keys`, given as dotted names.
+
+    Raises:
+        UserError: naming the first missing part.
+    """
+    for key in keys:
+        node: Any = cfg
+        for name in key.split("."):
+            node = node[name] if isinstance(node, Mapping) and name in node else None
+        if node is None:
+            raise UserError(f"the config has no '{key}'; this command reads {', '.join(keys)}.")
+
+
+def build(cfg: DictConfig, key: str) -> Any:
+    """Instantiate the config node under the dotted name `key`.
+
+    Raises:
+        UserError: if a constructor rejects a value of the config.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, key))
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        where = "" if reason.startswith(key) else f"{key}: "
+        raise UserError(f"invalid config: {where}{reason}") from error
