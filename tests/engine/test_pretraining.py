@@ -15,8 +15,8 @@ from miniatures import write_images
 
 CONFIGS = "configs/demo/coco_segmenter.py", "configs/demo/coco_pretrain.py"
 CATEGORIES = [{"id": 3, "name": "car"}, {"id": 8, "name": "truck"}]
-#: Report of a class head; both lists have the class "truck".
-RESHAPED = "1 of {} rows copied by class name, the rest new"
+#: Report of a class head; the two lists share no class.
+RESHAPED = "0 of {} rows copied by class name, the rest new"
 #: Prefixes of the parameters that pre-training updates.
 TRAINED = (
     "tracker.aligner.",
