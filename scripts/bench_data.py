@@ -23,9 +23,9 @@ from pycocotools import mask as rle
 
 from local2global.data.augment import ClipAugmentation
 from local2global.data.clips import make_clip
-from local2global.data.datasets import AnnotatedVideo, Track, read_grid
 from local2global.data.readers.images import read_image
-from local2global.data.readers.rle import encode_mask
+from local2global.data.readers.records import AnnotatedVideo, Track
+from local2global.data.readers.rle import encode_mask, sample_outlines
 from local2global.data.views import View
 from local2global.randomness import keyed_generator
 
@@ -120,7 +120,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _rows(video: AnnotatedVideo, rounds: int) -> list[dict[str, Any]]:
     half, large = (View.whole(SIZE, 1).resized(size) for size in [(360, 640), (480, 853)])
-    file, counts = video.files[0], [track.counts[0] or "" for track in video.tracks]
+    file, counts = video.files[0], [str(track.outlines[0]) for track in video.tracks]
     whole, image = read_image(file), Image.open(file).convert("RGB")
     rows = [
         compare(
@@ -149,7 +149,7 @@ def _rows(video: AnnotatedVideo, rounds: int) -> list[dict[str, Any]]:
         rows.append(
             compare(
                 f"six masks at {name}",
-                lambda view=view: read_grid(SIZE, view.rows(0), view.columns(0), counts),
+                lambda view=view: sample_outlines(counts, SIZE, view.rows(0), view.columns(0)),
                 lambda view=view: peer_masks(view, counts, 0),
                 overlap,
                 rounds,
@@ -171,7 +171,7 @@ def _clips(video: AnnotatedVideo, rounds: int) -> dict[str, Any]:
         for key in keys:
             view = augment.view(View.whole(SIZE, 4), keyed_generator(*key, "augment"))
             frames = torch.stack([peer_frame(view, Image.open(video.files[i]), i) for i in range(4)])
-            counts = [[track.counts[i] or "" for track in video.tracks] for i in range(4)]
+            counts = [[str(track.outlines[i]) for track in video.tracks] for i in range(4)]
             made.append((frames, torch.stack([peer_masks(view, counts[i], i).any(0) for i in range(4)])))
         return made
 

@@ -16,8 +16,9 @@ import os
 from pathlib import Path
 
 from local2global.data.augment import ClipAugmentation
-from local2global.data.datasets import load_youtube_vis, merge
+from local2global.data.datasets import merge
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
+from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 

@@ -1,4 +1,4 @@
-"""Augmentation: a mask painted into the frames is still the mask afterwards, whatever was drawn."""
+"""Augmentation: masks painted into the frames still agree with the masks afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = ClipAugmentation(edges=(24, 32, 40), max_size=70, crop=SMALL_ZOOM, flip=
 
 
 def painted(length: int = 3, height: int = 37, width: int = 53) -> tuple[Tensor, Tensor]:
-    """A clip whose channels are the masks of three instances: an ellipse, a bar, and noise; all move."""
+    """A clip whose channels are the masks of three moving instances: an ellipse, a bar, and noise."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     masks = torch.zeros((3, length, height, width), dtype=torch.bool)
     for t in range(length):
@@ -42,12 +42,12 @@ def painted(length: int = 3, height: int = 37, width: int = 53) -> tuple[Tensor,
 
 
 def show(view: View, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """What a view shows of frames (T, 3, H, W) and masks (M, T, H, W)."""
+    """The output of a view for frames (T, 3, H, W) and masks (M, T, H, W)."""
     drawn, moved = [], []
     for i in range(len(view)):
         drawn.append(view.draw(frames[i], i))
         rows, columns = torch.from_numpy(view.rows(i)), torch.from_numpy(view.columns(i))
-        turned = view.turn_masks(masks[:, i], i) if view.angles else masks[:, i, rows][:, :, columns]
+        turned = view.rotate_masks(masks[:, i], i) if view.angles else masks[:, i, rows][:, :, columns]
         moved.append(view.place(turned))
     return torch.stack(drawn), torch.stack(moved, dim=1)
 
@@ -75,9 +75,9 @@ STEPS = [
 @pytest.mark.parametrize("draw", range(6))
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 def test_masks_move_with_the_pixels(step, draw):
-    """A pixel that is all one instance is in its mask, one that has nothing of it is not; there are both.
+    """Pixels entirely inside an instance are in its mask, pixels entirely outside are not; both kinds occur.
 
-    Noise is left out: drawn smaller, it has no such pixels.
+    Noise is excluded: after shrinking it has no such pixels.
     """
     frames, masks = apply(step, *painted(), draw)
     assert frames.dtype == torch.uint8
@@ -93,7 +93,7 @@ def test_masks_move_with_the_pixels(step, draw):
 
 
 def on_canvas(step: LargeScaleJitter, draw: int) -> Tensor:
-    """Which pixels are the grey of the canvas."""
+    """(canvas) bool, the grey padding of the canvas."""
     view = step.view(View.whole((37, 53), 3), keyed_generator(draw))
     grey = torch.ones(view.canvas, dtype=torch.bool)
     grey[: view.size[0], : view.size[1]] = False
@@ -104,7 +104,7 @@ def on_canvas(step: LargeScaleJitter, draw: int) -> Tensor:
 @pytest.mark.parametrize(
     "step", [Identity(), DriftingCrop(10, 30), RandomFlip()], ids=lambda s: type(s).__name__
 )
-def test_what_is_not_resized_keeps_every_pixel(step, draw):
+def test_without_resizing_every_pixel_is_kept(step, draw):
     frames, masks = apply(step, *painted(), draw)
     assert torch.equal(frames.transpose(0, 1) > 127, masks)
 
@@ -122,8 +122,8 @@ def test_the_papers_recipe_at_full_size(turn, draw):
     assert masks[pixels < 20].sum() <= few
 
 
-def test_a_crop_before_a_mirror_and_one_after_it_show_the_same_pixels():
-    """Cutting columns 4 to 9 of a mirrored frame of 20 is mirroring columns 11 to 16 of it."""
+def test_crop_and_mirror_commute():
+    """Cropping columns 4 to 9 of a mirrored frame of width 20 equals mirroring columns 10 to 15."""
     frames, masks = painted(1, 20, 20)
     view = View.whole((20, 20), 1)
     one = show(view.mirrored().cut([(2, 4)], (8, 6)), frames, masks)
@@ -133,14 +133,14 @@ def test_a_crop_before_a_mirror_and_one_after_it_show_the_same_pixels():
     assert torch.equal(one[0][0], frames[0, :, 2:10, 10:16].flip(-1))
 
 
-def test_the_same_draw_gives_the_same_clip_and_another_one_another():
+def test_a_clip_is_determined_by_its_generator():
     results = [apply(SMALL, *painted(), draw)[0] for draw in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert results[0].shape != results[2].shape or not torch.equal(results[0], results[2])
 
 
-def test_all_frames_share_one_draw():
-    """A clip of equal frames stays one, unless the crop drifts or the frames turn."""
+def test_all_frames_of_a_clip_have_the_same_augmentation():
+    """Equal frames stay equal, unless the crop drifts or the frames rotate."""
     frames, masks = painted(1)
     still = frames.repeat(4, 1, 1, 1), masks.repeat(1, 4, 1, 1)
     step = replace(SMALL, crop=None, jitter=ColourJitter(0.4, 0.4, 0.4))
@@ -152,7 +152,7 @@ def test_all_frames_share_one_draw():
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
-def test_a_clip_without_instances_passes(step):
+def test_a_clip_without_instances_is_augmented(step):
     frames, _ = painted()
     moved, masks = apply(step, frames, torch.zeros((0, 3, 37, 53), dtype=torch.bool), 0)
     assert masks.shape == (0, 3, *moved.shape[-2:])
@@ -162,8 +162,8 @@ def test_a_clip_without_instances_passes(step):
 
 
 @pytest.mark.parametrize("angle", [-15.0, 4.0, 33.0])
-def test_a_turn_is_that_of_pillow(angle):
-    """Counter-clockwise about a point, black beyond the border; half a grey value apart where both round."""
+def test_rotation_agrees_with_pillow(angle):
+    """Rotation is counter-clockwise about a point, with black outside; both implementations round."""
     generator = torch.Generator().manual_seed(0)
     frame = torch.nn.functional.avg_pool2d(torch.rand((1, 3, 60, 80), generator=generator), 5, 1, 2)[0]
     frame = (frame * 255).to(torch.uint8)
@@ -174,8 +174,8 @@ def test_a_turn_is_that_of_pillow(angle):
     assert np.quantile(difference, 0.95) <= 1  # Pillow leaves out pixels at the very border
 
 
-def test_turns_are_sorted_about_one_point():
-    """Half of the clips turn one way, half the other; angles fill -15 to 15, the point 40 to 60 %."""
+def test_rotation_angles_are_sorted_and_uniform():
+    """Angles ascend in half of the clips, span -15 to 15, and the centre spans 40 to 60 % of the frame."""
     views = [Turn().view(View.whole((10, 10), 4), keyed_generator(i)) for i in range(300)]
     rising = [list(view.angles) == sorted(view.angles) for view in views]
     falling = [list(view.angles) == sorted(view.angles, reverse=True) for view in views]
@@ -190,8 +190,8 @@ def test_turns_are_sorted_about_one_point():
     assert 0.59 < centres.max() <= 0.6
 
 
-def test_a_turned_point_stays_a_point():
-    """One white pixel 10 right of the centre, turned a quarter: 10 above it."""
+def test_a_rotated_point_remains_one_pixel():
+    """A white pixel 10 to the right of the centre is 10 above it after a rotation of 90 degrees."""
     frames = torch.zeros((1, 3, 41, 41), dtype=torch.uint8)
     frames[..., 20, 30] = 255
     view = replace(View.whole((41, 41), 1), angles=(90.0,))
@@ -203,8 +203,8 @@ def test_a_turned_point_stays_a_point():
 # ------------------------------------------------------------------------------------------ large-scale jitter
 
 
-def test_large_scale_jitter_scales_from_a_tenth_to_twice_the_square():
-    """An image of 100x50 on a square of 64: at scale s it is 64 s high and half as wide, cut to 64."""
+def test_large_scale_jitter_draws_scales_from_a_tenth_to_two():
+    """An image of 100x50 on a square of 64: at scale s it is 64 s high and half as wide, cropped to 64."""
     views = [LargeScaleJitter(64).view(View.whole((100, 50), 1), keyed_generator(i)) for i in range(400)]
     assert all(view.canvas == (64, 64) for view in views)
     heights = [view.size[0] for view in views]
@@ -218,7 +218,7 @@ def test_large_scale_jitter_scales_from_a_tenth_to_twice_the_square():
     assert 150 < sum(view.flipped for view in views) < 250
 
 
-def test_what_large_scale_jitter_leaves_of_the_square_is_grey():
+def test_large_scale_jitter_pads_with_grey():
     frames, masks = painted(1)
     for draw in range(6):
         view = LargeScaleJitter(48).view(View.whole((37, 53), 1), keyed_generator(draw))
@@ -254,13 +254,13 @@ def test_a_crop_drifts_in_a_straight_line():
     assert {(1, 1), (1, -1), (-1, 1), (-1, -1)} <= ways
 
 
-def test_a_crop_keeps_a_smaller_frame_whole():
+def test_a_frame_smaller_than_the_crop_is_unchanged():
     frames, masks = painted()
     cut, _ = apply(DriftingCrop(384, 600), frames, masks, 0)
     assert torch.equal(cut, frames)
 
 
-def test_a_flip_comes_half_of_the_time_and_is_left_to_right():
+def test_a_flip_is_horizontal_with_probability_one_half():
     frames, masks = painted()
     flipped = 0
     for draw in range(200):
@@ -271,26 +271,26 @@ def test_a_flip_comes_half_of_the_time_and_is_left_to_right():
     assert 70 < flipped < 130
 
 
-def test_the_papers_sizes_are_all_drawn():
+def test_all_sizes_of_the_papers_recipe_are_drawn():
     step = ClipAugmentation(crop=None)
     drawn = {step.view(View.whole((90, 120), 1), keyed_generator(i)).size for i in range(80)}
     assert {height for height, _ in drawn} == {288, 320, 352, 384, 416, 448, 480, 512}
     assert all(width == int(height * 4 / 3 + 0.5) for height, width in drawn)
 
 
-def test_the_papers_zoom_is_drawn_half_of_the_time():
-    """Frames of 500x500: a zoomed clip is seldom square, a plain one always is."""
+def test_the_papers_zoom_has_probability_one_half():
+    """Frames of 500x500: a zoomed clip is rarely square, an unzoomed one always is."""
     shapes = [ZoomCrop().view(View.whole((500, 500), 1), keyed_generator(i)).size for i in range(60)]
     assert 15 < sum(shape == (500, 500) for shape in shapes) < 45
     assert all(384 <= side <= 600 for shape in shapes for side in shape)
 
 
-def test_jitter_of_nothing_changes_nothing():
+def test_colour_jitter_of_strength_zero_is_the_identity():
     frames = torch.randint(0, 256, (2, 3, 9, 9), generator=keyed_generator(0)).to(torch.uint8)
     assert torch.equal(ColourJitter(0, 0, 0).recolour(frames, keyed_generator(0)), frames)
 
 
-def test_jitter_keeps_grey_grey():
+def test_colour_jitter_keeps_grey_pixels_grey():
     frames, _ = painted()
     grey = frames[:, :1].expand(-1, 3, -1, -1)
     moved = ColourJitter(0.3, 0.3, 0.9).recolour(grey, keyed_generator(2))
@@ -301,7 +301,7 @@ def test_jitter_keeps_grey_grey():
 # ----------------------------------------------------------------------------------------- decoded no larger
 
 
-def test_frames_are_decoded_at_half_size_only_where_they_are_drawn_no_larger():
+def test_reduced_decoding_is_used_only_if_the_output_is_no_larger():
     whole = View.whole((720, 1280), 2)
     assert [whole.resized(size).shrink for size in [(360, 640), (361, 642), (180, 320), (90, 160)]] == [
         2,
@@ -315,8 +315,8 @@ def test_frames_are_decoded_at_half_size_only_where_they_are_drawn_no_larger():
     assert zoomed.resized((288, 432)).shrink == 2, "corners are even"
 
 
-def test_a_frame_decoded_at_half_size_shows_the_same():
-    """Means of 2x2 pixels drawn at half size are the pixels drawn at half size, up to the filter's width."""
+def test_a_frame_decoded_at_half_size_gives_the_same_output():
+    """Decoding at half size (means of 2x2 pixels) gives the same output, up to the filter's width."""
     smooth = torch.nn.functional.avg_pool2d(
         torch.rand((1, 3, 100, 120), generator=keyed_generator(1)), 9, 1, 4
     )
@@ -343,7 +343,7 @@ def test_a_frame_decoded_at_half_size_shows_the_same():
     ],
 )
 def test_sizes_are_rounded_as_detectron2_rounds(size, short_edge, max_size, expected):
-    """Scale, cap, add a half, cut: 1080x1920 to 720x1280 to 562.5x1000 to 563x1000."""
+    """Scale, limit, add 0.5, truncate: 1080x1920 to 720x1280 to 562.5x1000 to 563x1000."""
     assert shortest_edge_size(size, short_edge, max_size) == expected
     assert (
         resize_shortest_edge(torch.zeros((3, *size), dtype=torch.uint8), short_edge, max_size).shape[1:]
@@ -351,8 +351,8 @@ def test_sizes_are_rounded_as_detectron2_rounds(size, short_edge, max_size, expe
     )
 
 
-def test_resizing_averages_what_it_shrinks():
-    """A fine checkerboard becomes an even grey, not black or white."""
+def test_shrinking_is_antialiased():
+    """A fine checkerboard becomes a uniform grey, not black or white."""
     frame = (
         (torch.arange(64)[:, None] + torch.arange(64)).remainder(2).mul(255).to(torch.uint8).expand(3, 64, 64)
     )

@@ -1,4 +1,4 @@
-"""A whole dataset is clean; of damaged copies each damage is named, by file, entry and kind."""
+"""An undamaged dataset has no findings; every damage is reported with file, entry and kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAME = "shapes-00002/*00001"
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Two generated videos in both layouts, and the first of them as COCO images."""
+    """Two generated videos in both layouts, and their first frames as COCO images."""
     root = tmp_path_factory.mktemp("whole")
     shapes = load_shapes("demo", 2, seed=3, length=LENGTH, size=(HEIGHT, WIDTH))
     write_youtube_vis(shapes.videos, shapes.classes, root / "ytvis")
@@ -36,7 +36,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def write_coco(source: Path, out: Path) -> None:
-    """The first frame of each video of a YouTube-VIS folder as COCO images, a rectangle on each."""
+    """The first frame of each video as a COCO image with one rectangle."""
     content = json.loads((source / "instances.json").read_text())
     (out / "train2017").mkdir(parents=True)
     images, annotations = [], []
@@ -87,7 +87,7 @@ def check(root: Path, **options: Any) -> Report:
 
 
 @pytest.mark.parametrize("layout", ["ytvis", "vipseg", "coco"])
-def test_a_whole_dataset_is_clean(whole, layout):
+def test_an_undamaged_dataset_has_no_findings(whole, layout):
     report = check(whole / layout, samples=2)
     assert report.findings == []
     assert len(report.samples) == 2
@@ -96,7 +96,7 @@ def test_a_whole_dataset_is_clean(whole, layout):
 @pytest.mark.data
 @pytest.mark.parametrize(("folder", "warnings"), [("clips", 0), ("composites", 0), ("coco_mini", 1)])
 def test_the_shared_datasets_have_no_error(shared, folder, warnings):
-    """The one warning is a real polygon too thin to hold a pixel."""
+    """The one warning is a polygon too thin to contain a pixel."""
     if not (shared / "data" / folder).is_dir():
         pytest.skip(f"no {folder} in {shared}/data")
     report = check_dataset(shared / "data" / folder, options=Options(decode=False))
@@ -108,7 +108,7 @@ def test_the_shared_datasets_have_no_error(shared, folder, warnings):
 
 
 def annotation(key: str, value: Any) -> Callable[[Copy], None]:
-    """Gives the second annotation another value; a function changes the one it has, `...` removes it."""
+    """Sets a value of the second annotation; a function maps the present value, `...` removes it."""
 
     def change(content: dict[str, Any]) -> None:
         entry = content["annotations"][1]
@@ -143,7 +143,7 @@ def first_mask(change: Callable[[dict[str, Any]], Any]) -> Callable[[Copy], None
 
 
 def image(change: Callable[[Path], Any]) -> Callable[[Copy], None]:
-    """Changes one frame's file."""
+    """Changes the file of one frame."""
     return lambda copy: change(next(copy.root.rglob(f"{FRAME}.jpg")))
 
 
@@ -248,8 +248,8 @@ YTVIS = {
 WARNINGS = {"repeated-frame", "same-masks"}
 
 
-def found(report: Report, kind: str, text: str) -> Finding:
-    """The finding of a kind that names what it should."""
+def find(report: Report, kind: str, text: str) -> Finding:
+    """The finding of a kind whose message contains a text."""
     of_kind = [f for f in report.findings if f.kind == kind]
     assert of_kind, f"no {kind} among {[str(f) for f in report.findings]}"
     named = [f for f in of_kind if text in str(f)]
@@ -258,21 +258,21 @@ def found(report: Report, kind: str, text: str) -> Finding:
 
 
 def assert_named(report: Report, kind: str, text: str) -> None:
-    finding = found(report, kind, text)
+    finding = find(report, kind, text)
     assert finding.severity == ("warning" if kind in WARNINGS else "error")
     assert finding.fix
 
 
 @pytest.mark.parametrize("damage", YTVIS)
-def test_damage_to_a_youtube_vis_dataset_is_named(copies, damage):
+def test_damage_to_a_youtube_vis_dataset_is_reported(copies, damage):
     act, kind, text = YTVIS[damage]
     copy = copies("ytvis")
     act(copy)
     assert_named(check(copy.root), kind, text)
 
 
-def test_many_damages_are_all_named_at_once(copies):
-    """Nothing stops at the first problem."""
+def test_all_damages_are_reported_in_one_run(copies):
+    """The check does not stop at the first problem."""
     copy, damages = (
         copies("ytvis"),
         ["a missing frame", "an unknown category", "no iscrowd", "a wrong length"],
@@ -284,15 +284,15 @@ def test_many_damages_are_all_named_at_once(copies):
         assert_named(report, *YTVIS[damage][1:])
 
 
-def test_headers_alone_show_size_and_absence_but_no_cut_file(copies):
+def test_headers_reveal_size_and_absence_but_not_truncation(copies):
     copy = copies("ytvis")
     image(cut)(copy)
     assert check(copy.root, decode=False).findings == []
     image(lambda p: Image.new("RGB", (WIDTH // 2, HEIGHT)).save(p))(copy)
-    found(check(copy.root, decode=False), "frame-size", "shapes-00002/00001.jpg")
+    find(check(copy.root, decode=False), "frame-size", "shapes-00002/00001.jpg")
 
 
-def test_a_mask_without_its_pixels_is_a_warning_and_not_a_frame_seen(copies):
+def test_an_empty_mask_is_a_warning_and_does_not_count_as_visible(copies):
     empty = {
         "size": [HEIGHT, WIDTH],
         "counts": rle.encode(np.zeros((HEIGHT, WIDTH), np.uint8, order="F"))["counts"],
@@ -303,7 +303,7 @@ def test_a_mask_without_its_pixels_is_a_warning_and_not_a_frame_seen(copies):
     first_mask(lambda m: empty)(copy)
     report = check(copy.root)
     assert report.errors == []
-    found(report, "empty-mask", "annotation 2")
+    find(report, "empty-mask", "annotation 2")
     assert sum(report.summaries[0].tracks) == sum(before) - 1
 
 
@@ -354,7 +354,7 @@ def blank(path: Path) -> None:
 
 
 def change_class(content: dict[str, Any]) -> None:
-    """The last segment (a thing or the background) becomes of another class in one frame."""
+    """Changes the class of the last segment (a thing or the background) in one frame."""
     info = content["annotations"][1]["annotations"][1]["segments_info"][-1]
     others = [c["id"] for c in content["categories"] if c["id"] != info["category_id"]]
     info["category_id"] = others[0]
@@ -411,7 +411,7 @@ VIPSEG = {
 
 
 @pytest.mark.parametrize("damage", VIPSEG)
-def test_damage_to_a_vipseg_dataset_is_named(copies, damage):
+def test_damage_to_a_vipseg_dataset_is_reported(copies, damage):
     act, kind, text = VIPSEG[damage]
     copy = copies("vipseg")
     act(copy)
@@ -441,7 +441,7 @@ COCO = {
 
 
 @pytest.mark.parametrize("damage", COCO)
-def test_damage_to_a_coco_dataset_is_named(copies, damage):
+def test_damage_to_a_coco_dataset_is_reported(copies, damage):
     act, kind, text = COCO[damage]
     copy = copies("coco")
     act(copy)
@@ -453,13 +453,13 @@ def test_damage_to_a_coco_dataset_is_named(copies, damage):
 
 def test_a_folder_without_annotations_is_refused(tmp_path):
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(UserError, match=r"no annotation file .*results\.json is none"):
+    with pytest.raises(UserError, match=r"no annotation file .*results\.json is not one"):
         check_dataset(tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
         check_dataset(tmp_path / "nothing")
 
 
-def test_a_file_of_another_kind_is_named(tmp_path):
+def test_a_json_file_of_another_form_is_reported(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('{"scores": []}')
-    found(check_dataset(path), "not-a-dataset", "results.json")
+    find(check_dataset(path), "not-a-dataset", "results.json")

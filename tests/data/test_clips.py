@@ -1,4 +1,4 @@
-"""Training clips: which frames, which instances, and boxes worked out by hand."""
+"""Training clips: sampled frames, visible instances, and hand-computed boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = (7, 3, 1)
 
 @dataclass(frozen=True)
 class Painted:
-    """A video of 4x8 pixels whose frame t has value t; `shown[i]` are the frames that show instance i."""
+    """A video of 4x8 pixels whose frame t has value t; `shown[i]` are the frames in which instance i is visible."""
 
     shown: tuple[tuple[int, ...], ...]
     length: int
@@ -65,26 +65,26 @@ def test_every_frame_is_drawn_about_equally_often_as_the_only_one():
     assert min(drawn.values()) > 150
 
 
-def test_the_window_is_used_to_both_ends():
+def test_frames_span_the_whole_window():
     spans = {frames[-1] - frames[0] for frames in draws(length=60, clip_length=2, window=6, times=400)}
     assert spans == {1, 2, 3, 4, 5, 6}
 
 
-def test_a_video_of_one_frame_gives_copies():
+def test_a_video_of_one_frame_is_repeated():
     assert sample_frames(1, 4, 6, keyed_generator(0)) == (0, 0, 0, 0)
 
 
-def test_a_short_video_gives_every_frame_before_any_twice():
+def test_a_short_video_uses_every_frame_before_repeating_any():
     for frames in draws(length=3, clip_length=5, window=6, times=30):
         assert set(frames) == {0, 1, 2}
         assert max(Counter(frames).values()) == 2
 
 
-def test_a_window_of_nothing_gives_copies_of_the_reference_frame():
+def test_a_window_of_zero_repeats_the_reference_frame():
     assert {len(set(frames)) for frames in draws(length=9, clip_length=3, window=0, times=10)} == {1}
 
 
-def test_frames_are_drawn_again_until_one_shows_an_instance():
+def test_frames_are_redrawn_until_an_instance_is_visible():
     video = Painted(shown=((17,),), length=30)
     for index in range(20):
         assert 17 in choose_frames(video, 3, 2, (0, 0, index), tries=1000)
@@ -97,13 +97,13 @@ def test_an_empty_clip_is_accepted_after_all_tries():
     assert len(make_clip(video, frames, Identity(), KEY).targets) == 0
 
 
-def test_the_same_key_chooses_the_same_frames():
+def test_frames_are_determined_by_the_key():
     video = Painted(shown=((2,),), length=30)
     assert choose_frames(video, 3, 6, KEY, 5) == choose_frames(video, 3, 6, KEY, 5)
     assert len({choose_frames(video, 3, 6, (0, 0, i), 1) for i in range(20)}) > 10
 
 
-def test_a_clip_holds_the_instances_seen_in_it():
+def test_a_clip_has_the_instances_visible_in_it():
     video = Painted(shown=((0, 1), (9,), (3,)), length=10)
     clip = make_clip(video, (1, 3, 3), Identity(), KEY)
     assert clip.targets.ids.tolist() == [100, 102]
@@ -123,7 +123,7 @@ def test_a_video_without_instances_gives_an_empty_clip():
     assert clip.targets.boxes.shape == (0, 2, 4)
 
 
-def test_boxes_count_the_last_pixel_and_are_parts_of_the_frame():
+def test_boxes_include_the_last_pixel_and_are_normalised():
     """Columns 2 to 5 of 8, rows 1 to 1 of 4: centre (4/8, 1.5/4), size (4/8, 1/4)."""
     masks = torch.zeros((1, 2, 4, 8), dtype=torch.bool)
     masks[0, 0, 1, 2:6] = True
@@ -142,7 +142,7 @@ def test_boxes_follow_the_augmentation():
         assert clip.targets.boxes[0, 0, 1:].tolist() == pytest.approx([0.5, 0.25, 0.5])
 
 
-def test_an_instance_cut_away_is_dropped():
+def test_an_instance_outside_the_crop_is_dropped():
     class LeftHalf(Identity):
         def view(self, view, generator):
             return view.cut([(0, 0)], (4, 4))

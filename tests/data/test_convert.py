@@ -1,4 +1,4 @@
-"""Hand-made datasets of other forms, converted, read back and checked."""
+"""Hand-made datasets of other formats, converted, loaded and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from local2global.data.convert import (
     convert_mots,
     convert_vipseg,
 )
-from local2global.data.datasets import VideoDataset, load_youtube_vis
+from local2global.data.datasets import VideoDataset
+from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.errors import UserError
 from local2global.results.segment_ids import read_ids
 
@@ -48,7 +49,7 @@ def save(labels: np.ndarray, path: Path) -> None:
 
 
 def read(folder: Path) -> tuple[VideoDataset, dict[str, Any]]:
-    """The videos of a converted folder, which is clean, and the file's content."""
+    """The videos and the JSON content of a converted folder, which must have no errors."""
     report = check_dataset(folder, options=Options(workers=1))
     assert [str(f) for f in report.errors] == []
     file = folder / "instances.json"
@@ -138,7 +139,7 @@ def test_mots_pngs(tmp_path):
 
 
 def lines(first: int) -> str:
-    """The same as txt lines, frames numbered from `first`."""
+    """The same maps as txt lines, frames numbered from `first`."""
     rows = []
     for t, labels in enumerate(mots_maps()):
         for identity in np.unique(labels)[1:]:
@@ -148,7 +149,7 @@ def lines(first: int) -> str:
     return "\n".join(rows)
 
 
-def test_mots_txt_as_kitti_has_it(tmp_path):
+def test_mots_txt_in_the_layout_of_kitti(tmp_path):
     frames(tmp_path / "image_02" / "0003", ["000000.png", "000001.png"])
     (tmp_path / "instances_txt").mkdir()
     (tmp_path / "instances_txt" / "0003.txt").write_text(lines(0))
@@ -156,7 +157,7 @@ def test_mots_txt_as_kitti_has_it(tmp_path):
     check_mots(tmp_path / "out")
 
 
-def test_mots_txt_as_motchallenge_has_it(tmp_path):
+def test_mots_txt_in_the_layout_of_motchallenge(tmp_path):
     """Frames from 1 in img1, truth in gt/gt.txt of the same folder."""
     video = tmp_path / "train" / "MOTS20-02"
     frames(video / "img1", ["000001.jpg", "000002.jpg"])
@@ -176,7 +177,7 @@ def test_mots_txt_as_motchallenge_has_it(tmp_path):
         ("0 2001 2 5 5 Zo0", "a mask of size"),
     ],
 )
-def test_a_mots_line_that_does_not_fit_is_named(line, problem, tmp_path):
+def test_an_invalid_mots_line_is_refused(line, problem, tmp_path):
     frames(tmp_path / "images" / "v", ["000000.png"])
     (tmp_path / "txt").mkdir()
     full = rle.encode(np.ones((HEIGHT, WIDTH), np.uint8, order="F"))["counts"].decode()
@@ -221,7 +222,7 @@ def test_labelme_group_id_is_the_object_and_its_shapes_are_parts(tmp_path):
     assert areas[1:] == [[0, 0, 16], [0, 0, 0]]
 
 
-def test_labelmes_own_masks_are_read(tmp_path):
+def test_labelme_masks_are_read(tmp_path):
     video = tmp_path / "yard"
     frames(video, ["0.jpg"])
     buffer = io.BytesIO()
@@ -233,7 +234,7 @@ def test_labelmes_own_masks_are_read(tmp_path):
     assert mask.nonzero().tolist() == [[5, 3], [6, 3], [6, 4]]
 
 
-def test_two_shapes_that_nothing_tells_apart_are_refused(tmp_path):
+def test_two_shapes_of_one_label_without_group_id_are_refused(tmp_path):
     frames(tmp_path / "yard", ["0.jpg"])
     labelme(tmp_path / "yard", "0", [shape("dog", BOX), shape("dog", BOX)])
     with pytest.raises(UserError, match=r'0\.json: two shapes "dog" without group_id'):
@@ -257,7 +258,7 @@ def vipseg(root: Path) -> None:
     (root / "val.txt").write_text("1_b\n")
 
 
-def test_vipseg_masks_hold_id_plus_1(tmp_path):
+def test_vipseg_masks_contain_id_plus_1(tmp_path):
     vipseg(tmp_path / "VIPSeg")
     done = convert_vipseg(tmp_path / "VIPSeg", tmp_path / "out", height=24, workers=2)
     assert sorted(f.name for f in done.files) == [
@@ -286,7 +287,7 @@ def test_vipseg_masks_hold_id_plus_1(tmp_path):
     assert Image.open(tmp_path / "out" / "images" / "0_a" / "00000001.jpg").size == (32, 24)
 
 
-def test_vipseg_without_lists_is_one_file_and_frames_of_the_right_height_are_copied(tmp_path):
+def test_vipseg_without_splits_is_one_file_and_frames_of_the_target_height_are_copied(tmp_path):
     root = tmp_path / "VIPSeg"
     vipseg(root)
     for split in ("train", "val"):
@@ -294,15 +295,15 @@ def test_vipseg_without_lists_is_one_file_and_frames_of_the_right_height_are_cop
     frames(root / "imgs" / "0_a", ["00000003.jpg"])
     done = convert_vipseg(root, tmp_path / "out", height=HEIGHT, workers=1)
     assert [f.name for f in done.files] == ["panoptic_gt_VIPSeg.json"]
-    assert done.skipped == {"frames without a mask": 1}
+    assert done.skipped == {"frames without a mask file": 1}
     copied = tmp_path / "out" / "images" / "0_a" / "00000001.jpg"
     assert copied.read_bytes() == (root / "imgs" / "0_a" / "00000001.jpg").read_bytes()
 
 
-def test_a_vipseg_value_of_no_class_is_named(tmp_path):
+def test_a_vipseg_value_of_an_unknown_class_is_refused(tmp_path):
     vipseg(tmp_path / "V")
     save(square(0, 0, 30_000), tmp_path / "V" / "panomasks" / "0_a" / "00000002.png")
-    with pytest.raises(UserError, match=r"00000002\.png: value 30000 stands for class 299"):
+    with pytest.raises(UserError, match=r"00000002\.png: value 30000 is of class 299"):
         convert_vipseg(tmp_path / "V", tmp_path / "out", height=HEIGHT, workers=1)
     assert not (tmp_path / "out").exists()
 
@@ -338,7 +339,7 @@ def test_coco_keeps_mapped_annotations_and_images_that_have_any(tmp_path):
     assert content["info"] == {"year": 2017}
 
 
-def test_coco_to_what_is_refused(tmp_path):
+def test_an_unknown_target_of_coco_is_refused(tmp_path):
     coco(tmp_path / "coco.json")
     with pytest.raises(UserError, match='no class list "ytvis2020"'):
         convert_coco(tmp_path / "coco.json", tmp_path / "out.json", "ytvis2020")
@@ -356,12 +357,12 @@ def test_coco_to_what_is_refused(tmp_path):
         ("ovis", 23, "Bear"),
     ],
 )
-def test_a_class_of_coco_has_the_name_that_every_peer_gives_it(target, coco_id, name):
+def test_coco_classes_map_to_the_names_used_by_the_peers(target, coco_id, name):
     names = {c["id"]: c["name"] for c in VIDEO_CLASSES[target]}
     assert names[COCO_TO_VIDEO[target][coco_id]] == name
 
 
-def test_the_class_lists_are_as_long_as_the_papers_say():
+def test_the_class_lists_have_the_published_lengths():
     assert [len(VIDEO_CLASSES[k]) for k in ("ytvis2019", "ytvis2021", "ovis")] == [40, 40, 25]
     assert sum(c["isthing"] for c in VIPSEG_CLASSES) == 58
     assert len(VIPSEG_CLASSES) == 124

@@ -1,4 +1,4 @@
-"""Reading YouTube-VIS and OVIS files: a hand-made one of two videos, and every way to break it."""
+"""The reader of YouTube-VIS and OVIS files: a hand-made file of two videos, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from local2global.data.datasets import VideoDataset, encode_mask, load_youtube_vis, merge, read_image
+from local2global.data.datasets import VideoDataset, merge
+from local2global.data.readers.images import read_image
+from local2global.data.readers.rle import encode_mask
+from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.errors import UserError
 
 HEIGHT, WIDTH = 4, 6
@@ -29,7 +32,7 @@ def square(top: int, left: int) -> torch.Tensor:
 
 
 def runs(mask: torch.Tensor) -> dict[str, Any]:
-    """Uncompressed RLE: lengths of runs in column order, background first."""
+    """Uncompressed RLE: run lengths in column order, background first."""
     flat = mask.T.flatten().tolist()
     counts, value = [0], False
     for pixel in flat:
@@ -75,7 +78,7 @@ def content() -> dict[str, Any]:
 
 
 def write(folder: Path, data: Any) -> tuple[Path, Path]:
-    """The image folder and the annotation file of `data`; frame t is all of grey value 10 t."""
+    """The image folder and the annotation file of `data`; frame t has grey value 10 t."""
     for video in data["videos"]:
         for t, name in enumerate(video.get("file_names", ())):
             path = folder / "images" / name
@@ -93,7 +96,7 @@ def dataset(tmp_path: Path) -> VideoDataset:
 
 
 def message(folder: Path, data: Any, **options: Any) -> str:
-    """What a user is told who loads `data`."""
+    """The error message of loading `data`."""
     with pytest.raises(UserError) as caught:
         load_youtube_vis(*write(folder, data), **options)
     assert "\n" not in str(caught.value)
@@ -105,7 +108,7 @@ def test_classes_come_from_the_file_in_the_order_of_their_ids(dataset):
     assert [video.labels.tolist() for video in dataset.videos] == [[1], [0]]
 
 
-def test_a_record_tells_where_its_instances_are(dataset):
+def test_a_record_has_the_annotated_instances(dataset):
     yard = dataset.videos[0]
     assert (yard.id, yard.name, yard.size, yard.length) == (4, "yard", (HEIGHT, WIDTH), 3)
     assert yard.ids.tolist() == [17]
@@ -120,7 +123,7 @@ def test_a_polygon_becomes_the_pixels_it_encloses(dataset):
     assert torch.equal(dataset.videos[1].masks(0)[0], square(1, 1))
 
 
-def test_frames_are_read_when_asked_for(dataset, tmp_path):
+def test_frames_are_read_lazily(dataset, tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(tmp_path / "images/yard/1.png")
     frame = dataset.videos[0].frame(1)
     assert frame.dtype == torch.uint8
@@ -128,13 +131,13 @@ def test_frames_are_read_when_asked_for(dataset, tmp_path):
     assert frame[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_crowds_are_truth_but_not_lessons(dataset):
+def test_crowds_are_in_the_ground_truth_only(dataset):
     assert dataset.videos[1].ids.tolist() == [21]
     crowds = {a["id"]: a["iscrowd"] for a in dataset.truth()["annotations"]}
     assert crowds == {17: 0, 20: 1, 21: 0}
 
 
-def test_truth_is_json_whose_masks_are_the_records(dataset):
+def test_the_ground_truth_is_json_with_the_masks_of_the_records(dataset):
     truth = json.loads(json.dumps(dataset.truth()))
     assert truth["categories"] == CLASSES
     dog, _, car = truth["annotations"]
@@ -145,7 +148,7 @@ def test_truth_is_json_whose_masks_are_the_records(dataset):
     assert np.array_equal(rle.decode(car["segmentations"][0]), square(1, 1).numpy())
 
 
-def test_truth_made_from_any_records_is_the_files(dataset):
+def test_ground_truth_encoded_from_records_equals_the_files(dataset):
     made = VideoDataset(dataset.videos, dataset.classes).truth()
     read = [a for a in dataset.truth()["annotations"] if not a["iscrowd"]]
     for one, other in zip(made["annotations"], read, strict=True):
@@ -155,13 +158,13 @@ def test_truth_made_from_any_records_is_the_files(dataset):
         assert one["segmentations"] == other["segmentations"]
 
 
-def test_stored_areas_are_kept(tmp_path):
+def test_the_areas_of_the_file_are_used(tmp_path):
     data = content()
     data["annotations"][0]["areas"] = [5, None, 7]
     assert load_youtube_vis(*write(tmp_path, data)).truth()["annotations"][0]["areas"] == [5, None, 7]
 
 
-def test_a_mask_without_a_pixel_is_an_absence(tmp_path):
+def test_an_empty_mask_means_absent(tmp_path):
     data = content()
     data["annotations"][0]["segmentations"][0] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
     yard = load_youtube_vis(*write(tmp_path, data)).videos[0]
@@ -170,8 +173,8 @@ def test_a_mask_without_a_pixel_is_an_absence(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_mask_survives_both_kinds_of_rle(tmp_path, seed):
-    """Long, short and zero runs, so that counts of several characters and negative differences occur."""
+def test_compressed_and_uncompressed_rle_decode_to_the_mask(tmp_path, seed):
+    """Long, short and zero runs: counts of several characters and negative differences occur."""
     mask = torch.zeros((300, 400), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     mask[:, 200:] = torch.rand((300, 200), generator=generator) < 0.5 / (1 + seed)
@@ -201,22 +204,22 @@ def test_a_file_without_annotations_is_a_test_set(tmp_path, absent):
     assert "annotations" not in dataset.truth()
 
 
-def test_a_class_list_decides_the_labels(tmp_path):
+def test_a_class_list_determines_the_labels(tmp_path):
     classes = [{"id": 18, "name": "dog"}, {"id": 5, "name": "train"}, {"id": 3, "name": "Car"}]
     dataset = load_youtube_vis(*write(tmp_path, content()), classes=classes)
     assert [video.labels.tolist() for video in dataset.videos] == [[0], [2]]
     assert [c["id"] for c in dataset.truth()["categories"]] == [18, 5, 3]
 
 
-def test_videos_are_kept_and_left_out_by_name(tmp_path):
+def test_videos_are_selected_and_excluded_by_name(tmp_path):
     paths = write(tmp_path, content())
-    kept = load_youtube_vis(*paths, videos=["road"])
-    assert [video.name for video in kept.videos] == ["road"]
-    assert [a["id"] for a in kept.truth()["annotations"]] == [20, 21]
+    road = load_youtube_vis(*paths, videos=["road"])
+    assert [video.name for video in road.videos] == ["road"]
+    assert [a["id"] for a in road.truth()["annotations"]] == [20, 21]
     assert [video.name for video in load_youtube_vis(*paths, exclude=["road"]).videos] == ["yard"]
 
 
-def test_a_record_can_be_sent_to_another_process(dataset):
+def test_records_can_be_pickled(dataset):
     sent = pickle.loads(pickle.dumps(dataset)).videos[0]
     assert torch.equal(sent.masks(2), dataset.videos[0].masks(2))
 
@@ -224,45 +227,57 @@ def test_a_record_can_be_sent_to_another_process(dataset):
 # ----------------------------------------------------------------------------------------------- broken files
 
 
-def test_too_many_segmentations(tmp_path):
+def test_too_many_segmentations_are_refused(tmp_path):
     data = content()
     data["annotations"][0]["segmentations"].append(None)
-    told = message(tmp_path, data)
-    assert told == 'instances.json: annotation 17: 4 segmentations for a video of 3 frames (video 4, "yard").'
+    expected = 'instances.json: annotation 17 (video 4, "yard"): 4 segmentations for a video of 3 frames. '
+    assert message(tmp_path, data).startswith(expected)
 
 
-def test_an_unknown_category(tmp_path):
+def test_an_unknown_category_is_refused(tmp_path):
     data = content()
     data["annotations"][0]["category_id"] = 99
-    told = message(tmp_path, data)
-    assert told == 'instances.json: annotation 17: category 99 is not among the 2 classes (video 4, "yard").'
+    place, problem = 'annotation 17 (video 4, "yard")', "category_id 99 is not among the categories (3, 18)"
+    assert message(tmp_path, data).startswith(f"instances.json: {place}: {problem}. ")
 
 
-def test_an_id_that_another_dataset_gives_to_another_class(tmp_path):
-    told = message(tmp_path, content(), classes=[{"id": 3, "name": "person"}, CLASSES[1]])
-    assert told == 'instances.json: category 3: "car", but the class list says "person".'
-
-
-@pytest.mark.parametrize("key", ["video_id", "category_id", "segmentations"])
-def test_a_missing_key_is_told_with_the_annotation(tmp_path, key):
-    data = content()
-    del data["annotations"][0][key]
-    assert message(tmp_path, data) == f"instances.json: annotation 17: no key '{key}'."
+def test_a_class_list_of_another_dataset_is_refused(tmp_path):
+    text = message(tmp_path, content(), classes=[{"id": 3, "name": "person"}, CLASSES[1]])
+    assert text.startswith('instances.json: category 3: "car", but the class list says "person". ')
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("key", "problem"),
     [
-        ({"video_id": 5}, "annotation 17: no video 5 in this file."),
-        ({"video_id": "4"}, "annotation 17: 'video_id' is not of type int."),
-        ({"id": 21}, "annotation 21: this id is used twice."),
-        ({"id": None}, "annotation at position 0: no integer 'id'."),
+        ("video_id", "annotation 17: video_id null is not a video of this file"),
+        (
+            "category_id",
+            'annotation 17 (video 4, "yard"): category_id null is not among the categories (3, 18)',
+        ),
+        ("segmentations", 'annotation 17 (video 4, "yard"): no list of segmentations'),
+        ("id", "annotation at position 0: no id"),
     ],
 )
-def test_a_wrong_entry_of_an_annotation(tmp_path, change, told):
+def test_a_missing_key_is_refused(tmp_path, key, problem):
+    data = content()
+    del data["annotations"][0][key]
+    assert message(tmp_path, data).startswith(f"instances.json: {problem}. ")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"video_id": 5}, "annotation 17: video_id 5 is not a video of this file"),
+        ({"video_id": "4"}, 'annotation 17: video_id "4" is not a video of this file'),
+        ({"video_id": [4]}, "annotation 17: video_id [4] is not a video of this file"),
+        ({"id": 21}, "annotation 21: this id is used twice (positions 0 and 2)"),
+        ({"id": None}, "annotation at position 0: its id is null"),
+    ],
+)
+def test_an_invalid_value_of_an_annotation_is_refused(tmp_path, change, problem):
     data = content()
     data["annotations"][0].update(change)
-    assert message(tmp_path, data) == f"instances.json: {told}"
+    assert message(tmp_path, data).startswith(f"instances.json: {problem}. ")
 
 
 @pytest.mark.parametrize(
@@ -278,38 +293,43 @@ def test_a_wrong_entry_of_an_annotation(tmp_path, change, told):
         {"size": [HEIGHT, WIDTH]},
         {"size": [WIDTH, HEIGHT], "counts": [24]},
         {"counts": [24]},
+        {"size": [HEIGHT, WIDTH], "counts": [24.0]},
+        {"size": HEIGHT, "counts": [24]},
         [],
+        [[0, 0, 2, 2, 1]],
+        [[0, 0, 2, 2, 1, float("inf")]],
+        [[0, 0, 2, 2, [1], 1]],
         [[0, 0, 2, 2]],
         [[0, 0, "a", 2, 3, 4]],
         7,
     ],
 )
-def test_a_malformed_mask_is_told_with_its_frame(tmp_path, mask):
+def test_a_malformed_mask_is_refused_with_its_frame(tmp_path, mask):
     data = content()
     data["annotations"][0]["segmentations"][2] = mask
-    assert message(tmp_path, data).startswith("instances.json: annotation 17: frame 2: ")
+    assert message(tmp_path, data).startswith('instances.json: annotation 17 (video 4, "yard"): frame 2: ')
 
 
-def test_a_video_without_frames(tmp_path):
+def test_a_video_without_frames_is_refused(tmp_path):
     data = content()
     data["videos"][0].update(length=0, file_names=[])
-    assert message(tmp_path, data) == "instances.json: video 4: no frames: 'file_names' is empty."
+    assert message(tmp_path, data).startswith("instances.json: video 4: no file_names. ")
 
 
-def test_a_video_whose_length_is_not_that_of_its_files(tmp_path):
+def test_a_wrong_video_length_is_refused(tmp_path):
     data = content()
     data["videos"][0]["length"] = 5
-    assert message(tmp_path, data) == "instances.json: video 4: length 5, but 3 file names."
+    assert message(tmp_path, data).startswith("instances.json: video 4: length 5, but 3 file names. ")
 
 
-def test_a_misspelt_video_is_refused_with_the_nearest(tmp_path):
+def test_an_unknown_video_name_is_refused_with_a_suggestion(tmp_path):
     assert (
         message(tmp_path, content(), videos=["raod"])
         == 'instances.json: no video "raod". Did you mean "road"?'
     )
 
 
-def test_malformed_json_is_told_with_its_place(tmp_path):
+def test_malformed_json_is_refused_with_line_and_column(tmp_path):
     file = tmp_path / "instances.json"
     file.write_text('{"videos": [\n  {"id": 1,,}')
     with pytest.raises(UserError, match=r"instances\.json: not JSON: line 2, column 12"):
@@ -317,14 +337,14 @@ def test_malformed_json_is_told_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"videos": 3}'])
-def test_json_that_is_no_annotation_file(tmp_path, text):
+def test_json_of_another_form_is_refused(tmp_path, text):
     file = tmp_path / "instances.json"
     file.write_text(text)
     with pytest.raises(UserError, match="not a YouTube-VIS annotation file"):
         load_youtube_vis(tmp_path, file)
 
 
-def test_a_missing_annotation_file_and_a_missing_folder(tmp_path):
+def test_a_missing_annotation_file_or_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json: no such annotation file"):
         load_youtube_vis(tmp_path, tmp_path / "nowhere.json")
     _, file = write(tmp_path, content())
@@ -335,7 +355,7 @@ def test_a_missing_annotation_file_and_a_missing_folder(tmp_path):
 # ----------------------------------------------------------------------------------------------------- images
 
 
-def test_a_missing_image_names_its_path(dataset, tmp_path):
+def test_a_missing_image_is_reported_with_its_path(dataset, tmp_path):
     path = tmp_path / "images/yard/1.png"
     path.unlink()
     with pytest.raises(UserError) as caught:
@@ -344,7 +364,7 @@ def test_a_missing_image_names_its_path(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png"])
-def test_a_truncated_image_names_its_path(tmp_path, kind):
+def test_a_truncated_image_is_reported_with_its_path(tmp_path, kind):
     path = tmp_path / f"frame.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -353,14 +373,14 @@ def test_a_truncated_image_names_its_path(tmp_path, kind):
         read_image(path)
 
 
-def test_a_text_file_is_no_image(tmp_path):
+def test_a_text_file_is_not_an_image(tmp_path):
     path = tmp_path / "frame.jpg"
     path.write_text("hello")
     with pytest.raises(UserError, match="not a readable image"):
         read_image(path)
 
 
-def test_an_image_of_another_size_than_annotated(dataset, tmp_path):
+def test_an_image_of_another_size_is_refused(dataset, tmp_path):
     Image.new("RGB", (5, 5)).save(tmp_path / "images/yard/1.png")
     with pytest.raises(UserError, match=r"5x5 pixels .* but its annotations say 4x6"):
         dataset.videos[0].frame(1)
@@ -382,8 +402,8 @@ def test_grey_and_transparent_images_become_rgb(tmp_path, mode, colour, expected
     assert image[:, 1, 1].tolist() == expected
 
 
-def test_a_photo_taken_sideways_is_turned_upright(tmp_path):
-    """EXIF orientation 6: the stored left edge is the top, seen from the bottom."""
+def test_a_photo_is_rotated_upright_by_its_exif_data(tmp_path):
+    """EXIF orientation 6: the stored image must be rotated clockwise by 90 degrees."""
     stored = Image.new("RGB", (3, 2))
     stored.putpixel((0, 0), (255, 255, 255))
     exif = Image.Exif()
@@ -399,7 +419,7 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path):
 
 @pytest.fixture
 def merged(tmp_path: Path, dataset: VideoDataset) -> VideoDataset:
-    """`content` and a second file whose only video, id 4 too, shows annotation 17 too: a bird."""
+    """`content` and a second file with the same video id 4 and annotation id 17, a bird."""
     data = content()
     data["videos"], data["annotations"] = data["videos"][:1], data["annotations"][:1]
     data["annotations"][0]["category_id"] = 16
@@ -408,17 +428,17 @@ def merged(tmp_path: Path, dataset: VideoDataset) -> VideoDataset:
     return merge(dataset, load_youtube_vis(*write(tmp_path / "second", data)))
 
 
-def test_merged_classes_are_the_union_by_id(merged):
+def test_merged_class_lists_are_united_by_id(merged):
     assert merged.classes == [{"id": 3, "name": "car"}, {"id": 16, "name": "bird"}, {"id": 18, "name": "dog"}]
     assert [video.labels.tolist() for video in merged.videos] == [[2], [0], [1]]
 
 
-def test_merged_ids_are_new_and_from_one(merged):
+def test_merged_ids_are_renumbered_from_one(merged):
     assert [video.id for video in merged.videos] == [1, 2, 3]
     assert [video.ids.tolist() for video in merged.videos] == [[1], [2], [3]]
 
 
-def test_merged_truth_is_the_records(merged):
+def test_the_merged_ground_truth_agrees_with_the_records(merged):
     truth = merged.truth()
     assert [video["id"] for video in truth["videos"]] == [1, 2, 3]
     rows = [(a["id"], a["video_id"], a["category_id"], a["iscrowd"]) for a in truth["annotations"]]
@@ -426,24 +446,24 @@ def test_merged_truth_is_the_records(merged):
     assert truth["categories"] == merged.classes
 
 
-def test_merged_frames_and_masks_are_the_originals(merged, dataset):
+def test_merged_records_have_the_original_frames_and_masks(merged, dataset):
     assert torch.equal(merged.videos[1].masks(0), dataset.videos[1].masks(0))
     assert torch.equal(merged.videos[0].frame(2), dataset.videos[0].frame(2))
     assert merged.videos[0].present(1).tolist() == [False]
 
 
-def test_crowds_of_several_files_get_ids_of_their_own(dataset):
+def test_crowds_of_merged_files_have_unique_ids(dataset):
     ids = [annotation["id"] for annotation in merge(dataset, dataset, dataset).truth()["annotations"]]
     assert sorted(ids) == list(range(1, 10))
 
 
-def test_merging_refuses_two_names_for_one_id(dataset):
+def test_merging_class_lists_with_conflicting_names_is_refused(dataset):
     other = VideoDataset(dataset.videos, [{"id": 3, "name": "bus"}, CLASSES[1]])
     with pytest.raises(UserError, match='category 3 is "car" in one dataset and "bus" in another'):
         merge(dataset, other)
 
 
-def test_a_shared_class_list_keeps_its_order(dataset):
+def test_merging_keeps_the_order_of_a_common_class_list(dataset):
     classes = list(reversed(CLASSES))
     assert (
         merge(VideoDataset(dataset.videos, classes), VideoDataset(dataset.videos, classes)).classes == classes
@@ -464,7 +484,7 @@ def shared_data() -> Path:
 
 @pytest.mark.data
 def test_real_clips_and_composites_make_one_dataset():
-    """14 real clips and 6 composites: truth encoded from decoded masks is the truth as it was read."""
+    """14 real clips and 6 composites: encoding the decoded masks gives the file's ground truth."""
     data = shared_data()
     parts = [
         load_youtube_vis(data / p / "JPEGImages", data / p / "instances.json")

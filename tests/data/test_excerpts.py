@@ -1,4 +1,4 @@
-"""Pieces of generated videos are videos of their own, and nothing of the whole is lost but a short rest."""
+"""Excerpts of generated videos: frames, visible instances and unique ids."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from local2global.errors import UserError
 
 @pytest.fixture(scope="module")
 def whole():
-    """Two videos of 64 frames or more in which objects hide."""
+    """Two videos of at least 64 frames with occlusions."""
     return load_shapes("hard_unnamed", 2, seed=0)
 
 
-def test_a_piece_shows_the_wholes_frames_from_its_start_on(whole):
+def test_an_excerpt_has_the_frames_from_its_start(whole):
     pieces = excerpts(whole, 16)
     first, second = pieces.videos[0], pieces.videos[1]
     assert (first.start, second.start, second.length) == (0, 16, 16)
@@ -25,7 +25,7 @@ def test_a_piece_shows_the_wholes_frames_from_its_start_on(whole):
     assert len(pieces) == sum(video.length // 16 for video in whole.videos)
 
 
-def test_instances_that_a_piece_does_not_show_are_not_in_its_truth(whole):
+def test_an_excerpt_has_only_visible_instances(whole):
     pieces = excerpts(whole, 2)
     for piece in pieces.videos[:40]:
         seen = torch.stack([piece.masks(t) for t in range(2)]).flatten(2).any(-1).any(0)
@@ -35,7 +35,7 @@ def test_instances_that_a_piece_does_not_show_are_not_in_its_truth(whole):
     assert min(counts) < len(whole.videos[0].ids)  # somebody hides
 
 
-def test_ids_are_unique_over_all_pieces(whole):
+def test_ids_are_unique_over_all_excerpts(whole):
     truth = excerpts(whole, 32).truth()
     for part in ("videos", "annotations"):
         ids = [entry["id"] for entry in truth[part]]
@@ -44,11 +44,11 @@ def test_ids_are_unique_over_all_pieces(whole):
 
 
 @pytest.mark.parametrize("length", [0, 1000])
-def test_a_length_that_no_video_has_is_refused(whole, length):
+def test_a_length_beyond_all_videos_is_refused(whole, length):
     with pytest.raises(UserError, match="excerpts: no video has"):
         excerpts(whole, length)
 
 
-def test_a_frame_beyond_the_piece_is_refused(whole):
+def test_a_frame_beyond_the_excerpt_is_refused(whole):
     with pytest.raises(IndexError, match="shapes-00001-16 has frames 0 to 15"):
         excerpts(whole, 16).videos[1].frame(16)

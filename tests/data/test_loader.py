@@ -1,4 +1,4 @@
-"""Loaders: the same clips whatever the number of processes and workers, and after a resume."""
+"""Loaders: clips do not depend on the number of processes, the number of workers or a resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUGMENT = ClipAugmentation((12, 16), 40, ZoomCrop(0.5, RandomShortestEdge((20,),
 
 @dataclass(frozen=True)
 class Noise:
-    """A video of 10x14 noise with one instance; a broken one cannot be read."""
+    """A video of 10x14 noise with one instance; a `broken` one cannot be read."""
 
     id: int
     length: int = 9
@@ -82,40 +82,38 @@ def assert_same(one: list[list[Clip]], other: list[list[Clip]]) -> None:
     assert all(same(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def test_clips_are_named_by_seed_iteration_and_index():
+def test_clip_keys_are_seed_iteration_and_index():
     keys = [[clip.key for clip in batch] for batch in batches(2)]
     assert keys == [[(5, iteration, index) for index in range(4)] for iteration in range(2)]
 
 
-def test_two_processes_make_together_what_one_makes():
+def test_two_processes_load_the_clips_of_one():
     alone = batches(3)
     ranks = [batches(3, rank=rank, world_size=2) for rank in range(2)]
     assert_same(alone, [a + b for a, b in zip(*ranks, strict=True)])
 
 
-def test_a_sought_loader_goes_on_where_an_uninterrupted_one_is():
+def test_a_resumed_loader_continues_the_uninterrupted_stream():
     assert_same(batches(2, start=5), batches(7)[5:])
 
 
-def test_workers_change_nothing():
+def test_clips_do_not_depend_on_workers():
     assert_same(batches(3, num_workers=2), batches(3))
 
 
-def test_another_seed_makes_other_clips():
+def test_another_seed_gives_other_clips():
     pairs = zip(batches(1)[0], batches(1, seed=6)[0], strict=True)
     assert not any(torch.equal(a.frames, b.frames) for a, b in pairs)
 
 
-def test_a_loader_can_be_looped_over_again():
+def test_a_loader_can_be_iterated_twice():
     loader = build_train_loader(videos(3), 2, Identity(), 2, num_workers=0)
     assert_same([next(iter(loader))], [next(iter(loader))])
 
 
 @pytest.mark.parametrize(("iteration", "accumulate"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2), (1, 3)])
-def test_a_curriculum_turns_to_its_next_loader_at_an_iteration_however_many_batches_that_takes(
-    iteration, accumulate
-):
-    """Clips of one frame for iterations 0 and 1, of two frames afterwards; a batch's number counts on."""
+def test_a_curriculum_switches_at_an_iteration_for_any_gradient_accumulation(iteration, accumulate):
+    """Clips of one frame for iterations 0 and 1, of two frames afterwards; batch numbers are consecutive."""
     loaders = [build_train_loader(videos(3), length, Identity(), 1, num_workers=0) for length in (1, 2)]
     curriculum = Curriculum(loaders, [0, 2])
     curriculum.seek(iteration, accumulate)
@@ -126,14 +124,14 @@ def test_a_curriculum_turns_to_its_next_loader_at_an_iteration_however_many_batc
     assert [clip.key[1] for clip in clips] == list(range(start, start + 3 * accumulate))
 
 
-def test_seeking_does_not_touch_a_running_loop():
+def test_seek_does_not_affect_a_running_iterator():
     loader = build_train_loader(videos(3), 2, Identity(), 2, num_workers=0)
     running = iter(loader)
     loader.seek(9)
     assert next(running)[0].key == (0, 0, 0)
 
 
-def test_making_clips_leaves_the_global_stream_alone():
+def test_loading_does_not_use_the_global_random_state():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
@@ -141,15 +139,15 @@ def test_making_clips_leaves_the_global_stream_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_every_epoch_shows_every_video_once_in_another_order():
-    """7 videos in batches of 4: epochs end in the middle of a batch."""
+def test_every_epoch_is_a_permutation_of_the_videos():
+    """7 videos in batches of 4: epochs end within a batch."""
     order = [clip.video_id for batch in batches(14) for clip in batch]
     epochs = [order[i : i + 7] for i in range(0, 56, 7)]
     assert all(sorted(epoch) == [1, 2, 3, 4, 5, 6, 7] for epoch in epochs)
     assert len(set(map(tuple, epochs))) > 4
 
 
-def test_a_mixture_draws_every_clips_dataset_by_weight():
+def test_a_mixture_draws_datasets_by_weight():
     mixture = Mixture([videos(3), videos(5, first=100)], [1, 0.25])
     drawn = [mixture.draw(0, position)[0].id for position in range(3000)]
     share = sum(identity >= 100 for identity in drawn) / len(drawn)
@@ -157,25 +155,25 @@ def test_a_mixture_draws_every_clips_dataset_by_weight():
     assert min(Counter(drawn).values()) > 60
 
 
-def test_a_batch_of_a_mixture_is_mixed():
+def test_a_batch_of_a_mixture_has_clips_of_several_datasets():
     mixture = Mixture([videos(3), videos(5, first=100)], [1, 1])
     kinds = [{clip.video_id >= 100 for clip in batch} for batch in batches(10, dataset=mixture)]
     assert sum(len(kind) == 2 for kind in kinds) >= 6
 
 
-def test_a_mixture_is_the_same_for_any_number_of_processes():
+def test_a_mixture_does_not_depend_on_the_number_of_processes():
     mixture = Mixture([videos(3), videos(5, first=100)], [1, 1])
     ranks = [batches(3, dataset=mixture, rank=rank, world_size=4) for rank in range(4)]
     together = [[clip for part in parts for clip in part] for parts in zip(*ranks, strict=True)]
     assert_same(batches(3, dataset=mixture), together)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(UserError, match="total_batch_size 5 cannot be shared equally by 2 processes"):
+def test_an_indivisible_batch_size_is_refused():
+    with pytest.raises(UserError, match="total_batch_size 5 cannot be divided equally among 2 processes"):
         build_train_loader(videos(3), 2, Identity(), 5, rank=0, world_size=2)
 
 
-def test_a_mixture_refuses_other_classes_and_missing_weights():
+def test_a_mixture_with_different_classes_or_missing_weights_is_refused():
     other = VideoDataset(videos(1).videos, [{"id": 2, "name": "other"}])
     with pytest.raises(UserError, match="dataset 1 has other classes than dataset 0"):
         Mixture([videos(1), other], [1, 1])
@@ -183,13 +181,13 @@ def test_a_mixture_refuses_other_classes_and_missing_weights():
         Mixture([videos(1), videos(1)], [1])
 
 
-def test_nothing_annotated_is_nothing_to_train_on():
+def test_a_dataset_without_annotations_is_refused_for_training():
     with pytest.raises(UserError, match="no annotated instance"):
         build_train_loader(VideoDataset([], CLASSES), 2, Identity(), 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_file_is_told_in_one_line(workers):
+def test_a_corrupt_file_raises_one_line(workers):
     dataset = VideoDataset([Noise(1, broken=True, name="yard")], CLASSES)
     loader = build_train_loader(dataset, 1, Identity(), 1, num_workers=workers)
     with pytest.raises(UserError) as caught:
@@ -203,20 +201,20 @@ def half_broken() -> VideoDataset:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_files_are_skipped_told_once_and_counted(workers, caplog):
-    """4 of 8 videos are broken; every place still gets a clip, of a whole one."""
+def test_corrupt_files_are_skipped_logged_once_and_counted(workers, caplog):
+    """4 of 8 videos are corrupt; every position of the stream still has a clip."""
     loader = build_train_loader(half_broken(), 1, Identity(), 4, num_workers=workers, skip_unreadable=True)
     clips = [clip for batch in islice(loader, 20) for clip in batch]
     assert [clip.key for clip in clips] == [(0, i, j) for i in range(20) for j in range(4)]
     assert {clip.video_id for clip in clips} == {1, 3, 5, 7}
-    told = [record.getMessage() for record in caplog.records]
-    assert sorted(told) == sorted(set(told))
-    assert {line.split("/")[0] for line in told} == {f"skipped: yard{i}" for i in (0, 2, 4, 6)}
-    assert len(told) == len(loader.skipped)
+    messages = [record.getMessage() for record in caplog.records]
+    assert sorted(messages) == sorted(set(messages))
+    assert {line.split("/")[0] for line in messages} == {f"skipped: yard{i}" for i in (0, 2, 4, 6)}
+    assert len(messages) == len(loader.skipped)
     assert sum(loader.skipped.values()) > 40, "half of 80 draws, and draws that replace them"
 
 
-def test_resume_is_exact_where_files_are_skipped_too():
+def test_resume_is_exact_with_skipped_files():
     def clips(number, start, workers):
         options = {"num_workers": workers, "skip_unreadable": True}
         loader = build_train_loader(half_broken(), 3, AUGMENT, 4, seed=5, **options)
@@ -226,14 +224,14 @@ def test_resume_is_exact_where_files_are_skipped_too():
     assert_same(clips(7, 0, 0)[4:], clips(3, 4, 2))
 
 
-def test_a_dataset_of_broken_files_ends_even_where_files_are_skipped():
+def test_a_dataset_of_corrupt_files_raises_despite_skipping():
     dataset = VideoDataset([Noise(1, broken=True, name="yard")], CLASSES)
     loader = build_train_loader(dataset, 1, Identity(), 1, num_workers=0, skip_unreadable=True)
     with pytest.raises(UserError, match=r"^yard/.*21 videos in a row cannot be read"):
         next(iter(loader))
 
 
-def test_each_dataset_of_a_mixture_has_its_own_augmentation():
+def test_datasets_of_a_mixture_can_have_different_augmentations():
     mixture = Mixture([videos(3), videos(5, first=100)], [1, 1], [None, resized_to(20)])
     clips = [clip for batch in batches(8, dataset=mixture, augment=Identity()) for clip in batch]
     assert {(clip.video_id >= 100, clip.frames.shape[-2]) for clip in clips} == {(False, 10), (True, 20)}
@@ -255,7 +253,7 @@ def test_a_test_loader_gives_whole_videos_in_order():
     assert first.frames[0].shape == (3, 5, 7)
 
 
-def test_processes_share_the_videos_out():
+def test_videos_are_divided_among_processes():
     shares = [build_test_loader(videos(5), 5, 9, rank=rank, world_size=2) for rank in range(2)]
     assert [[clip.video_id for (clip,) in share] for share in shares] == [[1, 3, 5], [2, 4]]
     assert [len(share) for share in shares] == [3, 2]
@@ -274,7 +272,7 @@ def test_lazy_frames_are_a_sequence(threads):
         frames[8]
 
 
-def test_lazy_frames_decode_only_a_few_ahead(tmp_path: Path):
+def test_lazy_frames_prefetch_a_bounded_number_of_frames(tmp_path: Path):
     read: list[int] = []
 
     class Watched(Noise):
@@ -288,7 +286,7 @@ def test_lazy_frames_decode_only_a_few_ahead(tmp_path: Path):
     loop.close()
 
 
-def test_a_broken_frame_of_a_lazy_video_is_told_in_one_line():
+def test_a_corrupt_frame_of_a_lazy_video_raises_one_line():
     for threads in (0, 2):
         frames = LazyFrames(Noise(1, broken=True, name="yard"), 10, 99, threads)
         with pytest.raises(UserError, match=r"^yard/0\.jpg: not a readable image\.$"):

@@ -1,4 +1,4 @@
-"""Generated videos on disk are the videos in memory, in both layouts."""
+"""Generated videos written in both layouts are read back unchanged."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from local2global.data.datasets import load_youtube_vis
 from local2global.data.generated.shapes import load_shapes
-from local2global.data.readers.json_lists import ListWriter, read_entries
-from local2global.data.writers import write_vipseg, write_youtube_vis
+from local2global.data.readers.youtube_vis import load_youtube_vis
+from local2global.data.writers import write_json, write_vipseg, write_youtube_vis
 from local2global.errors import UserError
 from local2global.results.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
 
@@ -22,7 +21,7 @@ def shapes():
     return load_shapes("demo", 3, seed=5, length=4, size=(32, 48))
 
 
-def test_a_dataset_written_as_png_is_read_back_pixel_by_pixel(shapes, tmp_path):
+def test_a_dataset_written_as_png_is_read_back_exactly(shapes, tmp_path):
     file = write_youtube_vis(shapes.videos, shapes.classes, tmp_path / "out", "png")
     read = load_youtube_vis(tmp_path / "out" / "JPEGImages", file)
     assert read.classes == shapes.classes
@@ -35,7 +34,7 @@ def test_a_dataset_written_as_png_is_read_back_pixel_by_pixel(shapes, tmp_path):
             assert torch.equal(mine.masks(t), theirs.masks(t)[torch.from_numpy(seen)])
 
 
-def test_areas_and_boxes_of_the_file_are_those_of_the_masks(shapes, tmp_path):
+def test_areas_and_boxes_agree_with_the_masks(shapes, tmp_path):
     file = write_youtube_vis(shapes.videos, shapes.classes, tmp_path / "out")
     content = json.loads(file.read_text())
     own = load_youtube_vis(tmp_path / "out" / "JPEGImages", file).videos[0].masks(0)
@@ -55,7 +54,7 @@ def test_jpeg_frames_are_close(shapes, tmp_path):
     assert 0 < float(apart.abs().mean()) < 4
 
 
-def test_in_a_vipseg_map_every_pixel_is_its_thing_or_the_background(shapes, tmp_path):
+def test_every_pixel_of_a_vipseg_map_is_a_thing_or_background(shapes, tmp_path):
     file = write_vipseg(shapes.videos, shapes.classes, tmp_path / "out", split="train")
     assert file.name == "panoptic_gt_VIPSeg_train.json"
     content = json.loads(file.read_text())
@@ -73,15 +72,15 @@ def test_in_a_vipseg_map_every_pixel_is_its_thing_or_the_background(shapes, tmp_
                 if mask.any():
                     (identity,) = np.unique(ids[mask]).tolist()
                     assert owner.setdefault(identity, row) == row
-                    wanted = shapes.classes[int(record.labels[row])]["name"]
-                    assert names[segments[identity]["category_id"]] == wanted
+                    name = shapes.classes[int(record.labels[row])]["name"]
+                    assert names[segments[identity]["category_id"]] == name
                     assert segments[identity]["area"] == mask.sum()
             (background,) = np.unique(ids[~masks.any(0)]).tolist()
             assert segments[background]["category_id"] == stuff["id"]
 
 
-def test_stuff_of_the_class_list_is_kept_and_the_rest_is_void(shapes, tmp_path):
-    """With a stuff class in the list nothing is added; instances of it share one segment."""
+def test_with_a_stuff_class_unlabelled_pixels_are_void(shapes, tmp_path):
+    """With a stuff class in the list no class is added, and its instances share one segment."""
     classes = [{**c, "isthing": int(k > 0)} for k, c in enumerate(shapes.classes)]
     file = write_vipseg(shapes.videos, classes, tmp_path / "out")
     content = json.loads(file.read_text())
@@ -93,15 +92,15 @@ def test_stuff_of_the_class_list_is_kept_and_the_rest_is_void(shapes, tmp_path):
     assert len(stuff) == len(set(stuff)) <= 1
 
 
-def test_an_occupied_folder_is_left_alone(shapes, tmp_path):
+def test_an_existing_folder_is_not_overwritten(shapes, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="there is something already"):
+    with pytest.raises(UserError, match="already exists"):
         write_youtube_vis(shapes.videos, shapes.classes, tmp_path / "out")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.txt"]
 
 
-def test_nothing_is_left_of_a_dataset_that_fails_half_way(shapes, tmp_path):
+def test_a_failed_dataset_leaves_no_files(shapes, tmp_path):
     class Broken:
         def __getattr__(self, name):
             raise UserError("no more")
@@ -112,44 +111,21 @@ def test_nothing_is_left_of_a_dataset_that_fails_half_way(shapes, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_ids_and_colours_are_each_others_inverse():
+def test_ids_and_colours_are_inverse():
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 70000, (1 << 24) - 1]], dtype=np.int32)
     colours = ids_to_colours(ids)
     assert colours[0, 3].tolist() == [0, 1, 0]
     assert (colours_to_ids(colours) == ids).all()
 
 
-def test_small_numbers_get_ids_of_their_own():
+def test_small_numbers_have_unique_ids():
     ids = {segment_id(n) for n in range(1, 5000)}
     assert len(ids) == 4999
     assert min(ids) > 0
     assert max(ids) < 1 << 24
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_a_list_is_read_entry_by_entry_wherever_the_text_is_cut(chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr("local2global.data.readers.json_lists._CHUNK", chunk)
-    path = tmp_path / "list.json"
-    with ListWriter(path, "entries") as writer:
-        for entry in ({"a": [1, 2.5, None]}, {"b": 'x"]}é'}):
-            writer.write(entry)
-        writer.close({"number": 123456, "empty": []})
-    assert list(read_entries(path)) == [
-        ("entries", {"a": [1, 2.5, None]}),
-        ("entries", {"b": 'x"]}é'}),
-        ("number", 123456),
-    ]
-
-
-@pytest.mark.parametrize("text", ["", "[1]", '{"a": [1, ', '{"a" 1}', '{"a": [{"b": }]}', '{"a": [1 2]}'])
-def test_what_is_no_json_object_is_refused(text, tmp_path):
-    path = tmp_path / "list.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match="not a JSON object"):
-        list(read_entries(path))
-
-
-def test_an_unfinished_list_leaves_no_file(tmp_path: Path):
-    with ListWriter(tmp_path / "list.json", "entries") as writer:
-        writer.write(1)
+def test_a_failed_json_file_leaves_nothing(tmp_path: Path):
+    with pytest.raises(TypeError):
+        write_json({"videos": [object()]}, tmp_path / "instances.json")
     assert not list(tmp_path.iterdir())

@@ -12,10 +12,11 @@ from ..errors import UserError
 #: The flags that detectron2 sets on every config node: values may be any objects.
 FLAGS = {"allow_objects": True}
 
-#: Modules that have moved since version 0.1.  Saved runs name the old ones.
+#: Modules, and single names, that have moved since version 0.1.  Saved runs have the old names.
 MOVED = {
     "coco": "weights.class_heads",
     "data.coco": "data.readers.coco",
+    "data.datasets.load_youtube_vis": "data.readers.youtube_vis.load_youtube_vis",
     "data.layouts": "data.readers.layouts",
     "data.panoptic": "data.readers.panoptic",
     "data.shapes": "data.generated.shapes",
@@ -31,9 +32,10 @@ def current_name(name: str) -> str:
     """The dotted name of a target today, given its name when a run was saved."""
     package, _, rest = name.partition(".")
     module, _, target = rest.rpartition(".")
-    if package != "local2global" or module not in MOVED:
+    if package != "local2global":
         return name
-    return f"{package}.{MOVED[module]}.{target}"
+    moved = MOVED.get(rest) or (f"{MOVED[module]}.{target}" if module in MOVED else rest)
+    return f"{package}.{moved}"
 
 
 def locate(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""Augmentation of clips: every step draws once per clip, and says what the clip shows before a pixel is read.
+"""Augmentation of clips: every step draws its parameters once per clip, before pixels are read.
 
-Steps change a `View`, so frames and masks cannot part, however many steps there are: pixels are resampled once.
+Steps change a `View`, which applies to frames and masks alike; pixels are resampled once for all steps.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch.nn import functional
 
 from .views import View
 
-#: ITU-R BT.601 weights of red, green and blue in brightness.
+#: ITU-R BT.601 weights of red, green and blue in luma.
 LUMA = (0.299, 0.587, 0.114)
 
 
 def shortest_edge_size(size: tuple[int, int], short_edge: int, max_size: int) -> tuple[int, int]:
-    """The (height, width) after resizing as detectron2's ResizeShortestEdge rounds it.
+    """The (height, width) after resizing, rounded as in detectron2's ResizeShortestEdge.
 
     Args:
         size: (height, width) before.
-        short_edge: wanted length of the shorter edge.
-        max_size: the longer edge never exceeds this; the shorter one then gives way.
+        short_edge: target length of the shorter edge.
+        max_size: upper limit of the longer edge; the shorter edge becomes shorter to respect it.
     """
     height, width = size
     scale = short_edge / min(height, width)
-    # The shorter edge is set, not multiplied, so that rounding cannot move it.
+    # The shorter edge is assigned, not multiplied, to avoid rounding errors.
     high, wide = (short_edge, scale * width) if height < width else (scale * height, short_edge)
     if max(high, wide) > max_size:
         scale = max_size / max(high, wide)
@@ -36,20 +36,17 @@ def shortest_edge_size(size: tuple[int, int], short_edge: int, max_size: int) ->
     return max(1, int(high + 0.5)), max(1, int(wide + 0.5))
 
 
-def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(images, size=list(size), mode="bilinear", antialias=True)
-
-
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., 3, H, W) uint8 to (..., 3, *size) uint8, bilinear, antialiased when shrinking."""
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     flat = frames.reshape(-1, *frames.shape[-3:])
-    return _interpolate(flat, size).reshape(*frames.shape[:-2], *size)
+    resized = functional.interpolate(flat, size=list(size), mode="bilinear", antialias=True)
+    return resized.reshape(*frames.shape[:-2], *size)
 
 
 def resize_shortest_edge(frame: Tensor, short_edge: int, max_size: int) -> Tensor:
-    """Test-time resize of one frame (3, H, W) uint8, or of several (..., 3, H, W)."""
+    """Test-time resize of a frame (3, H, W) uint8 or frames (..., 3, H, W)."""
     height, width = frame.shape[-2:]
     return resize_frames(frame, shortest_edge_size((height, width), short_edge, max_size))
 
@@ -69,51 +66,51 @@ def _chance(probability: float, generator: torch.Generator) -> bool:
 
 @dataclass(frozen=True)
 class Identity:
-    """Changes nothing."""
+    """No augmentation."""
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """The view as it came."""
+        """The unchanged view."""
         return view
 
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """The frames as they came."""
+        """The unchanged frames."""
         return frames
 
 
 @dataclass(frozen=True)
 class RandomShortestEdge:
-    """Resizes so that the shorter edge has one of several lengths.
+    """Resizes the shorter edge to a random length.
 
     Attributes:
-        edges: the lengths to choose from, in pixels.
-        max_size: the most the longer edge may have.
+        edges: the lengths to draw from, in pixels.
+        max_size: upper limit of the longer edge, in pixels.
     """
 
     edges: Sequence[int]
     max_size: int
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """The same part, drawn larger or smaller."""
+        """The resized view."""
         edge = self.edges[_integer(0, len(self.edges) - 1, generator)]
         return view.resized(shortest_edge_size(view.size, edge, self.max_size))
 
 
 @dataclass(frozen=True)
 class DriftingCrop:
-    """Cuts a window that moves in a straight line from the first frame to the last, like a panning camera.
+    """Crops a window that moves in a straight line from the first frame to the last, like a panning camera.
 
     Both ends of the path are drawn uniformly, so a direction and its opposite are equally likely.
 
     Attributes:
-        low: least height and width of the window, in pixels; each is drawn by itself.
-        high: greatest height and width.  A frame smaller than the window is kept whole along that edge.
+        low: smallest height and width of the window, in pixels; the two are drawn independently.
+        high: largest height and width.  A frame smaller than the window is not cropped along that edge.
     """
 
     low: int = 384
     high: int = 600
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """A part of each frame."""
+        """The cropped view."""
         height, width = view.size
         high = min(height, _integer(self.low, self.high, generator))
         wide = min(width, _integer(self.low, self.high, generator))
@@ -128,10 +125,10 @@ class DriftingCrop:
 
 @dataclass(frozen=True)
 class ZoomCrop:
-    """With some probability, a resize followed by a drifting crop (GenVIS).
+    """A resize followed by a drifting crop, applied with a given probability (GenVIS).
 
     Attributes:
-        probability: of doing it at all.
+        probability: of applying both.
         resize: the resize before the crop.
         crop: the crop.
     """
@@ -141,7 +138,7 @@ class ZoomCrop:
     crop: DriftingCrop = field(default_factory=DriftingCrop)
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """A part of each frame, or all of it."""
+        """The resized and cropped view, or the unchanged one."""
         if not _chance(self.probability, generator):
             return view
         return self.crop.view(self.resize.view(view, generator), generator)
@@ -149,31 +146,31 @@ class ZoomCrop:
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirrors the whole clip left to right with some probability."""
+    """Mirrors the whole clip left to right with a given probability."""
 
     probability: float = 0.5
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """The same, or its mirror image."""
+        """The mirrored or unchanged view."""
         return view.mirrored() if _chance(self.probability, generator) else view
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Turns frame after frame in one direction about one point: copies of an image become a clip (GenVIS).
+    """Rotates successive frames in one direction about one point: copies of an image become a clip (GenVIS).
 
     It must be the first step.
 
     Attributes:
-        degrees: angles are uniform in -/+ this, and sorted; rising or falling with equal chance.
-        centre: the point's x and y are uniform in this range, as shares of the frame.
+        degrees: angles are uniform in [-degrees, degrees] and sorted, ascending or descending with equal probability.
+        centre: x and y of the point are uniform in this range, as fractions of the frame.
     """
 
     degrees: float = 15.0
     centre: tuple[float, float] = (0.4, 0.6)
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """The same part of turned frames."""
+        """The view of rotated frames."""
         angles = sorted(_uniform(-self.degrees, self.degrees, generator) for _ in range(len(view)))
         if _chance(0.5, generator):
             angles.reverse()
@@ -183,15 +180,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class LargeScaleJitter:
-    """Images scaled by up to 2 either way of a square, cut to it or put on grey (Ghiasi et al., CVPR 2021).
+    """Large-scale jitter: a random scale, then a square crop or grey padding (Ghiasi et al., CVPR 2021).
 
-    As detectron2's `ResizeScale` and `FixedSizeCrop` after a flip, with a place for the cut along each edge.
+    Equivalent to a flip, detectron2's `ResizeScale` and its `FixedSizeCrop`; the crop is drawn along each edge.
 
     Attributes:
         side: pixels of the square.
-        low: least scale; 1 is the size at which the image just fits.
-        high: greatest scale.
-        flip: probability of a mirror image.
+        low: smallest scale; at scale 1 the longer edge equals `side`.
+        high: largest scale.
+        flip: probability of mirroring.
     """
 
     side: int = 1024
@@ -200,7 +197,7 @@ class LargeScaleJitter:
     flip: float = 0.5
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """A part of the image, or all of it, on a square canvas."""
+        """The scaled view, cropped or padded to a square."""
         view = RandomFlip(self.flip).view(view, generator)
         height, width = view.size
         scale = _uniform(self.low, self.high, generator) * self.side / max(height, width)
@@ -211,20 +208,20 @@ class LargeScaleJitter:
         return replace(view, canvas=(self.side, self.side))
 
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """The frames as they came."""
+        """The unchanged frames."""
         return frames
 
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Changes brightness, contrast and saturation by one factor each for the whole clip.
+    """Multiplies brightness, contrast and saturation by one factor each for the whole clip.
 
     Not part of the paper's recipe.
 
     Attributes:
-        brightness: the factor is uniform in 1 -/+ this; likewise the others.
-        contrast: about the clip's mean brightness.
-        saturation: about each pixel's own brightness.
+        brightness: the factor is uniform in [1 - brightness, 1 + brightness].
+        contrast: range of the factor about the clip's mean luma.
+        saturation: range of the factor about each pixel's luma.
     """
 
     brightness: float = 0.2
@@ -232,7 +229,7 @@ class ColourJitter:
     saturation: float = 0.2
 
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Frames (T, 3, H, W) uint8."""
+        """(T, 3, H, W) uint8 frames with changed colours."""
         spreads = (self.brightness, self.contrast, self.saturation)
         brightness, contrast, saturation = (_uniform(1 - s, 1 + s, generator) for s in spreads)
         pixels = frames.float().mul_(brightness)
@@ -246,15 +243,15 @@ class ColourJitter:
 
 @dataclass(frozen=True)
 class ClipAugmentation:
-    """Turn, zoom and crop, resize, mirror: the defaults are those of the paper's training recipe (GenVIS).
+    """Rotate, zoom and crop, resize, mirror; the defaults are those of the paper's training recipe (GenVIS).
 
     Attributes:
-        edges: lengths of the shorter edge to choose from.
-        max_size: the most the longer edge may have.
+        edges: lengths of the shorter edge to draw from, in pixels.
+        max_size: upper limit of the longer edge, in pixels.
         crop: zoom and crop before the resize, or None.
-        flip: probability of a mirrored clip.
-        jitter: change of colours at the end, or None.
-        turn: what makes a clip of copies of an image, before everything else; None for videos.
+        flip: probability of mirroring.
+        jitter: colour jitter, or None.
+        turn: rotation of the copies of an image, applied first; None for videos.
     """
 
     edges: Sequence[int] = tuple(range(288, 513, 32))
@@ -265,7 +262,7 @@ class ClipAugmentation:
     turn: Turn | None = None
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """What the clip shows."""
+        """The augmented view."""
         resize = RandomShortestEdge(self.edges, self.max_size)
         for step in (self.turn, self.crop, resize, RandomFlip(self.flip)):
             if step is not None:
@@ -273,5 +270,5 @@ class ClipAugmentation:
         return view
 
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """Frames (T, 3, H, W) uint8."""
+        """(T, 3, H, W) uint8 frames with changed colours."""
         return frames if self.jitter is None else self.jitter.recolour(frames, generator)

@@ -1,4 +1,4 @@
-"""A training clip: which frames of a video, and the instances seen in them."""
+"""Training clips: which frames of a video are sampled, and the targets of the instances visible in them."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from torch import Tensor
 from ..boxes import mask_to_box
 from ..randomness import keyed_generator
 from ..structures import Clip, ClipTargets
-from .readers.records import VideoRecord, sampled_masks, shrunk_frame
+from .datasets import VideoRecord, sampled_masks, shrunk_frame
 from .views import View
 
 
 class Augmentation(Protocol):
-    """Decides what a clip shows of its video, and changes its colours; one draw for all frames."""
+    """Geometry and colours of a clip, drawn once for all of its frames."""
 
     def view(self, view: View, generator: torch.Generator) -> View:
-        """What to show, given all of every frame; `generator` is the only source of chance."""
+        """The geometry of the clip, given the view of whole frames; `generator` is the only source of randomness."""
 
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """(T, 3, H, W) uint8 frames in other colours."""
+        """(T, 3, H, W) uint8 frames with changed colours."""
 
 
 def sample_frames(length: int, clip_length: int, window: int, generator: torch.Generator) -> tuple[int, ...]:
     """A reference frame, drawn uniformly, and others within `window` frames of it, sorted.
 
-    No frame is taken twice while there are enough; else all are taken before any is taken again.
+    Frames are drawn without replacement while there are enough; otherwise every frame is used before any repeats.
 
     Args:
         length: frames of the video.
-        clip_length: frames wanted.
-        window: how far from the reference frame the others may lie.
-        generator: the source of chance.
+        clip_length: frames of the clip.
+        window: the largest distance of the others from the reference frame.
+        generator: source of randomness.
     """
     reference = int(torch.randint(length, (1,), generator=generator))
     near = torch.arange(max(0, reference - window), min(length, reference + window + 1))
     others = near[near != reference]
-    chosen = [reference, *others[torch.randperm(len(others), generator=generator)].tolist()]
-    while len(chosen) < clip_length:
-        chosen += near[torch.randperm(len(near), generator=generator)].tolist()
-    return tuple(sorted(chosen[:clip_length]))
+    frames = [reference, *others[torch.randperm(len(others), generator=generator)].tolist()]
+    while len(frames) < clip_length:
+        frames += near[torch.randperm(len(near), generator=generator)].tolist()
+    return tuple(sorted(frames[:clip_length]))
 
 
 def choose_frames(
     record: VideoRecord, clip_length: int, window: int, key: tuple[int, ...], tries: int
 ) -> tuple[int, ...]:
-    """`sample_frames` of a video, drawn again while they show no instance, at most `tries` times."""
+    """`sample_frames` of a video, redrawn at most `tries` times while no instance is visible."""
     frames: tuple[int, ...] = ()
     for attempt in range(max(1, tries)):
         frames = sample_frames(record.length, clip_length, window, keyed_generator(*key, "frames", attempt))
@@ -60,40 +60,40 @@ def choose_frames(
 
 
 def make_targets(labels: Tensor, ids: Tensor, masks: Tensor) -> ClipTargets:
-    """The truth of a clip from its masks; instances without a pixel in any frame are dropped.
+    """The targets of a clip; instances without a pixel in any frame are dropped.
 
     Args:
         labels: (M,) int64 class indices.
-        ids: (M,) int64 identities.
+        ids: (M,) int64 annotation ids.
         masks: (M, T, H, W) bool.
     """
     visible = masks.flatten(2).any(dim=-1)
-    kept = visible.any(dim=-1)
-    masks, visible = masks[kept], visible[kept]
+    rows = visible.any(dim=-1)
+    masks, visible = masks[rows], visible[rows]
     boxes = mask_to_box(masks, torch.zeros(4)) if len(masks) else torch.zeros((*masks.shape[:2], 4))
-    return ClipTargets(labels=labels[kept], ids=ids[kept], masks=masks, boxes=boxes, visible=visible)
+    return ClipTargets(labels=labels[rows], ids=ids[rows], masks=masks, boxes=boxes, visible=visible)
 
 
 def make_clip(
     record: VideoRecord, frame_ids: Sequence[int], augmentation: Augmentation, key: tuple[int, ...]
 ) -> Clip:
-    """Decode, augment and describe the chosen frames.
+    """Decodes and augments the sampled frames of a video.
 
-    Pixels are resampled once, bilinearly.  A mask is read at the source pixels in the middle of the drawn ones.
+    Pixels are resampled once, bilinearly.  Masks are sampled at the source pixel in the middle of each output pixel.
 
     Args:
         record: the video.
-        frame_ids: positions of the frames, in order; a position may occur more than once.
-        augmentation: what is shown of them.
-        key: (seed, iteration, global clip index), the name of the clip's draws.
+        frame_ids: frame indices in order; an index may repeat.
+        augmentation: geometry and colours.
+        key: (seed, iteration, global clip index), the key of the clip's random draws.
     """
     generator = keyed_generator(*key, "augment")
     view = augmentation.view(View.whole(record.size, len(frame_ids)), generator)
     images = {t: shrunk_frame(record, t, view.shrink) for t in set(frame_ids)}
     frames = torch.stack([view.draw(images[t], i) for i, t in enumerate(frame_ids)])
-    seen = np.logical_or.reduce([record.present(t) for t in set(frame_ids)])
-    masks = torch.stack([_draw_masks(record, t, seen, view, i) for i, t in enumerate(frame_ids)], dim=1)
-    rows = torch.from_numpy(seen)
+    present = np.logical_or.reduce([record.present(t) for t in set(frame_ids)])
+    masks = torch.stack([_draw_masks(record, t, present, view, i) for i, t in enumerate(frame_ids)], dim=1)
+    rows = torch.from_numpy(present)
     return Clip(
         frames=augmentation.recolour(frames.contiguous(), generator),
         size=record.size,
@@ -104,8 +104,8 @@ def make_clip(
     )
 
 
-def _draw_masks(record: VideoRecord, t: int, wanted: NDArray[np.bool_], view: View, i: int) -> Tensor:
-    """(m, h, w) bool masks of the wanted instances in frame `t`, as frame `i` of the clip shows them."""
+def _draw_masks(record: VideoRecord, t: int, instances: NDArray[np.bool_], view: View, i: int) -> Tensor:
+    """(m, h, w) bool masks of the selected instances: frame `t` of the video as frame `i` of the clip."""
     if view.angles:
-        return view.place(view.turn_masks(record.masks(t)[torch.from_numpy(wanted)], i))
-    return view.place(sampled_masks(record, t, view.rows(i), view.columns(i), wanted))
+        return view.place(view.rotate_masks(record.masks(t)[torch.from_numpy(instances)], i))
+    return view.place(sampled_masks(record, t, view.rows(i), view.columns(i), instances))

@@ -1,4 +1,4 @@
-"""Pieces of videos as videos of their own: what a model finds and follows, apart from what it remembers for long."""
+"""Cuts videos into short ones, e.g. to measure detection and tracking apart from long-term memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import UserError
-from .datasets import VideoDataset
-from .readers.records import VideoRecord
+from .datasets import VideoDataset, VideoRecord
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A `VideoRecord`: some frames in a row of another one, and the instances seen in them.
+    """A `VideoRecord`: consecutive frames of another record, and the instances visible in them.
 
     Attributes:
-        whole: that video.
-        id: the excerpt's own id.
-        start: the whole's frame that is its frame 0.
+        whole: the other record.
+        id: the excerpt's id.
+        start: the frame of `whole` that is frame 0.
         length: the number of frames.
-        first_id: what is added to the whole's annotation ids.
+        first_id: offset added to the annotation ids of `whole`.
     """
 
     whole: VideoRecord
@@ -35,7 +34,7 @@ class Excerpt:
 
     @property
     def name(self) -> str:
-        """The whole's name and the first frame."""
+        """The name of `whole` and the first frame."""
         return f"{self.whole.name}-{self.start}"
 
     @property
@@ -45,10 +44,9 @@ class Excerpt:
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
-        """The whole's instances that have a pixel in some frame."""
+        """(M,) the instances of `whole` that have a pixel in some frame."""
         frames = range(self.start, self.start + self.length)
-        seen = np.logical_or.reduce([self.whole.present(t) for t in frames])
-        return np.flatnonzero(seen)
+        return np.flatnonzero(np.logical_or.reduce([self.whole.present(t) for t in frames]))
 
     @property
     def labels(self) -> Tensor:
@@ -62,31 +60,31 @@ class Excerpt:
 
     def frame(self, t: int) -> Tensor:
         """(3, H, W) uint8 RGB of frame `t`."""
-        return self.whole.frame(self.start + self._check(t))
+        return self.whole.frame(self._index(t))
 
     def masks(self, t: int) -> Tensor:
         """(M, H, W) bool of frame `t`."""
-        return self.whole.masks(self.start + self._check(t))[torch.from_numpy(self.rows)]
+        return self.whole.masks(self._index(t))[torch.from_numpy(self.rows)]
 
     def present(self, t: int) -> NDArray[np.bool_]:
         """(M,) which instances have a pixel in frame `t`."""
-        return np.asarray(self.whole.present(self.start + self._check(t))[self.rows])
+        return np.asarray(self.whole.present(self._index(t))[self.rows])
 
-    def _check(self, t: int) -> int:
+    def _index(self, t: int) -> int:
         if not 0 <= t < self.length:
-            raise IndexError(f"{self.name} has frames 0 to {self.length - 1}, asked for {t}")
-        return t
+            raise IndexError(f"{self.name} has frames 0 to {self.length - 1}, not {t}")
+        return self.start + t
 
 
 def excerpts(dataset: VideoDataset, length: int) -> VideoDataset:
-    """Every video cut into pieces of `length` frames; a rest that is shorter is left out.
+    """Every video cut into excerpts of `length` frames; a shorter remainder is dropped.
 
     Args:
         dataset: the videos.
-        length: frames of a piece.
+        length: frames of an excerpt.
 
     Raises:
-        UserError: no video is that long.
+        UserError: if no video is that long.
     """
     step = 1 + max((int(video.ids.max()) for video in dataset.videos if len(video.ids)), default=0)
     pieces: list[Excerpt] = []

@@ -1,7 +1,7 @@
-"""Loaders: an endless, resumable stream of training clips, and one whole video after another for tests.
+"""Loaders: an endless, resumable stream of training clips, and whole videos for evaluation.
 
-Every training clip is a function of (seed, iteration, global clip index) alone, so the number of processes,
-the number of workers and a resume change nothing.
+Every training clip is a function of (seed, iteration, global clip index) only.  The number of processes, the number
+of workers and a resume do not change it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .datasets import VideoDataset, VideoRecord
 
 logger = logging.getLogger(__name__)
 
-#: Unreadable videos in a row after which a dataset is taken to be broken, not a file of it.
-MOST_SKIPS = 20
+#: The number of consecutive unreadable videos that are skipped; one more is an error of the whole dataset.
+MAX_SKIPS = 20
 
 
 def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of processes: as given, else torch.distributed's, else a single process."""
+    """Rank and number of processes: the arguments, else those of torch.distributed, else a single process."""
     running = torch.distributed.is_available() and torch.distributed.is_initialized()
     if rank is None:
         rank = torch.distributed.get_rank() if running else 0
@@ -44,9 +44,9 @@ def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _trainers_iteration() -> int:
-    """The iteration that a running trainer of detectron2 is about to make; 0 where none runs.
+    """The next iteration of a running detectron2 trainer; 0 if none is running.
 
-    After a resume that trainer asks for batches anew and tells nobody where it stands, but its event storage counts.
+    That trainer does not pass its iteration to the loader after a resume, but its event storage has it.
     """
     running = getattr(sys.modules.get("detectron2.utils.events"), "_CURRENT_STORAGE_STACK", None)
     return int(running[-1].iter) if running else 0
@@ -58,12 +58,12 @@ def _permutation(seed: int, dataset: int, epoch: int, size: int) -> tuple[int, .
 
 
 class Mixture:
-    """Several datasets of one class list; each clip's dataset is drawn by weight, so every batch is a mix.
+    """Several datasets with one class list; the dataset of each clip is drawn by weight.
 
     Args:
         datasets: the datasets, whose class lists must be equal.
-        weights: their shares, e.g. (1, 0.75); any positive scale.
-        augments: each dataset's own augmentation, or None for the loader's; None for the loader's throughout.
+        weights: positive sampling weights, e.g. (1, 0.75); they need not add up to 1.
+        augments: an augmentation for each dataset, None for the loader's; None uses the loader's for all datasets.
 
     Raises:
         UserError: if the class lists differ, or there is not one weight (or augmentation) for each dataset.
@@ -76,8 +76,8 @@ class Mixture:
         augments: Sequence[Augmentation | None] | None = None,
     ) -> None:
         if len(datasets) != len(weights) or not datasets or min(weights) <= 0:
-            wanted = f"expected one positive weight for each of {len(datasets)} datasets"
-            raise UserError(f"mixture: {wanted}, got {list(weights)}.")
+            expected = f"expected one positive weight for each of {len(datasets)} datasets"
+            raise UserError(f"mixture: {expected}, got {list(weights)}.")
         for position, dataset in enumerate(datasets):
             if not any(len(video.labels) for video in dataset.videos):
                 raise UserError(f"mixture: dataset {position} has no annotated instance to train on.")
@@ -93,59 +93,58 @@ class Mixture:
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """The class list that the datasets share."""
+        """The class list of all datasets."""
         return self.datasets[0].classes
 
     def draw(self, seed: int, position: int, again: int = 0) -> tuple[VideoRecord, Augmentation | None]:
         """The video of the clip at `position` of the endless stream, and its dataset's augmentation.
 
-        Each dataset is shuffled anew in every epoch.  A position counts for all datasets, whichever is drawn:
-        one alone shows every video once per epoch, several show each of theirs equally often on average.
+        Each dataset is reshuffled in every epoch.  The position advances for all datasets, whichever is drawn: a
+        single dataset shows every video once per epoch, several show each of their videos equally often on average.
 
         Args:
-            seed: names the stream.
-            position: of the clip.
-            again: the number of draws at this position that could not be read; each draws another video.
+            seed: seed of the stream.
+            position: position of the clip.
+            again: the number of videos at this position that could not be read; each value draws another video.
         """
-        chosen = 0
+        number = 0
         if len(self.datasets) > 1:
             generator = keyed_generator(seed, "dataset", position)
-            chosen = int(torch.multinomial(self.weights, 1, generator=generator))
-        videos = self.datasets[chosen].videos
-        epoch, place = divmod(position, len(videos))
+            number = int(torch.multinomial(self.weights, 1, generator=generator))
+        videos = self.datasets[number].videos
+        epoch, index = divmod(position, len(videos))
         if again:
-            place = int(
-                torch.randint(len(videos), (1,), generator=keyed_generator(seed, "again", position, again))
-            )
-        return videos[_permutation(seed, chosen, epoch, len(videos))[place]], self.augments[chosen]
+            generator = keyed_generator(seed, "again", position, again)
+            index = int(torch.randint(len(videos), (1,), generator=generator))
+        return videos[_permutation(seed, number, epoch, len(videos))[index]], self.augments[number]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of a place in the stream.
+class ClipOrErrors:
+    """An item of the training stream.  Errors are values: an exception in a worker would become a traceback.
 
     Attributes:
-        clip: the clip, None where nothing could be read.
-        complaints: what is wrong with the files that were tried, a line each.
+        clip: the clip, None if no video could be read.
+        errors: the message of every video that could not be read.
     """
 
     clip: Clip | None
-    complaints: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class TrainClips(Dataset[Made]):
+class TrainClips(Dataset[ClipOrErrors]):
     """Random access to the training stream: (iteration, global clip index) -> clip.
 
     Attributes:
-        mixture: where videos come from.
+        mixture: the datasets.
         clip_length: frames T of a clip.
-        augment: applied to the clips of datasets without an augmentation of their own.
+        augment: augmentation of datasets that have none in the mixture.
         total_batch_size: clips of one iteration over all processes.
         seed: first part of every clip's key.
-        window: how far from the reference frame the others may lie.
-        tries: how often frames are drawn for a clip that shows an instance.
-        skips: how many unreadable files a clip may meet; another video is drawn after each.
+        window: the largest distance of other frames from the reference frame.
+        tries: how often frames are redrawn until an instance is visible.
+        skips: the number of unreadable videos that may be skipped for one clip.
     """
 
     mixture: Mixture
@@ -157,25 +156,25 @@ class TrainClips(Dataset[Made]):
     tries: int
     skips: int = 0
 
-    def __getitem__(self, place: tuple[int, int]) -> Made:
-        """The clip, and what is wrong with files: raised in a worker, it would arrive in a traceback."""
+    def __getitem__(self, place: tuple[int, int]) -> ClipOrErrors:
+        """The clip of (iteration, global clip index), and the errors of unreadable videos."""
         iteration, index = place
         key = (self.seed, iteration, index)
-        complaints: list[str] = []
+        errors: list[str] = []
         for again in range(self.skips + 1):
             position = iteration * self.total_batch_size + index
-            record, own = self.mixture.draw(self.seed, position, again)
+            record, augment = self.mixture.draw(self.seed, position, again)
             try:
                 frames = choose_frames(record, self.clip_length, self.window, key, self.tries)
-                return Made(make_clip(record, frames, own or self.augment, key), tuple(complaints))
+                return ClipOrErrors(make_clip(record, frames, augment or self.augment, key), tuple(errors))
             except UserError as error:
-                complaints.append(str(error))
-        return Made(None, tuple(complaints))
+                errors.append(str(error))
+        return ClipOrErrors(None, tuple(errors))
 
 
 @dataclass(frozen=True)
-class _Share(Sampler[list[tuple[int, int]]]):
-    """The places of one process in every iteration from `start` on, without end."""
+class _RankBatches(Sampler[list[tuple[int, int]]]):
+    """The (iteration, clip index) pairs of one process in every iteration from `start` on, without end."""
 
     start: int
     indices: range
@@ -185,26 +184,26 @@ class _Share(Sampler[list[tuple[int, int]]]):
             yield [(iteration, index) for index in self.indices]
 
 
-def _as_list(made: list[Made]) -> list[Made]:
-    return made
+def _as_list(items: list[ClipOrErrors]) -> list[ClipOrErrors]:
+    return items
 
 
 class TrainLoader:
-    """An endless iterable of this process's share of each batch.
+    """An endless iterable of this process's part of each batch.
 
     Args:
         clips: the stream.
-        num_workers: processes that make clips ahead; 0 makes them in this one.
+        num_workers: worker processes that load clips ahead; 0 loads them in this process.
         rank: this process.
         world_size: the number of processes.
-        prefetch: batches that each worker makes ahead.
+        prefetch: batches that each worker loads ahead.
 
     Attributes:
-        skipped: how often each unreadable file was met, by what is wrong with it.
+        skipped: the number of times each unreadable file was skipped, by error message.
 
     Raises:
-        UserError: if the batch cannot be shared out equally; while iterating, for an unreadable file, unless `clips`
-            skips it: then it is told once, as a warning of this module's logger, and counted.
+        UserError: if the batch cannot be divided equally.  While iterating: for an unreadable file, unless `clips`
+            skips it; a skipped file is logged once as a warning, and counted.
     """
 
     def __init__(
@@ -212,51 +211,51 @@ class TrainLoader:
     ) -> None:
         total = clips.total_batch_size
         if total <= 0 or total % world_size:
-            problem = f"cannot be shared equally by {world_size} processes: make it a multiple"
+            problem = f"cannot be divided equally among {world_size} processes: make it a multiple"
             raise UserError(f"total_batch_size {total} {problem}.")
-        share = total // world_size
+        per_rank = total // world_size
         self.clips = clips
         self.num_workers = num_workers
         self.prefetch = prefetch
-        self.indices = range(rank * share, (rank + 1) * share)
+        self.indices = range(rank * per_rank, (rank + 1) * per_rank)
         self.start: int | None = None
         self.skipped: Counter[str] = Counter()
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
-        """Make the next `iter` begin with the first batch of `iteration`, if every iteration takes `accumulate`."""
+        """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches."""
         self.start = iteration * accumulate
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
+        """Batches from the iteration set by `seek`, else from the iteration of a running detectron2 trainer."""
         start = _trainers_iteration() if self.start is None else self.start
         loader = DataLoader(
             self.clips,
-            batch_sampler=_Share(start, self.indices),
+            batch_sampler=_RankBatches(start, self.indices),
             num_workers=self.num_workers,
             collate_fn=_as_list,
             prefetch_factor=self.prefetch if self.num_workers else None,
-            # Workers' base seed would otherwise be drawn from the global stream.
+            # Otherwise the base seed of workers would be drawn from the global random stream.
             generator=torch.Generator(),
         )
         return self._clips(iter(loader))
 
-    def _clips(self, batches: Iterator[list[Made]]) -> Iterator[list[Clip]]:
+    def _clips(self, batches: Iterator[list[ClipOrErrors]]) -> Iterator[list[Clip]]:
         try:
             for batch in batches:
-                yield [self._checked(made) for made in batch]
+                yield [self._clip(item) for item in batch]
         finally:
-            # The workers stop with their iterator: now, not when somebody lets go of an error's traceback.
+            # Workers stop when their iterator is deleted.  A traceback would otherwise keep it alive.
             del batches
 
-    def _checked(self, made: Made) -> Clip:
-        if made.clip is None:
-            more = f" ({len(made.complaints)} videos in a row cannot be read.)" if self.clips.skips else ""
-            raise UserError(made.complaints[-1] + more)
-        for complaint in made.complaints:
-            if not self.skipped[complaint]:
-                logger.warning("skipped: %s", complaint)
-            self.skipped[complaint] += 1
-        return made.clip
+    def _clip(self, item: ClipOrErrors) -> Clip:
+        if item.clip is None:
+            more = f" ({len(item.errors)} videos in a row cannot be read.)" if self.clips.skips else ""
+            raise UserError(item.errors[-1] + more)
+        for error in item.errors:
+            if not self.skipped[error]:
+                logger.warning("skipped: %s", error)
+            self.skipped[error] += 1
+        return item.clip
 
 
 def build_train_loader(
@@ -279,32 +278,32 @@ def build_train_loader(
         clip_length: frames T of a clip.
         augment: applied to every clip, e.g. `ClipAugmentation()`.
         total_batch_size: clips of one iteration over all processes.
-        num_workers: processes that make clips ahead; 0 makes them in this one.
-        seed: names the whole stream.
-        window: how far from the reference frame the others may lie.
-        tries: how often frames are drawn for a clip that shows an instance, before an empty one is accepted.
-        skip_unreadable: tell of a missing or broken file once, count it and draw another video, instead of ending.
-        rank: this process; None asks torch.distributed.
-        world_size: the number of processes; None asks torch.distributed.
+        num_workers: worker processes that load clips ahead; 0 loads them in this process.
+        seed: seed of the stream.
+        window: the largest distance of other frames from the reference frame.
+        tries: how often frames are redrawn until an instance is visible, before a clip without instances is accepted.
+        skip_unreadable: skip a missing or corrupt file: log it once, count it and draw another video.
+        rank: this process; None uses torch.distributed's.
+        world_size: the number of processes; None uses torch.distributed's.
 
     Raises:
-        UserError: if the batch cannot be shared out equally, or nothing is annotated.
+        UserError: if the batch cannot be divided equally, or nothing is annotated.
     """
     mixture = dataset if isinstance(dataset, Mixture) else Mixture([dataset], [1.0])
-    skips = MOST_SKIPS if skip_unreadable else 0
+    skips = MAX_SKIPS if skip_unreadable else 0
     clips = TrainClips(mixture, clip_length, augment, total_batch_size, seed, window, tries, skips)
     return TrainLoader(clips, num_workers, *_processes(rank, world_size))
 
 
 @dataclass(frozen=True)
 class LazyFrames(Sequence[Tensor]):
-    """A video's frames, decoded and resized when asked for; a loop over them decodes a few ahead in threads.
+    """A video's frames, decoded and resized on access; iteration decodes a few frames ahead in threads.
 
     Attributes:
         record: the video.
         short_edge: length of the shorter edge after resizing.
-        max_size: the most the longer edge may have.
-        num_threads: threads that decode ahead in a loop; 0 decodes in the loop itself.
+        max_size: upper limit of the longer edge.
+        num_threads: threads that decode ahead during iteration; 0 decodes in the calling thread.
     """
 
     record: VideoRecord
@@ -327,7 +326,7 @@ class LazyFrames(Sequence[Tensor]):
         return self._frame(range(len(self))[t])
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The frames in order; at most twice as many as there are threads are held."""
+        """The frames in order; at most two frames per thread are in memory."""
         if not self.num_threads:
             yield from map(self._frame, range(len(self)))
             return
@@ -349,12 +348,12 @@ class LazyFrames(Sequence[Tensor]):
 
 @dataclass(frozen=True)
 class VideoLoader:
-    """One clip a video, in order: this process's share of a dataset.
+    """One clip per video, in order, of this process's part of a dataset.
 
     Attributes:
-        videos: the share.
+        videos: this process's videos.
         short_edge: length of the shorter edge after resizing.
-        max_size: the most the longer edge may have.
+        max_size: upper limit of the longer edge.
         num_workers: threads that decode ahead.
     """
 
@@ -364,11 +363,11 @@ class VideoLoader:
     num_workers: int
 
     def __len__(self) -> int:
-        """The number of videos of this share."""
+        """The number of this process's videos."""
         return len(self.videos)
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        """Lists of one clip without targets; `size` is the source's."""
+        """Lists of one clip without targets; `size` is that of the source frames."""
         for video in self.videos:
             frames = LazyFrames(video, self.short_edge, self.max_size, self.num_workers)
             yield [Clip(frames, size=video.size, video_id=video.id, frame_ids=tuple(range(video.length)))]
@@ -382,15 +381,15 @@ def build_test_loader(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> VideoLoader:
-    """Whole videos, every `world_size`-th from `rank` on.
+    """A loader of whole videos: every `world_size`-th video, starting at `rank`.
 
     Args:
         dataset: the videos.
         short_edge: length of the shorter edge after resizing.
-        max_size: the most the longer edge may have.
-        num_workers: threads that decode ahead while a video is looped over.
-        rank: this process; None asks torch.distributed.
-        world_size: the number of processes; None asks torch.distributed.
+        max_size: upper limit of the longer edge.
+        num_workers: threads that decode ahead during iteration.
+        rank: this process; None uses torch.distributed's.
+        world_size: the number of processes; None uses torch.distributed's.
     """
     rank, world_size = _processes(rank, world_size)
     videos = tuple(dataset.videos[i] for i in range(rank, len(dataset), world_size))
@@ -398,36 +397,38 @@ def build_test_loader(
 
 
 class Curriculum:
-    """One training loader after another: short clips first, then long ones.
+    """Training loaders in sequence, e.g. short clips first, then long ones.
 
     Args:
         loaders: endless loaders.
-        starts: the iteration from which each is read; the first is 0 and they rise.  An iteration is a step of the
-            optimizer, however many batches a trainer accumulates for it.
+        starts: the iteration at which each loader starts, increasing from 0.  An iteration is an optimizer step,
+            whatever the number of accumulated batches.
 
     Raises:
-        UserError: if there are not as many starts as loaders, or they don't rise from 0.
+        UserError: if there are not as many starts as loaders, or they do not increase from 0.
     """
 
     def __init__(self, loaders: Sequence[TrainLoader], starts: Sequence[int]) -> None:
         self.loaders, self.starts = list(loaders), [int(start) for start in starts]
-        rising = self.starts[:1] == [0] and all(a < b for a, b in pairwise(self.starts))
-        if len(self.loaders) != len(self.starts) or not rising:
-            raise UserError(f"curriculum: {len(self.loaders)} loaders need as many starts, rising from 0.")
+        increasing = self.starts[:1] == [0] and all(a < b for a, b in pairwise(self.starts))
+        if len(self.loaders) != len(self.starts) or not increasing:
+            raise UserError(
+                f"curriculum: {len(self.loaders)} loaders need as many starts, increasing from 0."
+            )
         self.start: int | None = None
         self.accumulate = 1
 
     @property
     def skipped(self) -> Counter[str]:
-        """How often each unreadable file was met, by what is wrong with it."""
+        """The number of times each unreadable file was skipped, by error message."""
         return sum((loader.skipped for loader in self.loaders), Counter())
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
-        """Make the next `iter` begin with the first batch of `iteration`, if every iteration takes `accumulate`."""
+        """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches."""
         self.start, self.accumulate = iteration * accumulate, accumulate
 
     def __iter__(self) -> Iterator[list[Clip]]:
-        """Batches from the sought iteration on; where none was sought, from that of a running detectron2 trainer."""
+        """Batches from the iteration set by `seek`, else from the iteration of a running detectron2 trainer."""
         position = _trainers_iteration() if self.start is None else self.start
         ends = [start * self.accumulate for start in self.starts[1:]]
         for loader, end in zip(self.loaders, [*ends, None], strict=True):

@@ -1,10 +1,11 @@
-"""Videos and their truth to disk, in the layouts of YouTube-VIS and of VIPSeg, one video at a time.
+"""Writes videos with their ground truth in the layouts of YouTube-VIS and VIPSeg, one video at a time.
 
-A folder appears only when it is whole: until then it is `<folder>.tmp`.
+A folder appears only when it is complete: until then it is `<folder>.tmp`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,30 +15,28 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 from torch import Tensor
 
 from ..errors import UserError
 from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
-from .datasets import VideoDataset, VideoRecord
-from .readers.json_lists import ListWriter
+from .datasets import VideoDataset, VideoRecord, annotation_entry
 
 FORMATS = ("jpg", "png")
 QUALITY = 95
-"""Of JPEG frames; chroma is kept at full resolution, where thin coloured shapes would bleed."""
+"""JPEG quality; chroma is not subsampled, because subsampling blurs thin coloured shapes."""
 
 ImageWriter = Callable[[Path], None]
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `out` in the end, or is removed after an error.
+    """A temporary folder that is renamed to `out` at the end, or removed after an error.
 
     Raises:
-        UserError: if `out` holds something already.
+        UserError: if `out` exists and is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: there is something already. Remove it, or choose another folder.")
+        raise UserError(f"{out}: already exists. Remove it, or choose another folder.")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -50,8 +49,18 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_json(content: Any, path: Path) -> None:
+    """Writes a JSON file, which appears only when it is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_image(frame: Tensor, path: Path) -> None:
-    """Writes (3, H, W) uint8 RGB as what the path's ending says."""
+    """Writes (3, H, W) uint8 RGB in the format of the path's suffix."""
     image = Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy())
     if path.suffix == ".png":
         image.save(path, format="PNG", compress_level=1)
@@ -60,18 +69,22 @@ def save_image(frame: Tensor, path: Path) -> None:
 
 
 class YouTubeVisWriter:
-    """`JPEGImages/<video>/<frame>` and `instances.json` below a folder, video by video.
+    """Writes `JPEGImages/<video>/<frame>` video by video, and finally `instances.json`.
 
     Args:
-        folder: where; it exists.
-        classes: {id, name} of every class, as `categories` of the file.
+        folder: an existing folder.
+        classes: {id, name} of every class, the `categories` of the file.
+
+    Attributes:
+        videos: the entries of the videos written so far.
+        annotations: the annotations written so far.
     """
 
     def __init__(self, folder: Path, classes: Sequence[Mapping[str, Any]]) -> None:
-        self._images = folder / "JPEGImages"
+        self._folder = folder
         self._classes = [dict(c) for c in classes]
-        self._videos: list[dict[str, Any]] = []
-        self._file = ListWriter(folder / "instances.json", "annotations")
+        self.videos: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -85,52 +98,31 @@ class YouTubeVisWriter:
         Args:
             name: its folder.
             size: (height, width) of its frames.
-            frames: for each frame its file name and what writes it.
-            tracks: annotations, `segmentations` (a list of RLEs or None), `category_id` and perhaps `iscrowd` and
-                `id`; what else an annotation holds is made here.
+            frames: for each frame its file name and a function that writes it.
+            tracks: {segmentations, category_id, iscrowd (default 0)} of each object; `segmentations` is a list of RLEs
+                or None.  Other keys are ignored, and ids are renumbered from 1.
         """
-        folder = self._images / name
+        folder = self._folder / "JPEGImages" / name
         folder.mkdir(parents=True)
         files = []
         for file, write in frames:
             write(folder / file)
             files.append(f"{name}/{file}")
-        identity = len(self._videos) + 1
-        height, width = size
-        shape = {"height": height, "width": width, "length": len(files)}
-        self._videos.append({"id": identity, "name": name, **shape, "file_names": files})
+        video_id = len(self.videos) + 1
+        shape = {"height": size[0], "width": size[1], "length": len(files)}
+        self.videos.append({"id": video_id, "name": name, **shape, "file_names": files})
         for track in tracks:
-            self._file.write(self._annotation(track, identity, shape))
-
-    def _annotation(self, track: Mapping[str, Any], video: int, shape: Mapping[str, int]) -> dict[str, Any]:
-        masks = track["segmentations"]
-        if len(masks) != shape["length"]:
-            raise ValueError(f"{len(masks)} segmentations for {shape['length']} frames")
-        return {
-            "id": self._file.count + 1,
-            "video_id": video,
-            "category_id": track["category_id"],
-            "iscrowd": int(track.get("iscrowd", 0)),
-            **shape,
-            "segmentations": masks,
-            "areas": [None if m is None else int(rle.area(m)) for m in masks],
-            "bboxes": [None if m is None else [float(x) for x in rle.toBbox(m)] for m in masks],
-        }
+            masks = track["segmentations"]
+            if len(masks) != len(files):
+                raise ValueError(f"{len(masks)} segmentations for {len(files)} frames")
+            identity, crowd = len(self.annotations) + 1, int(track.get("iscrowd", 0))
+            entry = annotation_entry(identity, video_id, track["category_id"], size, masks, crowd)
+            self.annotations.append(entry)
 
     def close(self) -> None:
-        """Finishes the annotation file."""
-        self._file.close({"videos": self._videos, "categories": self._classes})
-
-    def __enter__(self) -> YouTubeVisWriter:
-        """The writer itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        """Finishes the file, or drops it after an error."""
-        if kind is None:
-            self.close()
-        else:
-            self._file.__exit__(kind, *rest)
+        """Writes the annotation file."""
+        content = {"annotations": self.annotations, "videos": self.videos, "categories": self._classes}
+        write_json(content, self._folder / "instances.json")
 
 
 def write_youtube_vis(
@@ -139,26 +131,28 @@ def write_youtube_vis(
     out: str | Path,
     image_format: str = "jpg",
 ) -> Path:
-    """Writes `JPEGImages/<video>/00000.jpg` and `instances.json`; instances that are never seen are left out.
+    """Writes `JPEGImages/<video>/00000.jpg` and `instances.json`; instances that are never visible are left out.
 
     Args:
-        records: the videos; they are read one after another, and ids are given anew from 1.
-        classes: the class list that the records' labels point into.
-        out: the folder to make.
-        image_format: "jpg", or "png" for exactly the records' pixels.
+        records: the videos, read one after another; ids are renumbered from 1.
+        classes: the class list of the records' labels.
+        out: the folder to create.
+        image_format: "jpg", or "png" for lossless frames.
 
     Returns:
         The annotation file.
 
     Raises:
-        UserError: if `out` is not free, or the format is unknown.
+        UserError: if `out` already exists, or the format is unknown.
     """
     _check_format(image_format)
-    with new_folder(Path(out)) as folder, YouTubeVisWriter(folder, classes) as writer:
+    with new_folder(Path(out)) as folder:
+        writer = YouTubeVisWriter(folder, classes)
         for record in records:
             truth = VideoDataset([record], [dict(c) for c in classes]).truth()
             tracks = [a for a in truth["annotations"] if any(a["segmentations"])]
             writer.add(record.name, record.size, _frames(record, image_format), tracks)
+        writer.close()
     return Path(out) / "instances.json"
 
 
@@ -172,23 +166,23 @@ def write_vipseg(
 ) -> Path:
     """Writes `images/`, `panomasksRGB/` and `panoptic_gt_VIPSeg_<split>.json`.
 
-    Instances of one stuff class (`isthing` 0) share a segment; where instances overlap, the first one is in front.
-    If no class is stuff, every pixel without an instance becomes the stuff class `background`, added to the list;
-    else it is void.
+    Instances of one stuff class (`isthing` 0) share a segment.  Where instances overlap, the first one is in front.
+    If no class is stuff, pixels without an instance become the stuff class `background`, which is added to the list;
+    otherwise they are void.
 
     Args:
-        records: the videos; they are read one after another.
-        classes: the class list that the records' labels point into; a class without `isthing` is a thing.
-        out: the folder to make.
-        image_format: "jpg", or "png" for exactly the records' pixels.
+        records: the videos, read one after another.
+        classes: the class list of the records' labels; a class without `isthing` is a thing.
+        out: the folder to create.
+        image_format: "jpg", or "png" for lossless frames.
         split: the last part of the file's name; None leaves it out.
-        background: name of the class that is added.
+        background: the name of the added class.
 
     Returns:
         The annotation file.
 
     Raises:
-        UserError: if `out` is not free, or the format is unknown.
+        UserError: if `out` already exists, or the format is unknown.
     """
     _check_format(image_format)
     listed = [{"id": c["id"], "name": c["name"], "isthing": int(c.get("isthing", 1))} for c in classes]
@@ -196,24 +190,30 @@ def write_vipseg(
     if all(c["isthing"] for c in listed):
         fill = 1 + max(int(c["id"]) for c in listed)
         listed.append({"id": fill, "name": background, "isthing": 0})
-    file = f"panoptic_gt_VIPSeg{f'_{split}' if split else ''}.json"
-    videos = []
-    with new_folder(Path(out)) as folder, ListWriter(folder / file, "annotations") as writer:
+    file = vipseg_file(split)
+    videos, annotations = [], []
+    with new_folder(Path(out)) as folder:
         for record in records:
-            images, annotations = _write_panoptic(record, listed, fill, folder, image_format)
+            images, frames = _write_panoptic(record, listed, fill, folder, image_format)
             videos.append({"video_id": record.name, "images": images})
-            writer.write({"video_id": record.name, "annotations": annotations})
-        writer.close({"videos": videos, "categories": listed})
+            annotations.append({"video_id": record.name, "annotations": frames})
+        content = {"annotations": annotations, "videos": videos, "categories": listed}
+        write_json(content, folder / file)
     return Path(out) / file
 
 
+def vipseg_file(split: str | None) -> str:
+    """The name of VIPSeg's annotation file of a split."""
+    return f"panoptic_gt_VIPSeg{f'_{split}' if split else ''}.json"
+
+
 def describe_segments(ids: Ids, categories: Mapping[int, int]) -> list[dict[str, Any]]:
-    """`segments_info` of one map: id, category_id, iscrowd, area and bbox (x, y, w, h) of every painted id but 0.
+    """The `segments_info` of a map: id, category_id, iscrowd, area and bbox (x, y, w, h) of every painted id but 0.
 
     Args:
         ids: (H, W) segment ids.
-        categories: the category id of each segment id, in the order of the list: stuff first, as STQ takes a thing
-            that a video lists first for a crowd.
+        categories: the category id of each segment id, in the order of the list.  Stuff comes first, because STQ
+            treats a thing that a video lists first as a crowd.
     """
     areas = count_ids(ids)
     return [
@@ -236,12 +236,12 @@ def _write_panoptic(
     folder: Path,
     image_format: str,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One video's images and maps; the entries of `images` and of `annotations`."""
+    """Writes one video's images and maps; returns its entries of `images` and of `annotations`."""
     pixels, maps = (folder / kind / record.name for kind in ("images", "panomasksRGB"))
     pixels.mkdir(parents=True)
     maps.mkdir(parents=True)
     labels = [classes[k] for k in record.labels.tolist()]
-    # Stuff is numbered by class, things by row behind them.
+    # Stuff is numbered by class, things by row after the stuff.
     numbers = [
         len(classes) + 1 + row if c["isthing"] else 1 + classes.index(c) for row, c in enumerate(labels)
     ]
@@ -249,21 +249,19 @@ def _write_panoptic(
     categories = {} if fill is None else {void: fill}
     for number, c in sorted(zip(numbers, labels, strict=True), key=lambda pair: pair[0]):
         categories[segment_id(number)] = int(c["id"])
-    height, width = record.size
     images, annotations = [], []
     for t, (file, write) in enumerate(_frames(record, image_format, digits=8)):
         write(pixels / file)
-        ids = np.full((height, width), void, dtype=np.int32)
+        ids = np.full(record.size, void, dtype=np.int32)
         masks = record.masks(t).numpy()
         for row in range(len(masks) - 1, -1, -1):
             ids[masks[row]] = segment_id(numbers[row])
-        entry = {"id": f"{t:08d}", "width": width, "height": height, "file_name": f"{t:08d}.png"}
-        write_ids(ids, maps / f"{t:08d}.png")
-        images.append(entry)
+        name = f"{t:08d}"
+        write_ids(ids, maps / f"{name}.png")
+        size = {"width": record.size[1], "height": record.size[0]}
+        images.append({"id": name, **size, "file_name": f"{name}.png"})
         segments = describe_segments(ids, categories)
-        annotations.append(
-            {"image_id": entry["id"], "file_name": entry["file_name"], "segments_info": segments}
-        )
+        annotations.append({"image_id": name, "file_name": f"{name}.png", "segments_info": segments})
     return images, annotations
 
 

@@ -1,4 +1,4 @@
-"""Generated videos: the truth says what is drawn, any frame in any order, each preset as hard as it says."""
+"""Generated videos: ground truth agrees with pixels, frames are independent, presets have their stated difficulty."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def scene(*bodies):
 
 
 def gaps(seen):
-    """(start, length) of the runs of False between Trues."""
+    """(start, length) of every run of False between two Trues."""
     runs, start = [], 0
     for value, run in itertools.groupby(seen):
         length = len(list(run))
@@ -79,7 +79,7 @@ def test_no_outline_goes_beyond_its_reach(name):
 
 
 def test_a_square_on_the_grid_paints_its_pixels_and_no_other():
-    """0.82 * 10 = 8.2 pixels each way from (20, 20): pixels 12 to 27, and 0.2 of those beside."""
+    """The half side is 0.82 * 10 = 8.2 pixels from (20, 20): pixels 12 to 27 are covered, their neighbours by 0.2."""
     shown = scene(body("square", 20, 20, 10))
     mask, image = shown.cover(0, (40, 40)).masks[0], shown.paint(0, (40, 40))
     assert mask.sum() == 16 * 16
@@ -89,7 +89,7 @@ def test_a_square_on_the_grid_paints_its_pixels_and_no_other():
     np.testing.assert_allclose(image[:, 20, 28], [0.6, 0.4, 0.4], atol=1e-4)
 
 
-def test_the_first_body_is_the_nearest_and_hides_what_is_behind():
+def test_the_first_body_is_in_front_and_occludes_the_others():
     shown = scene(body("square", 20, 20, 10, RED), body("square", 28, 20, 10, BLUE))
     near, far = shown.cover(0, (40, 60)).masks
     assert (near.sum(), far.sum()) == (256, 8 * 16)
@@ -99,15 +99,15 @@ def test_the_first_body_is_the_nearest_and_hides_what_is_behind():
     np.testing.assert_allclose(image[:, 20, 32], BLUE, atol=1e-6)
 
 
-def test_hidden_is_inside_and_gone_is_not():
+def test_an_occluded_body_is_inside_the_frame_and_one_outside_is_not():
     shown = scene(body("disc", 20, 20, 15), body("star", 20, 20, 5), body("star", 90, 20, 5))
     cover = shown.cover(0, (40, 60))
     assert cover.masks.any((1, 2)).tolist() == [True, False, False]
     assert cover.inside.tolist() == [True, True, False]
 
 
-def test_a_moving_edge_is_smeared_over_the_shutter_and_the_middle_is_not():
-    """At 20 pixels a frame a red edge takes as many pixels as the shutter is open for, and its own one."""
+def test_motion_blur_affects_edges_only():
+    """At 20 pixels per frame an edge is blurred over 20 * SHUTTER pixels, plus one for antialiasing."""
     moving = Orbit(middle=(40.0, 20.0), reach=(200.0, 0.0), period=(20 * np.pi, 1.0), phase=(0.0, 0.0))
     image = scene(body("square", 0, 0, 15, path=moving)).paint(0, (40, 80))
     blended = (image[0, 20] > 0.51) & (image[0, 20] < 0.99)
@@ -115,7 +115,7 @@ def test_a_moving_edge_is_smeared_over_the_shutter_and_the_middle_is_not():
     np.testing.assert_allclose(image[:, 20, 40], RED, atol=1e-6)
 
 
-def test_a_meeting_is_at_the_host_for_its_stay_and_on_its_own_path_elsewhere():
+def test_a_meeting_follows_the_host_during_its_stay_and_its_own_path_otherwise():
     meeting = Meeting(own=still(0, 0), host=still(10, 20), at=30, stay=6, ramp=8, cycle=50)
     assert [meeting(t) for t in (27, 30, 33, 80)] == [(10, 20)] * 4
     assert [meeting(t) for t in (19, 41)] == [(0, 0)] * 2
@@ -123,7 +123,7 @@ def test_a_meeting_is_at_the_host_for_its_stay_and_on_its_own_path_elsewhere():
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_a_frame_does_not_depend_on_what_was_asked_before(preset):
+def test_frames_do_not_depend_on_the_order_of_access(preset):
     first, second = (load_shapes(preset, 3, seed=4, size=SIZE).videos[2] for _ in range(2))
     order = [7, 0, 3, 11]
     forward = {t: (first.frame(t), first.masks(t)) for t in sorted(order)}
@@ -132,19 +132,19 @@ def test_a_frame_does_not_depend_on_what_was_asked_before(preset):
         assert torch.equal(second.frame(t), forward[t][0])
 
 
-def test_a_video_is_the_same_in_a_longer_dataset_with_longer_videos_and_after_a_trip_to_a_worker():
+def test_a_video_does_not_depend_on_dataset_size_video_length_or_pickling():
     short, long = load_shapes("demo", 1, seed=2), load_shapes("demo", 1000, seed=2, length=500)
     for other in (long.videos[0], pickle.loads(pickle.dumps(short)).videos[0]):
         assert torch.equal(short.videos[0].frame(5), other.frame(5))
 
 
-def test_other_ids_and_other_seeds_are_other_videos():
+def test_different_ids_and_seeds_give_different_videos():
     frames = [v.frame(0) for seed in (0, 1) for v in load_shapes("demo", 2, seed).videos]
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(frames, 2))
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_records_have_the_promised_shapes_and_present_is_what_the_masks_show(preset):
+def test_records_have_the_documented_shapes_and_present_agrees_with_the_masks(preset):
     dataset = load_shapes(preset, 4, seed=1, size=SIZE)
     for video in dataset.videos:
         count = len(video.labels)
@@ -158,7 +158,7 @@ def test_records_have_the_promised_shapes_and_present_is_what_the_masks_show(pre
             assert not (video.present(t) & ~video.inside(t)).any()
 
 
-def test_what_a_caller_does_to_its_masks_stays_with_the_caller():
+def test_returned_masks_are_copies():
     video = load_shapes("demo", 1).videos[0]
     expected = video.masks(0).clone()
     video.masks(0).fill_(True)
@@ -172,13 +172,13 @@ def test_ids_are_unique_and_positive_over_the_dataset():
     assert [v.id for v in dataset.videos] == list(range(1, 31))
 
 
-def test_a_million_videos_cost_nothing_until_asked_for():
+def test_a_dataset_of_a_million_videos_is_lazy():
     dataset = load_shapes("demo", 1_000_000)
     assert (len(dataset), dataset.videos[-1].id) == (1_000_000, 1_000_000)
     assert [v.id for v in dataset.videos[3:5]] == [4, 5]
 
 
-def test_the_truth_says_what_the_masks_show():
+def test_the_ground_truth_agrees_with_the_masks():
     dataset = load_shapes("demo", 4, seed=3, size=SIZE)
     truth = dataset.truth()
     assert truth is dataset.truth()
@@ -196,7 +196,7 @@ def test_the_truth_says_what_the_masks_show():
             assert area == (int(mask.sum()) or None)
 
 
-def test_every_hard_video_hides_an_object_wholly_for_three_frames_and_shows_it_again():
+def test_every_hard_video_has_a_full_occlusion_of_three_frames():
     for video in load_shapes("hard", 12).videos:
         assert video.length >= 60
         assert 3 <= len(video.labels) <= 6
@@ -212,7 +212,7 @@ def test_every_hard_video_hides_an_object_wholly_for_three_frames_and_shows_it_a
 
 
 @pytest.mark.parametrize("preset", ["hard", "demo"])
-def test_without_names_all_are_objects_in_the_very_same_videos(preset):
+def test_unnamed_presets_have_one_class_and_the_same_videos(preset):
     named, unnamed = (load_shapes(name, 4) for name in (preset, f"{preset}_unnamed"))
     assert unnamed.classes == [{"id": 1, "name": "object"}]
     assert not any(video.labels.any() for video in unnamed.videos)
@@ -221,26 +221,26 @@ def test_without_names_all_are_objects_in_the_very_same_videos(preset):
     assert torch.equal(named.videos[1].masks(9), unnamed.videos[1].masks(9))
 
 
-def test_every_hard_video_has_look_alikes():
+def test_every_hard_video_has_identical_looking_objects():
     for video in load_shapes("hard", 12).videos:
         looks = [(b.label, b.radius, id(b.look)) for b in video.scene.bodies]
         assert max(looks.count(look) for look in looks) >= 2, video.name
 
 
-def test_no_demo_video_has_look_alikes():
+def test_no_demo_video_has_identical_looking_objects():
     for video in load_shapes("demo_unnamed", 12).videos:
         colours = {tuple(body.look.colours.flatten().tolist()) for body in video.scene.bodies}
         assert len(colours) == len(video.scene.bodies), video.name
 
 
-def test_the_hard_bench_is_the_one_that_results_were_measured_on():
+def test_the_hard_preset_is_the_published_benchmark():
     first = load_shapes("hard", 1).videos[0]
     assert first.length == 71
     assert first.labels.tolist() == [1, 0, 0, 1, 1]
     assert first.masks(30).flatten(1).sum(1).tolist() == pytest.approx([800, 4953, 361, 0, 330], abs=3)
 
 
-def test_objects_stand_out_from_their_background_and_demo_objects_are_large():
+def test_demo_objects_are_large_and_contrast_with_the_background():
     for video in load_shapes("demo", 30, seed=5).videos:
         frame, masks = video.frame(6).float() / 255, video.masks(6)
         behind = frame[:, ~masks.any(0)].mean(1)
@@ -252,8 +252,8 @@ def test_objects_stand_out_from_their_background_and_demo_objects_are_large():
         assert 0.2 <= min(radii) <= max(radii) <= 0.34
 
 
-def test_colour_does_not_give_the_class_away():
-    """Mean colour of each class over 600 objects is the same to within four standard errors."""
+def test_colour_is_independent_of_the_class():
+    """The mean colours of the classes over 600 objects agree within four standard errors."""
     bodies = [b for v in load_shapes(Difficulty(), 300, seed=6).videos for b in v.scene.bodies]
     colours = np.stack([b.look.colours[0] for b in bodies])
     labels = np.array([b.label for b in bodies])
@@ -273,7 +273,7 @@ def test_a_preset_of_fewer_outlines_has_fewer_classes():
         assert [dataset.classes[int(k)]["name"] for k in video.labels] == drawn
 
 
-def test_a_stream_is_video_one_of_its_dataset_and_goes_on_for_as_long_as_asked():
+def test_a_stream_equals_video_one_of_its_dataset():
     video = load_shapes("hard", 1, seed=7, length=3000, size=SIZE).videos[0]
     stream = stream_shapes("hard", seed=7, length=3000, size=SIZE)
     for t in range(3):
@@ -294,7 +294,7 @@ def test_a_frame_outside_the_video_is_an_error(t):
             ask(t)
 
 
-def test_an_unknown_preset_is_answered_with_the_known_ones():
+def test_an_unknown_preset_is_refused_with_a_list_of_presets():
     with pytest.raises(
         UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed, demo_unnamed, panoptic'
     ):
@@ -302,12 +302,12 @@ def test_an_unknown_preset_is_answered_with_the_known_ones():
 
 
 @pytest.mark.parametrize("wrong", [{"num_videos": -1}, {"length": 0}, {"size": (8, 80)}])
-def test_numbers_that_make_no_video_are_refused(wrong):
+def test_invalid_numbers_are_refused(wrong):
     with pytest.raises(UserError, match="num_videos >= 0"):
         load_shapes("demo", **{"num_videos": 1, **wrong})
 
 
-def test_a_difficulty_of_ones_own_is_drawn_from():
+def test_a_custom_difficulty_is_used():
     crowd = replace(PRESETS["demo"], objects=(5, 5), length=(3, 3), size=SIZE)
     video = load_shapes(crowd, 1).videos[0]
     assert (len(video.labels), video.length, video.size) == (5, 3, SIZE)

@@ -1,4 +1,4 @@
-"""Generated ground of stuff, its panoptic truth, and VIPSeg's layout on disk."""
+"""Generated stuff regions and their panoptic ground truth."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def videos():
     return load_shapes("panoptic", 3, seed=5, length=3, size=SIZE)
 
 
-def test_things_come_first_and_say_so():
+def test_things_come_first_in_the_class_list():
     classes = PRESETS["panoptic"].classes
     assert [c["isthing"] for c in classes] == [1, 1, 1, 0, 0, 0, 0]
     assert [c["name"] for c in classes[3:]] == list(MATERIALS)
     assert len({c["id"] for c in classes}) == len(classes)
 
 
-def test_every_pixel_is_one_thing_or_one_stuff(videos):
+def test_every_pixel_belongs_to_exactly_one_segment(videos):
     for video in videos.videos:
         for t in range(video.length):
             masks = video.masks(t)
@@ -48,7 +48,7 @@ def test_ids_are_unique_in_the_dataset(videos):
     assert int(ids.min()) > 0
 
 
-def test_borders_move_and_frames_are_the_same_in_any_order(videos):
+def test_borders_move_and_frames_do_not_depend_on_the_order_of_access(videos):
     video = videos.videos[0]
     last, first = video.masks(2), video.masks(0)
     assert not torch.equal(first, last)
@@ -57,8 +57,8 @@ def test_borders_move_and_frames_are_the_same_in_any_order(videos):
     assert torch.equal(again.frame(2), video.frame(2))
 
 
-def test_a_later_region_lies_before_an_earlier_one():
-    """Two flat borders at y = 2 and y = 1 of three rows: the second covers the first."""
+def test_a_later_region_covers_earlier_ones():
+    """Two flat borders at y = 2 and y = 1 of three rows: the second region covers the first."""
     flat = [Border(level, 0, 0, 10, 0, 30, 0) for level in (2.0, 1.0)]
     draw = np.random.default_rng(0)
     textures = tuple(MATERIALS[name].draw(draw, (3, 4)) for name in ("sky", "water", "sand"))
@@ -66,12 +66,12 @@ def test_a_later_region_lies_before_an_earlier_one():
     assert regions[:, :, 0].tolist() == [[True, False, False], [False, False, False], [False, True, True]]
 
 
-def test_a_ground_without_stuff_has_no_rows():
+def test_a_background_without_stuff_adds_no_rows():
     video = load_shapes("demo", 1).videos[0]
     assert len(video.labels) == len(video.ids) == len(video.masks(0)) == len(video.scene.bodies)
 
 
-def test_the_truth_says_what_the_maps_show(videos):
+def test_the_ground_truth_agrees_with_the_maps(videos):
     truth = PanopticRecords(videos)
     content = truth.content()
     assert [c["id"] for c in content["categories"]] == [c["id"] for c in videos.classes]

@@ -1,4 +1,4 @@
-"""Readers of every public layout, on miniatures: what a record says, by hand, and every way to break a file."""
+"""Readers of every public layout, on miniatures: hand-made records, and errors of invalid files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import torch
 
 from local2global.data.augment import ClipAugmentation, Identity, Turn
 from local2global.data.clips import make_clip
+from local2global.data.datasets import Lean
 from local2global.data.holdout import holdout
-from local2global.data.readers.annotations import classes_of
 from local2global.data.readers.coco import load_coco
-from local2global.data.readers.layouts import load_annotated, load_split, load_vipseg
-from local2global.data.readers.records import Lean
+from local2global.data.readers.layouts import classes_of, load_annotated, load_split, load_vipseg
 from local2global.errors import UserError
 from miniatures import SIZE, write_images, write_json, write_panoptic, write_videos
 
@@ -35,7 +34,7 @@ def rectangle(top: int, left: int, high: int, wide: int) -> torch.Tensor:
     return mask
 
 
-def told(call: Any) -> str:
+def error_of(call: Any) -> str:
     with pytest.raises(UserError) as caught:
         call()
     assert "\n" not in str(caught.value)
@@ -56,7 +55,7 @@ def told(call: Any) -> str:
         ("train", "annotations/annotations_train.json"),
     ],
 )
-def test_a_split_is_found_wherever_it_may_lie(tmp_path, images, file):
+def test_a_split_is_found_in_every_supported_layout(tmp_path, images, file):
     write_videos(tmp_path / images, tmp_path / file, CLASSES)
     dataset = load_split(tmp_path, "train", CLASSES)
     assert [video.name for video in dataset.videos] == ["video1", "video2", "video3"]
@@ -69,8 +68,8 @@ def test_seqformers_validation_split_is_called_val(tmp_path):
     assert len(load_split(tmp_path, "valid")) == 3
 
 
-def test_a_split_that_is_nowhere_is_told_with_all_places(tmp_path):
-    message = told(lambda: load_split(tmp_path, "valid"))
+def test_a_missing_split_is_reported_with_every_path_tried(tmp_path):
+    message = error_of(lambda: load_split(tmp_path, "valid"))
     for place in ("valid.json", "annotations/valid.json", "annotations_valid.json", "instances_val_sub.json"):
         assert place in message
     assert "DETECTRON2_DATASETS" in message
@@ -97,11 +96,11 @@ def test_an_image_is_a_video_of_one_frame(coco):
     rows, columns = np.array([1, 2, 17, 18]), np.array([19, 20])
     sampled = first.sampled(0, rows, columns, np.array([True]))
     assert sampled[0].tolist() == [[False, False], [True, False], [True, False], [False, False]]
-    with pytest.raises(IndexError, match="one image"):
+    with pytest.raises(IndexError):
         first.frame(1)
 
 
-def test_an_image_with_nothing_but_a_crowd_is_no_lesson_but_truth(coco):
+def test_an_image_with_only_a_crowd_is_in_the_ground_truth_only(coco):
     everything = load_coco(*coco, keep_empty=True)
     assert len(everything) == 4
     crowds = [a for a in everything.truth()["annotations"] if a["iscrowd"]]
@@ -109,10 +108,10 @@ def test_an_image_with_nothing_but_a_crowd_is_no_lesson_but_truth(coco):
     assert {a["video_id"] for a in load_coco(*coco).truth()["annotations"]} == {1, 2, 3}
 
 
-def test_a_file_whose_ids_were_mapped_keeps_its_old_names(coco):
-    """As the peers' coco2ytvis files: category ids of the video dataset, names of COCO."""
+def test_name_checks_can_be_disabled_for_files_with_mapped_ids(coco):
+    """The peers' coco2ytvis files have the video dataset's category ids and COCO's names."""
     other = [{"id": 1, "name": "airplane"}, {"id": 7, "name": "deer"}]
-    assert "says" in told(lambda: load_coco(*coco, classes=other))
+    assert "says" in error_of(lambda: load_coco(*coco, classes=other))
     assert load_coco(*coco, classes=other, check_names=False).classes == other
 
 
@@ -121,25 +120,34 @@ def test_a_file_whose_ids_were_mapped_keeps_its_old_names(coco):
     [
         (
             {"category_id": 3},
-            "instances.json: annotation 101: category 3 is not among the 2 classes (image 1).",
+            "instances.json: annotation 101: category_id 3 is not among the categories (1, 7). ",
         ),
-        ({"image_id": 77}, "instances.json: annotation 101: no image 77 in this file."),
-        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 101: neither an RLE nor a list of polygons"),
-        ({"segmentation": [["a"] * 6]}, "annotation 101: could not convert"),
-        ({"segmentation": [[0, 0, 1, 1, float("nan"), 2]]}, "annotation 101: neither"),
-        ({"segmentation": []}, "annotation 101: neither"),
-        ({"segmentation": {"size": [2, 2], "counts": [4]}}, "annotation 101: a mask of size [2, 2]"),
+        ({"image_id": 77}, "instances.json: annotation 101: image_id 77 is not an image of this file. "),
+        (
+            {"segmentation": [[1, 2, 3, 4]]},
+            "annotation 101 (image 1): a polygon of 4 coordinates: three points",
+        ),
+        ({"segmentation": [["a"] * 6]}, "annotation 101 (image 1): a polygon must be a list of numbers"),
+        (
+            {"segmentation": [[0, 0, 1, 1, float("nan"), 2]]},
+            "annotation 101 (image 1): a polygon with a",
+        ),
+        ({"segmentation": []}, "annotation 101 (image 1): no segmentation"),
+        (
+            {"segmentation": {"size": [2, 2], "counts": [4]}},
+            "annotation 101 (image 1): a mask of size [2, 2]",
+        ),
     ],
 )
-def test_a_wrong_entry_of_an_image_file(coco, change, message):
+def test_an_invalid_annotation_of_an_image_is_refused(coco, change, message):
     content = json.loads(coco[1].read_text())
     content["annotations"][0].update(change)
     write_json(coco[1], content)
-    assert message in told(lambda: load_coco(*coco))
+    assert message in error_of(lambda: load_coco(*coco))
 
 
-def test_a_clip_made_of_an_image_turns_about_one_point(coco):
-    """Four copies, the object's mask turns, its area hardly changes."""
+def test_a_pseudo_clip_rotates_an_image_about_one_point(coco):
+    """The mask rotates over four copies of the image and keeps its area."""
     augment = ClipAugmentation(edges=(48,), max_size=99, crop=None, turn=Turn())
     image = load_coco(*coco).videos[0]
     clip = make_clip(image, (0, 0, 0, 0), augment, (0, 0, 1))
@@ -149,7 +157,7 @@ def test_a_clip_made_of_an_image_turns_about_one_point(coco):
     assert len(torch.unique(clip.targets.masks[0].flatten(1), dim=0)) == 4
 
 
-def test_an_image_record_can_be_sent_to_another_process(coco):
+def test_image_records_can_be_pickled(coco):
     dataset = load_coco(*coco)
     sent = pickle.loads(pickle.dumps(dataset)).videos[1]
     assert torch.equal(sent.masks(0), dataset.videos[1].masks(0))
@@ -165,7 +173,7 @@ def vipseg(tmp_path: Path) -> Path:
 
 
 def test_things_and_stuff_are_instances_of_a_panoptic_video(vipseg):
-    """Rows in the order in which they are first seen: the sky, then the cat of the first frame."""
+    """Rows are ordered by first appearance: the sky, then the cat of the first frame."""
     dataset = load_vipseg(vipseg, "train")
     assert dataset.classes == PANOPTIC, "things first"
     assert [(v.id, v.name, v.length, v.size) for v in dataset.videos] == [
@@ -182,17 +190,17 @@ def test_things_and_stuff_are_instances_of_a_panoptic_video(vipseg):
     assert torch.equal(first.masks(1), torch.stack([rectangle(4, 0, 20, 32), torch.zeros_like(cat)]))
 
 
-def test_a_panoptic_map_is_read_where_it_is_used(vipseg):
+def test_a_panoptic_map_is_sampled(vipseg):
     video = load_vipseg(vipseg, "train").videos[0]
-    rows, columns, wanted = np.array([3, 4, 6, 15]), np.array([31, 8, 7]), np.array([False, True])
-    read = video.sampled(0, rows, columns, wanted)
+    rows, columns, selected = np.array([3, 4, 6, 15]), np.array([31, 8, 7]), np.array([False, True])
+    read = video.sampled(0, rows, columns, selected)
     assert torch.equal(read, video.masks(0)[1:][:, rows][:, :, columns])
     clip = make_clip(video, (0, 1), Identity(), (0, 0, 0))
     assert torch.equal(clip.targets.masks, torch.stack([video.masks(t) for t in (0, 1)], 1))
     assert clip.targets.visible.tolist() == [[True, True], [True, False]]
 
 
-def test_stuff_of_one_class_is_one_instance_whatever_its_segment_ids(vipseg):
+def test_stuff_of_one_class_is_one_instance_for_all_segment_ids(vipseg):
     file = vipseg / "panoptic_gt_VIPSeg_train.json"
     content = json.loads(file.read_text())
     segments = content["annotations"][0]["annotations"][1]["segments_info"]
@@ -207,27 +215,33 @@ def test_stuff_of_one_class_is_one_instance_whatever_its_segment_ids(vipseg):
     [
         (
             lambda c: c["annotations"][0]["annotations"].pop(),
-            'video "1_train": 2 images, but 1 annotated frames',
+            "video 1_train, image 00000001: no annotation for this frame",
         ),
         (
             lambda c: c["annotations"][0]["annotations"][0]["segments_info"][0].update(category_id=77),
-            'video "1_train", frame 00000000.png, segment 70000: category 77 is not among the 3 classes',
+            "video 1_train, image 00000000, segment 70000: category_id 77 is not among the categories (2, 5, 9)",
         ),
-        (lambda c: c["videos"][1].update(video_id="1_train"), 'video "1_train": this id is used twice'),
-        (lambda c: c["videos"][0].pop("images"), "video at position 0: no 'video_id', or no 'images'"),
-        (lambda c: c["videos"][0]["images"][0].pop("width"), "video \"1_train\": no 'width' of type int"),
+        (
+            lambda c: c["videos"][1].update(video_id="1_train"),
+            'video at position 1, "1_train": this video_id',
+        ),
+        (lambda c: c["videos"][0].pop("images"), "video 1_train: no images"),
+        (
+            lambda c: c["videos"][0]["images"][0].pop("width"),
+            "video 1_train, image 00000000: height 24 and width null",
+        ),
         (lambda c: c.pop("videos"), 'no list "videos"'),
     ],
 )
-def test_a_broken_panoptic_file_is_told(vipseg, break_it, message):
+def test_an_invalid_panoptic_file_is_refused(vipseg, break_it, message):
     file = vipseg / "panoptic_gt_VIPSeg_train.json"
     content = json.loads(file.read_text())
     break_it(content)
     write_json(file, content)
-    assert message in told(lambda: load_vipseg(vipseg, "train"))
+    assert message in error_of(lambda: load_vipseg(vipseg, "train"))
 
 
-def test_a_panoptic_test_half_has_no_instances(vipseg):
+def test_a_panoptic_file_without_annotations_has_no_instances(vipseg):
     file = vipseg / "panoptic_gt_VIPSeg_train.json"
     content = json.loads(file.read_text())
     del content["annotations"]
@@ -240,32 +254,32 @@ def test_a_panoptic_test_half_has_no_instances(vipseg):
 # ------------------------------------------------------------------------------------- anybody's, and hold-outs
 
 
-def test_a_file_says_itself_whether_it_is_of_videos_or_images(coco, tmp_path):
+def test_the_format_of_an_annotation_file_is_detected(coco, tmp_path):
     write_videos(tmp_path / "mine", tmp_path / "mine.json", CLASSES)
     assert [v.length for v in load_annotated(tmp_path / "mine", tmp_path / "mine.json").videos] == [3, 3, 3]
     assert [v.length for v in load_annotated(*coco).videos] == [1, 1, 1]
     assert classes_of(tmp_path / "mine.json") == classes_of(coco[1]) == CLASSES
 
 
-def test_a_holdout_and_the_rest_are_the_dataset(tmp_path):
+def test_held_out_and_remaining_videos_partition_the_dataset(tmp_path):
     write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES, videos=12)
     whole = load_split(tmp_path, "train")
-    kept, rest = (holdout(whole, 0.25, seed=3, held=held) for held in (True, False))
-    assert (len(kept), len(rest)) == (3, 9)
-    assert sorted(v.id for v in (*kept.videos, *rest.videos)) == list(range(1, 13))
+    held_out, rest = (holdout(whole, 0.25, seed=3, held=held) for held in (True, False))
+    assert (len(held_out), len(rest)) == (3, 9)
+    assert sorted(v.id for v in (*held_out.videos, *rest.videos)) == list(range(1, 13))
     other = {v.id for v in holdout(whole, 0.25, seed=4).videos}
-    assert other != {v.id for v in kept.videos}
-    truth = kept.truth()
+    assert other != {v.id for v in held_out.videos}
+    truth = held_out.truth()
     assert {v["id"] for v in truth["videos"]} == {a["video_id"] for a in truth["annotations"]}
     assert len(truth["annotations"]) == 3
 
 
 @pytest.mark.parametrize(("fraction", "videos"), [(0.0, 3), (1.0, 3), (0.5, 1)])
-def test_a_holdout_of_nothing_or_everything_is_refused(tmp_path, fraction, videos):
+def test_an_invalid_holdout_fraction_is_refused(tmp_path, fraction, videos):
     write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES, videos=videos)
-    assert "holdout" in told(lambda: holdout(load_split(tmp_path, "train"), fraction))
+    assert "holdout" in error_of(lambda: holdout(load_split(tmp_path, "train"), fraction))
 
 
-def test_a_holdout_of_a_tiny_part_is_one_video(tmp_path):
+def test_a_holdout_has_at_least_one_video(tmp_path):
     write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES)
     assert len(holdout(load_split(tmp_path, "train"), 0.01)) == 1

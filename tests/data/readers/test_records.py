@@ -1,4 +1,4 @@
-"""Less than a whole frame is what the whole frame would have shown: masks at a grid, images decoded small."""
+"""Masks sampled at a grid and images decoded at reduced size agree with whole frames."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 
 from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, ZoomCrop
 from local2global.data.clips import make_clip
-from local2global.data.datasets import AnnotatedVideo, Renumbered, Track
+from local2global.data.datasets import Lean, Renumbered, sampled_masks, shrunk_frame
 from local2global.data.readers.images import read_image
-from local2global.data.readers.records import Lean, sampled_masks, shrunk_frame
+from local2global.data.readers.records import AnnotatedVideo, Track
 from local2global.data.readers.rle import Grid, encode_mask
 from local2global.errors import UserError
 
@@ -30,7 +30,7 @@ def random_mask(height: int, width: int, seed: int) -> torch.Tensor:
     return mask
 
 
-def test_a_grid_of_a_mask_worked_out_by_hand():
+def test_a_grid_of_a_small_mask():
     """Rows 0 and 2, columns 3 and 1 of a 3x4 mask with three pixels."""
     mask = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
     read = Grid((3, 4), np.array([0, 2]), np.array([3, 1])).read(encode_mask(mask)["counts"])
@@ -38,7 +38,7 @@ def test_a_grid_of_a_mask_worked_out_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_grid_is_the_whole_masks_rows_and_columns(seed):
+def test_a_grid_equals_indexing_the_decoded_mask(seed):
     """Fewer, as many, repeated and mirrored rows and columns."""
     generator = np.random.default_rng(seed)
     height, width = generator.integers(1, 40, 2).tolist()
@@ -57,7 +57,7 @@ def test_a_grid_of_an_empty_and_of_a_full_mask(value):
 
 @dataclass(frozen=True)
 class Whole:
-    """The same video without its lean ways."""
+    """The same video without the methods of `Lean`."""
 
     record: AnnotatedVideo
 
@@ -84,14 +84,14 @@ def video(tmp_path: Path) -> AnnotatedVideo:
     return AnnotatedVideo(4, "blur", (48, 64), tuple(files), tuple(tracks))
 
 
-def test_annotated_videos_are_lean_and_so_are_renumbered_ones(video):
+def test_annotated_and_renumbered_videos_are_lean(video):
     assert isinstance(video, Lean)
     assert isinstance(Renumbered(video, 1, 1, (0,)), Lean)
     assert not isinstance(Whole(video), Lean)
 
 
-def test_lean_clips_are_the_others(video):
-    """The same masks to the pixel; frames as far as a half-decoded JPEG is the whole one's mean of pixels."""
+def test_lean_records_give_the_same_clips(video):
+    """Masks are equal; frames differ by the error of decoding a JPEG at half size."""
     for index in range(12):
         key = (0, 0, index)
         lean, whole = (make_clip(v, (0, 2, 3, 5), AUGMENT, key) for v in (video, Whole(video)))
@@ -102,29 +102,29 @@ def test_lean_clips_are_the_others(video):
         assert (lean.frames.int() - whole.frames.int()).abs().float().mean() < 5
 
 
-def test_only_wanted_masks_are_read(video):
-    wanted = np.array([True, False, True])
+def test_masks_are_sampled_for_selected_instances_only(video):
+    selected = np.array([True, False, True])
     rows, columns = np.array([3, 9]), np.array([5, 1, 7])
-    read = sampled_masks(video, 2, rows, columns, wanted)
-    assert torch.equal(read, sampled_masks(Whole(video), 2, rows, columns, wanted))
+    read = sampled_masks(video, 2, rows, columns, selected)
+    assert torch.equal(read, sampled_masks(Whole(video), 2, rows, columns, selected))
     assert read.shape == (2, 2, 3)
 
 
-def test_a_jpeg_is_decoded_small_and_a_png_whole(video, tmp_path):
+def test_a_jpeg_is_decoded_at_reduced_size_and_a_png_at_full_size(video, tmp_path):
     assert shrunk_frame(video, 0, 2).shape == (3, 24, 32)
     assert shrunk_frame(video, 0, 4).shape == (3, 12, 16)
     Image.new("RGB", (64, 48), (9, 8, 7)).save(tmp_path / "frame.png")
     assert read_image(tmp_path / "frame.png", 2).shape == (3, 48, 64)
 
 
-def test_a_photo_taken_sideways_is_decoded_whole(tmp_path):
+def test_a_rotated_photo_is_decoded_at_full_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 48)).save(tmp_path / "side.jpg", exif=exif)
     assert read_image(tmp_path / "side.jpg", 2).shape == (3, 64, 48)
 
 
-def test_a_file_of_another_size_is_told_when_decoded_small_too(video, tmp_path):
+def test_a_size_mismatch_is_detected_at_reduced_size(video, tmp_path):
     Image.new("RGB", (60, 48)).save(tmp_path / "0.jpg")
     with pytest.raises(UserError, match="but its annotations say 48x64"):
         video.shrunk(0, 2)

@@ -1,17 +1,19 @@
-"""Every problem of a dataset on disk, with file, entry and remedy, and a summary of what it holds."""
+"""Checks a dataset on disk: every problem with file, entry and remedy, and a summary of the content."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..readers.entries import read_json
+from ..readers.layouts import COCO, VIPSEG, YOUTUBE_VIS, layout_of
+from ..readers.vipseg import objects
 from .coco import check_coco
-from .entries import read_content
 from .findings import Finding, Notes, Options, Report, Sample, Summary
-from .layout import COCO, VIPSEG, YOUTUBE_VIS, candidates, find_images, layout_of
+from .places import annotation_files, find_images
 from .vipseg import check_vipseg
 from .youtube_vis import check_youtube_vis
 
@@ -24,114 +26,119 @@ def check_dataset(
     maps: str | Path | None = None,
     options: Options | None = None,
 ) -> Report:
-    """Reads a dataset from end to end and reports everything that is wrong with it.
+    """Reads a dataset from end to end and reports every problem.
 
     Args:
-        path: an annotation file (YouTube-VIS, OVIS, COCO or VIPSeg), or a folder that holds some.
-        images: the folder of the frames; None looks near the annotation file.
-        maps: the folder of VIPSeg's panoptic PNGs; None looks near the annotation file.
-        options: how thoroughly to look.
+        path: an annotation file (YouTube-VIS, OVIS, COCO or VIPSeg), or a folder that contains some.
+        images: the folder of the frames; None searches near the annotation file.
+        maps: the folder of VIPSeg's panoptic PNGs; None searches near the annotation file.
+        options: how thoroughly to check.
 
     Raises:
-        UserError: if there is nothing at `path` that could be checked.
+        UserError: if there is nothing at `path` that can be checked.
     """
-    place, report = Path(path), Report()
-    given = tuple(None if folder is None else Path(folder) for folder in (images, maps))
+    place = Path(path)
+    folders = [None if folder is None else Path(folder) for folder in (images, maps)]
+    check = _Check(Report(), folders[0], folders[1], options or Options())
     if place.is_dir():
-        _check_folder(place, (given[0], given[1]), report, options or Options())
+        check.folder(place)
     elif place.is_file():
-        _check_file(place, (given[0], given[1]), report, options or Options())
+        check.file(place)
     else:
         raise UserError(f"{place}: no such file or folder.")
-    return report
+    return check.report
 
 
-Folders = tuple[Path | None, Path | None]
+class _Check:
+    """One run of `check_dataset`, see its arguments."""
 
+    def __init__(self, report: Report, images: Path | None, maps: Path | None, options: Options) -> None:
+        self.report, self.images, self.maps, self.options = report, images, maps, options
 
-def _check_folder(folder: Path, given: Folders, report: Report, options: Options) -> None:
-    unknown: list[Path] = []
-    for files in candidates(folder):
-        for file in files:
-            trial = Report()
-            content = read_content(file, Notes(trial, file.name))
-            if content is not None and layout_of(content):
-                _check_content(file, content, given, report, options)
-            elif content is None and trial.findings[0].kind == "not-json":
-                report.findings += trial.findings
-            else:
-                unknown.append(file)
-        if report.summaries:
-            return
-    if not report.findings:
-        tried = f" ({unknown[0].name} is none)" if unknown else ""
-        raise UserError(
-            f"{folder}: no annotation file of YouTube-VIS, COCO or VIPSeg form in this folder{tried}. "
-            "Name the file itself, with --images."
-        )
-
-
-def _check_file(file: Path, given: Folders, report: Report, options: Options) -> None:
-    notes = Notes(report, file.name)
-    content = read_content(file, notes)
-    if content is None:
-        return
-    if layout_of(content) is None:
-        fix = (
-            'A dataset has "videos" (YouTube-VIS, VIPSeg) or "images" (COCO), "annotations" and "categories"'
-        )
-        notes.error("not-a-dataset", "", "neither YouTube-VIS, COCO nor VIPSeg", fix)
-        return
-    _check_content(file, content, given, report, options)
-
-
-def _check_content(
-    file: Path, content: dict[str, Any], given: Folders, report: Report, options: Options
-) -> None:
-    layout, notes = layout_of(content), Notes(report, file.name)
-    assert layout is not None
-    names = {YOUTUBE_VIS: _youtube_vis_names, COCO: _coco_names, VIPSEG: _vipseg_names}[layout]
-    images = find_images(file, names(content), given[0], "image")
-    if images is None:
-        fix = "Name the folder with --images"
-        notes.error("no-images", "", "no folder near it holds its frames, so none was looked at", fix)
-    summary = Summary(file, layout, images)
-    report.summaries.append(summary)
-    if layout == YOUTUBE_VIS:
-        check_youtube_vis(content, summary, notes, options)
-    elif layout == COCO:
-        check_coco(content, summary, notes, options)
-    else:
-        maps = find_images(file, _vipseg_maps(content), given[1], "map")
-        if maps is None:
-            fix = "Name the folder with --maps"
-            notes.error(
-                "no-maps", "", "no folder near it holds its panoptic PNGs, so none was looked at", fix
+    def folder(self, folder: Path) -> None:
+        """Checks the annotation files of a folder: the nearest ones that there are."""
+        others: list[Path] = []
+        for files in annotation_files(folder):
+            for file in files:
+                try:
+                    content = read_json(file)
+                except UserError as error:
+                    self._not_json(file, error)
+                    continue
+                if layout_of(content):
+                    self._content(file, content)
+                else:
+                    others.append(file)
+            if self.report.summaries:
+                return
+        if not self.report.findings:
+            tried = f" ({others[0].name} is not one)" if others else ""
+            raise UserError(
+                f"{folder}: no annotation file of YouTube-VIS, COCO or VIPSeg form in this folder{tried}. "
+                "Name the file itself, with --images."
             )
-        check_vipseg(content, maps, summary, notes, options)
 
+    def file(self, file: Path) -> None:
+        """Checks one annotation file."""
+        try:
+            content = read_json(file)
+        except UserError as error:
+            self._not_json(file, error)
+            return
+        if layout_of(content) is None:
+            forms = '"videos" (YouTube-VIS, VIPSeg) or "images" (COCO), "annotations" and "categories"'
+            problem, fix = "neither YouTube-VIS, COCO nor VIPSeg", f"A dataset has {forms}"
+            Notes(self.report, file.name).error("not-a-dataset", "", problem, fix)
+            return
+        self._content(file, content)
 
-def _entries(content: Mapping[str, Any], key: str) -> Iterator[dict[str, Any]]:
-    value = content.get(key)
-    return (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else iter(())
+    def _not_json(self, file: Path, error: UserError) -> None:
+        problem = str(error).removeprefix(f"{file}: ").rstrip(".")
+        fix = "Write the file again, or restore it from its source"
+        Notes(self.report, file.name).error("not-json", "", problem, fix)
+
+    def _content(self, file: Path, content: dict[str, Any]) -> None:
+        layout, notes = layout_of(content), Notes(self.report, file.name)
+        names = {YOUTUBE_VIS: _youtube_vis_names, COCO: _coco_names, VIPSEG: _vipseg_names}[str(layout)]
+        images = self._find(file, names(content), self.images, "images", "frames", notes)
+        summary = Summary(file, str(layout), images)
+        self.report.summaries.append(summary)
+        if layout == YOUTUBE_VIS:
+            check_youtube_vis(content, summary, notes, self.options)
+        elif layout == COCO:
+            check_coco(content, summary, notes, self.options)
+        else:
+            maps = self._find(file, _vipseg_maps(content), self.maps, "maps", "panoptic PNGs", notes)
+            check_vipseg(content, maps, summary, notes, self.options)
+
+    def _find(
+        self, file: Path, names: Iterable[str], given: Path | None, option: str, what: str, notes: Notes
+    ) -> Path | None:
+        if given is not None and not given.is_dir():
+            raise UserError(f"{given}: no such folder. Correct --{option}.")
+        folder = given or find_images(file, names)
+        if folder is None:
+            problem = f"no folder near it contains its {what}, so none was checked"
+            notes.error(f"no-{option}", "", problem, f"Name the folder with --{option}")
+        return folder
 
 
 def _youtube_vis_names(content: Mapping[str, Any]) -> Iterator[str]:
-    for video in _entries(content, "videos"):
+    for video in objects(content.get("videos")):
         files = video.get("file_names")
         if isinstance(files, list):
             yield from (file for file in files[:2] if isinstance(file, str))
 
 
 def _coco_names(content: Mapping[str, Any]) -> Iterator[str]:
-    return (i["file_name"] for i in _entries(content, "images") if isinstance(i.get("file_name"), str))
+    return (i["file_name"] for i in objects(content.get("images")) if isinstance(i.get("file_name"), str))
 
 
 def _vipseg_maps(content: Mapping[str, Any]) -> Iterator[str]:
-    for video in _entries(content, "videos"):
-        for image in list(_entries(video, "images"))[:2]:
-            yield f"{video.get('video_id')}/{image.get('file_name')}"
+    for video in objects(content.get("videos")):
+        for image in objects(video.get("images"))[:2]:
+            yield f"{video.get('video_id')}/{Path(str(image.get('file_name'))).stem}.png"
 
 
 def _vipseg_names(content: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{glob.escape(str(Path(name).with_suffix('')))}.[jJ]*" for name in _vipseg_maps(content))
+    return (f"{glob.escape(name.removesuffix('.png'))}.[jJ]*" for name in _vipseg_maps(content))

@@ -1,14 +1,15 @@
-"""What a check finds: problems with file, place and remedy, and a summary of what is there."""
+"""The result of a check: problems with file, entry and remedy, and a summary of the dataset."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..datasets import AnnotatedVideo
+from ..readers.entries import format_problem
+from ..readers.records import AnnotatedVideo
 
 Progress = Callable[[int, int], None]
 
@@ -18,8 +19,8 @@ class Finding:
     """One problem.
 
     Attributes:
-        severity: "error" for what a reader or a scorer refuses or gets wrong, else "warning".
-        kind: a short name that findings of the same sort share, e.g. "missing-frame".
+        severity: "error" for what a reader or a scorer rejects or gets wrong, else "warning".
+        kind: a short name shared by similar problems, e.g. "missing-frame".
         file: the file to look into.
         where: the entry in it, "" for the whole file.
         problem: what is wrong.
@@ -34,13 +35,12 @@ class Finding:
     fix: str
 
     def __str__(self) -> str:
-        place = f"{self.file}: {self.where}" if self.where else self.file
-        return f"{place}: {self.problem}. {self.fix}."
+        return format_problem(self.file, self.where, self.problem, self.fix)
 
 
 @dataclass
 class Summary:
-    """What one annotation file describes, counted while it is checked.
+    """Statistics of one annotation file.
 
     Attributes:
         file: the annotation file.
@@ -48,13 +48,13 @@ class Summary:
         images: the folder of its frames.
         videos: videos, or images of a COCO file.
         frames: frames of all videos.
-        instances: per class name the instances (tracks, or annotations of a COCO file), crowds apart.
+        instances: instances per class name (tracks, or annotations of a COCO file), without crowds.
         crowds: ignore regions.
-        sizes: how many videos have frames of (height, width).
-        lengths: frames of each video.
-        tracks: frames in which each instance is seen.
-        absences: of each instance that is away and comes back, the frames it is away.
-        annotated: whether the file holds annotations at all.
+        sizes: the number of videos with frames of (height, width).
+        lengths: the number of frames of each video.
+        tracks: the number of frames in which each instance is visible.
+        absences: for each instance that disappears and returns, the number of frames in between.
+        annotated: whether the file has annotations at all.
     """
 
     file: Path
@@ -70,26 +70,26 @@ class Summary:
     absences: list[int] = field(default_factory=list)
     annotated: bool = True
 
-    def add_video(self, size: tuple[int, int], length: int) -> None:
+    def add_video(self, size: tuple[int, int] | None, length: int) -> None:
         """Counts a video."""
         self.videos += 1
         self.frames += length
-        self.sizes[size] += 1
+        self.sizes[size or (0, 0)] += 1
         self.lengths.append(length)
 
     def add_track(self, class_name: str, present: Sequence[bool]) -> None:
-        """Counts an instance by the frames that show it."""
+        """Counts an instance by the frames in which it is visible."""
         self.instances[class_name] += 1
-        seen = [t for t, there in enumerate(present) if there]
-        self.tracks.append(len(seen))
-        away = seen[-1] - seen[0] + 1 - len(seen) if seen else 0
-        if away:
-            self.absences.append(away)
+        visible = [t for t, value in enumerate(present) if value]
+        self.tracks.append(len(visible))
+        absent = visible[-1] - visible[0] + 1 - len(visible) if visible else 0
+        if absent:
+            self.absences.append(absent)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip to look at: its frames and the masks that could be read.
+    """A clip to draw: its frames and the masks that could be read.
 
     Attributes:
         video: the frames and masks.
@@ -101,7 +101,7 @@ class Sample:
 
 
 class Report:
-    """All findings, in the order of the check, with a summary of each annotation file and some clips to look at."""
+    """All findings, in the order of the check, with a summary of each annotation file and clips to draw."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -110,7 +110,7 @@ class Report:
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings that make a dataset unfit."""
+        """The findings that make a dataset unusable."""
         return [f for f in self.findings if f.severity == "error"]
 
     @property
@@ -121,34 +121,34 @@ class Report:
 
 @dataclass(frozen=True)
 class Notes:
-    """Takes down the problems of one annotation file.
+    """The `Problems` of one annotation file, recorded in a report.
 
     Attributes:
-        report: where they go.
-        file: the name by which the file is called.
+        report: the report.
+        file: the name of the annotation file.
     """
 
     report: Report
     file: str
 
     def error(self, kind: str, where: str, problem: str, fix: str, file: str | None = None) -> None:
-        """Notes what makes the dataset unfit."""
+        """Records an error."""
         self.report.findings.append(Finding("error", kind, file or self.file, where, problem, fix))
 
     def warn(self, kind: str, where: str, problem: str, fix: str, file: str | None = None) -> None:
-        """Notes what deserves a look."""
+        """Records a warning."""
         self.report.findings.append(Finding("warning", kind, file or self.file, where, problem, fix))
 
 
 @dataclass(frozen=True)
 class Options:
-    """How thoroughly to look.
+    """How thoroughly to check.
 
     Attributes:
-        decode: whether every image is decoded, the only way to see that a file is cut short; else its header is read.
+        decode: decode every image, which is the only way to detect truncated files; else only headers are read.
         workers: threads that decode.
-        samples: clips to keep for pictures.
-        progress: told (done, total) of the images of a file as they are read.
+        samples: the number of clips to keep for pictures.
+        progress: called with (done, total) images of a file.
     """
 
     decode: bool = True
@@ -157,13 +157,7 @@ class Options:
     progress: Progress | None = None
 
 
-def chosen(total: int, samples: int) -> set[int]:
+def sample_positions(total: int, samples: int) -> set[int]:
     """At most `samples` positions of `total`, evenly spread."""
     count = min(total, samples)
     return {i * total // count for i in range(count)}
-
-
-def title(entry: Mapping[str, Any]) -> str:
-    """How a video is called in a finding: its id and, where it has one, its name."""
-    name = entry.get("name")
-    return f'video {entry.get("id")}, "{name}"' if name else f"video {entry.get('id')}"

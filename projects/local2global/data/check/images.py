@@ -1,30 +1,27 @@
-"""Frames as files: there, whole, and of the size that their annotations say."""
+"""Checks frames as files: present, complete, and of the annotated size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
 
+from ..readers.images import upright_size
 from .findings import Notes, Options
 
-_TURNED = frozenset({5, 6, 7, 8})
-"""EXIF orientations that swap height and width."""
-_ORIENTATION = 0x0112
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class ExpectedImage:
-    """One file to look at.
+    """An image that an annotation file names.
 
     Attributes:
-        path: where it should be.
-        size: (height, width) that its annotations say, or None if they say nothing usable.
+        path: its path.
+        size: its annotated (height, width), None if the annotations state none.
         where: the entry that names it.
     """
 
@@ -35,7 +32,7 @@ class ExpectedImage:
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """What is wrong with a file."""
+    """A problem of a file."""
 
     kind: str
     problem: str
@@ -43,28 +40,20 @@ class ImageProblem:
 
 
 def check_images(expected: Sequence[ExpectedImage], notes: Notes, options: Options) -> None:
-    """Notes every file that is missing, damaged or of another size."""
-    done = 0
-    for images, problems in _inspected(expected, options):
-        for image, problem in zip(images, problems, strict=True):
-            if problem is not None:
-                notes.error(problem.kind, image.where, problem.problem, problem.fix, file=str(image.path))
-        done += len(images)
-        if options.progress is not None:
-            options.progress(done, len(expected))
-
-
-def _inspected(
-    expected: Iterable[ExpectedImage], options: Options
-) -> Iterator[tuple[list[ExpectedImage], list[ImageProblem | None]]]:
-    images = iter(expected)
+    """Reports every file that is missing, damaged or of another size."""
     with ThreadPoolExecutor(max(1, options.workers)) as pool:
-        while batch := list(islice(images, _BATCH)):
-            yield batch, list(pool.map(lambda image: inspect(image, options.decode), batch))
+        for start in range(0, len(expected), _BATCH):
+            batch = expected[start : start + _BATCH]
+            problems = pool.map(lambda image: inspect(image, options.decode), batch)
+            for image, problem in zip(batch, problems, strict=True):
+                if problem is not None:
+                    notes.error(problem.kind, image.where, problem.problem, problem.fix, file=str(image.path))
+            if options.progress is not None:
+                options.progress(start + len(batch), len(expected))
 
 
 def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
-    """What is wrong with one file, or None."""
+    """The problem of one file, or None."""
     restore = "Restore the file from its source, or leave its video out"
     try:
         if image.path.stat().st_size == 0:
@@ -81,20 +70,6 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     return None
 
 
-def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
-    """(height, width) of an image when upright; decodes it whole if told so, at the least cost."""
-    with Image.open(path) as image:
-        # Asking a PNG for its EXIF block decodes it, so the cheap look comes first.
-        turned = "exif" in image.info and image.getexif().get(_ORIENTATION) in _TURNED
-        width, height = image.size
-        if decode:
-            if image.format == "JPEG":
-                # Every byte is still parsed, but few pixels are computed.
-                image.draft("L", (1, 1))
-            image.load()
-    return (width, height) if turned else (height, width)
-
-
 def _hint(path: Path) -> str:
     if not path.parent.is_dir():
         return f" (nor a folder {path.parent.name})"
@@ -104,7 +79,7 @@ def _hint(path: Path) -> str:
 
 def _short(error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    return "no image format that is known" if "cannot identify" in text else text
+    return "unknown image format" if "cannot identify" in text else text
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""Other projects' datasets into the layouts that are read here: one file a format, one function each."""
+"""Converters of other dataset formats into the supported layouts: one file per format, one function each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What converters share: frames found, copied or linked, and a video's masks gathered by identity."""
+"""Shared by the converters: finding frames, reading label maps, collecting tracks, and writing YouTube-VIS folders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +14,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as rle
 
 from ...errors import UserError
-from ..check.images import upright_size
-from ..writers import ImageWriter
+from ..readers.images import reading_image
+from ..readers.rle import encode_mask
+from ..writers import ImageWriter, YouTubeVisWriter, new_folder
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What a converter did.
+    """The result of a conversion.
 
     Attributes:
         files: the annotation files written.
-        videos: videos, or images of a COCO file.
-        frames: frames of all videos.
-        instances: annotations written, ignore regions among them.
+        videos: the number of videos, or of images of a COCO file.
+        frames: the number of frames of all videos.
+        instances: the number of annotations written, ignore regions included.
         skipped: what was left out, in words, and how often.
     """
 
@@ -43,82 +42,91 @@ class Converted:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def natural(path: Path) -> list[tuple[bool, int, str]]:
-    """A sort key that reads runs of digits as numbers: frame 2 before frame 10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
+class Tracks:
+    """The masks of one video, collected frame by frame.
+
+    Args:
+        length: frames of the video.
+
+    Attributes:
+        by_object: {category_id, iscrowd, segmentations} of each object, in order of first appearance.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.by_object: dict[Hashable, dict[str, Any]] = {}
+
+    def add(
+        self, identity: Hashable, t: int, mask: dict[str, Any], category: int, crowd: bool = False
+    ) -> None:
+        """Adds the RLE of an object in frame `t`.
+
+        Raises:
+            ValueError: if the object has another category, or already has a mask in this frame.
+        """
+        empty = {"category_id": category, "iscrowd": int(crowd), "segmentations": [None] * self._length}
+        track = self.by_object.setdefault(identity, empty)
+        if track["category_id"] != category:
+            raise ValueError(f"object {identity} is of category {track['category_id']} and of {category}")
+        if track["segmentations"][t] is not None:
+            raise ValueError(f"object {identity} has two masks in one frame")
+        track["segmentations"][t] = mask
 
 
-def folder_of(path: Path, *names: str) -> Path:
-    """The first of `names` that is a folder below `path`.
+@dataclass(frozen=True)
+class SourceVideo:
+    """A video of the source dataset.
+
+    Attributes:
+        name: the name of its new folder.
+        images: its frames.
+        size: (height, width) of its frames.
+        tracks: its objects.
+    """
+
+    name: str
+    images: list[Path]
+    size: tuple[int, int]
+    tracks: Tracks
+
+
+def write_videos(
+    videos: Iterable[SourceVideo],
+    classes: dict[str, int],
+    out: str | Path,
+    link: bool,
+    skipped: Counter[str],
+    none_found: str,
+) -> Converted:
+    """Writes `JPEGImages/` and `instances.json`.
+
+    Args:
+        videos: the videos, read one after another.
+        classes: the category id of each class name.
+        out: the folder to create.
+        link: link frames instead of copying them.
+        skipped: passed on to the result.
+        none_found: the message if there is no video.
 
     Raises:
-        UserError: if none is.
+        UserError: if there is no video, or `out` already exists.
     """
-    found = next((path / name for name in names if (path / name).is_dir()), None)
-    if found is None:
-        wanted = " or ".join(f"{name}/" for name in names)
-        raise UserError(f"{path}: no folder {wanted} in it.")
-    return found
+    frames = 0
+    with new_folder(Path(out)) as folder:
+        writer = YouTubeVisWriter(folder, [{"id": k, "name": name} for name, k in classes.items()])
+        for video in videos:
+            files = [(image.name, image_writer(image, link)) for image in video.images]
+            writer.add(video.name, video.size, files, video.tracks.by_object.values())
+            frames += len(video.images)
+        if not writer.videos:
+            raise UserError(none_found)
+        writer.close()
+    file = Path(out) / "instances.json"
+    return Converted((file,), len(writer.videos), frames, len(writer.annotations), skipped)
 
 
-def folders(path: Path) -> list[Path]:
-    """The folders directly below a folder, in natural order; hidden ones are left out."""
-    found = (p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return sorted(found, key=natural)
-
-
-def images_of(folder: Path) -> list[Path]:
-    """The images directly in a folder, in natural order.
-
-    Raises:
-        UserError: if there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of frames.")
-    found = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    images = sorted(found, key=natural)
-    if not images:
-        raise UserError(f"{folder}: no image in this folder.")
-    return images
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Says which file it is that cannot be read."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of an image file when upright, from its header.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    with readable(path):
-        return upright_size(path)
-
-
-def read_labels(path: Path) -> NDArray[np.int64]:
-    """(H, W) the numbers that a one-channel image holds: palette indices, grey levels or 16-bit ids.
-
-    Raises:
-        UserError: if it cannot be read, or has several channels.
-    """
-    with readable(path), Image.open(path) as image:
-        labels = np.asarray(image)
-    if labels.ndim != 2:
-        raise UserError(f"{path}: {labels.shape[2]} channels; expected one number a pixel.")
-    return labels.astype(np.int64)
-
-
-def carried(source: Path, link: bool) -> ImageWriter:
-    """What brings an image file to its new place, as a copy or as a symbolic link."""
+def image_writer(source: Path, link: bool) -> ImageWriter:
+    """A function that copies or links an image file to a new path."""
 
     def write(path: Path) -> None:
         if link:
@@ -129,48 +137,84 @@ def carried(source: Path, link: bool) -> ImageWriter:
     return write
 
 
-def carry(images: Sequence[Path], link: bool) -> list[tuple[str, ImageWriter]]:
-    """(file name, what writes it) of each image, as `YouTubeVisWriter.add` takes them."""
-    return [(image.name, carried(image, link)) for image in images]
+def natural(path: Path) -> list[tuple[bool, int, str]]:
+    """A sort key that compares digits as numbers: frame 2 before frame 10."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return [(k % 2 == 0, int(part) if k % 2 else 0, part) for k, part in enumerate(parts) if part]
 
 
-def encode(mask: NDArray[Any]) -> dict[str, Any]:
-    """An (H, W) mask as compressed RLE, ready for JSON."""
-    encoded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+def folder_of(path: Path, *names: str) -> Path:
+    """The first of `names` that is a folder below `path`.
 
-
-class Tracks:
-    """The masks of one video by identity, frame by frame.
-
-    Args:
-        length: frames of the video.
+    Raises:
+        UserError: if none is.
     """
+    folder = next((path / name for name in names if (path / name).is_dir()), None)
+    if folder is None:
+        expected = " or ".join(f"{name}/" for name in names)
+        raise UserError(f"{path}: no folder {expected} in it.")
+    return folder
 
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._tracks: dict[Hashable, dict[str, Any]] = {}
 
-    def add(
-        self, identity: Hashable, t: int, mask: dict[str, Any], category: int, crowd: bool = False
-    ) -> None:
-        """Notes the RLE of an identity in frame `t`.
+def folders(path: Path) -> list[Path]:
+    """The folders directly below a folder, in natural order, without hidden ones."""
+    return sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural)
 
-        Raises:
-            ValueError: if the identity was of another category, or has a mask in this frame.
-        """
-        empty = {"category_id": category, "iscrowd": int(crowd), "segmentations": [None] * self._length}
-        track = self._tracks.setdefault(identity, empty)
-        if track["category_id"] != category:
-            raise ValueError(f"object {identity} is of category {track['category_id']} and of {category}")
-        if track["segmentations"][t] is not None:
-            raise ValueError(f"object {identity} has two masks in one frame")
-        track["segmentations"][t] = mask
 
-    def __len__(self) -> int:
-        """The number of identities."""
-        return len(self._tracks)
+def images_of(folder: Path) -> list[Path]:
+    """The images directly in a folder, in natural order.
 
-    def annotations(self) -> Iterable[dict[str, Any]]:
-        """The tracks in the order in which they were first seen."""
-        return self._tracks.values()
+    Raises:
+        UserError: if the folder does not exist, or contains no image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of frames.")
+    images = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    ordered = sorted(images, key=natural)
+    if not ordered:
+        raise UserError(f"{folder}: no image in this folder.")
+    return ordered
+
+
+def match_frames(masks: list[Path], folder: Path, skipped: Counter[str]) -> list[Path]:
+    """The frame in `folder` of each mask, matched by file name without suffix.
+
+    Raises:
+        UserError: if a mask has no frame.
+    """
+    by_stem = {image.stem: image for image in images_of(folder)}
+    for mask in masks:
+        if mask.stem not in by_stem:
+            raise UserError(f"{mask}: no frame {mask.stem} in {folder}.")
+    if len(by_stem) > len(masks):
+        skipped["frames without a mask file"] += len(by_stem) - len(masks)
+    return [by_stem[mask.stem] for mask in masks]
+
+
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """(H, W) the values of a one-channel image: palette indices, grey levels or 16-bit ids.
+
+    Raises:
+        UserError: if the file cannot be read, or has several channels.
+    """
+    with reading_image(path), Image.open(path) as image:
+        labels = np.asarray(image)
+    if labels.ndim != 2:
+        raise UserError(f"{path}: {labels.shape[2]} channels; expected one number per pixel.")
+    return labels.astype(np.int64)
+
+
+def split_labels(
+    labels: NDArray[np.int64], size: tuple[int, int], path: Path
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(value, RLE) of every value but 0 of a label map.
+
+    Raises:
+        UserError: if the map does not have its frame's size.
+    """
+    if labels.shape != size:
+        both = f"{labels.shape[0]}x{labels.shape[1]} for frames of {size[0]}x{size[1]}"
+        raise UserError(f"{path}: a mask of {both}.")
+    for value in np.unique(labels).tolist():
+        if value:
+            yield value, encode_mask(labels == value)

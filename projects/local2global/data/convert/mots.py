@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...errors import UserError
-from ..readers.rle import compress
-from ..writers import YouTubeVisWriter, new_folder
-from .common import Converted, Tracks, carry, encode, folders, image_size, images_of, natural, read_labels
+from ..readers.images import image_size
+from ..readers.rle import parse_outline
+from .common import (
+    Converted,
+    SourceVideo,
+    Tracks,
+    folders,
+    images_of,
+    natural,
+    read_labels,
+    split_labels,
+    write_videos,
+)
 
 CLASSES = {1: "car", 2: "pedestrian"}
-"""MOTS's own."""
+"""The classes of MOTS."""
 IGNORE = 10_000
-"""The id of pixels that are left out of training and scoring."""
+"""The id of pixels that are excluded from training and scoring."""
 _DIVISOR = 1000
 
 
 @dataclass(frozen=True)
 class _Object:
-    """One mask of one frame: its id, the frame's number, and its RLE."""
+    """One mask of one frame: the frame's number, the object's id, its RLE, and its place for messages."""
 
     frame: int
     id: int
@@ -36,38 +46,27 @@ def convert_mots(
 ) -> Converted:
     """Writes `JPEGImages/` and `instances.json`.
 
-    A video is `annotations/<video>/*.png`, `annotations/<video>.txt` or, as MOTSChallenge has it,
-    `annotations/<video>/gt/gt.txt`; its frames are `images/<video>/` or `images/<video>/img1/`.  Frames are found by
-    the number in their file name.  Ignore regions become crowds, one for each class, as scorers match by class.
-    Classes are MOTS's car and pedestrian, or the lines of a `labels.txt` among the PNGs.
+    A video is `annotations/<video>/*.png`, `annotations/<video>.txt` or, in MOTSChallenge,
+    `annotations/<video>/gt/gt.txt`; its frames are in `images/<video>/` or `images/<video>/img1/`.  Frames are matched
+    by the number in their file name.  Ignore regions become crowds, one for each class, because scorers match by class.
+    Classes are car and pedestrian, or the lines of a `labels.txt` among the PNGs.
 
     Args:
         annotations: the folder of the masks.
         images: the folder of the frames.
-        out: the folder to make.
+        out: the folder to create.
         link: link frames instead of copying them.
 
     Raises:
-        UserError: for a line, a mask or a frame that does not fit, with its place.
+        UserError: for an invalid line, mask or frame, with its place.
     """
-    root, pictures = Path(annotations), Path(images)
+    root = Path(annotations)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of masks.")
-    classes = _class_names(root)
-    videos = frames = instances = 0
-    with new_folder(Path(out)) as folder:
-        listed = [{"id": k, "name": name} for k, name in classes.items()]
-        with YouTubeVisWriter(folder, listed) as writer:
-            for name, files in _videos(root):
-                place = pictures / name
-                found = images_of(place / "img1" if (place / "img1").is_dir() else place)
-                size = image_size(found[0])
-                tracks = _tracks(files, found, size, classes)
-                writer.add(name, size, carry(found, link), tracks.annotations())
-                videos, frames, instances = videos + 1, frames + len(found), instances + len(tracks)
-        if not videos:
-            raise UserError(f"{root}: neither folders of PNG masks nor .txt files in it.")
-    return Converted((Path(out) / "instances.json",), videos, frames, instances)
+    names = _class_names(root)
+    classes = {name: k for k, name in names.items()}
+    empty = f"{root}: neither folders of PNG masks nor .txt files in it."
+    return write_videos(_videos(root, Path(images), names), classes, out, link, Counter(), empty)
 
 
 def _class_names(root: Path) -> dict[int, str]:
@@ -79,7 +78,15 @@ def _class_names(root: Path) -> dict[int, str]:
     return dict(enumerate(names, 1))
 
 
-def _videos(root: Path) -> Iterator[tuple[str, Sequence[Path]]]:
+def _videos(root: Path, images: Path, classes: Mapping[int, str]) -> Iterator[SourceVideo]:
+    for name, files in _mask_files(root):
+        folder = images / name
+        frames = images_of(folder / "img1" if (folder / "img1").is_dir() else folder)
+        size = image_size(frames[0])
+        yield SourceVideo(name, frames, size, _tracks(files, frames, size, classes))
+
+
+def _mask_files(root: Path) -> Iterator[tuple[str, Sequence[Path]]]:
     """(name, its PNGs or its txt file) of each video."""
     for folder in folders(root):
         text = next((folder / name for name in ("gt/gt.txt", "gt.txt") if (folder / name).is_file()), None)
@@ -92,7 +99,7 @@ def _videos(root: Path) -> Iterator[tuple[str, Sequence[Path]]]:
 
 
 def _number(path: Path) -> int:
-    digits = "".join(c if c.isdigit() else " " for c in path.stem).split()
+    digits = re.findall("[0-9]+", path.stem)
     if not digits:
         raise UserError(f"{path}: no frame number in this file's name.")
     return int(digits[-1])
@@ -103,33 +110,28 @@ def _tracks(
 ) -> Tracks:
     positions = {_number(image): t for t, image in enumerate(images)}
     tracks = Tracks(len(images))
-    for found in _read_text(files[0], size) if files[0].suffix == ".txt" else _read_maps(files, size):
-        t, category = positions.get(found.frame), found.id // _DIVISOR
+    for item in _read_text(files[0], size) if files[0].suffix == ".txt" else _read_maps(files, size):
+        t, category = positions.get(item.frame), item.id // _DIVISOR
         if t is None:
-            raise UserError(f"{found.place}: frame {found.frame} has no image in {images[0].parent}.")
-        if found.id != IGNORE and category not in classes:
+            raise UserError(f"{item.place}: frame {item.frame} has no image in {images[0].parent}.")
+        if item.id != IGNORE and category not in classes:
             listed = ", ".join(f"{k} {name}" for k, name in classes.items())
-            raise UserError(f"{found.place}: object {found.id} is of class {category}; known are {listed}.")
+            raise UserError(f"{item.place}: object {item.id} is of class {category}; classes are {listed}.")
         try:
-            if found.id == IGNORE:
+            if item.id == IGNORE:
                 for k in classes:
-                    tracks.add(("ignore", k), t, found.mask, k, crowd=True)
+                    tracks.add(("ignore", k), t, item.mask, k, crowd=True)
             else:
-                tracks.add(found.id, t, found.mask, category)
+                tracks.add(item.id, t, item.mask, category)
         except ValueError as error:
-            raise UserError(f"{found.place}: {error}.") from error
+            raise UserError(f"{item.place}: {error}.") from error
     return tracks
 
 
 def _read_maps(files: Iterable[Path], size: tuple[int, int]) -> Iterator[_Object]:
     for path in files:
-        labels = read_labels(path)
-        if labels.shape != size:
-            wrong = f"{labels.shape[0]}x{labels.shape[1]}"
-            raise UserError(f"{path}: a mask of {wrong} for frames of {size[0]}x{size[1]}.")
-        for identity in np.unique(labels).tolist():
-            if identity:
-                yield _Object(_number(path), identity, encode(labels == identity), str(path))
+        for identity, mask in split_labels(read_labels(path), size, path):
+            yield _Object(_number(path), identity, mask, str(path))
 
 
 def _read_text(path: Path, size: tuple[int, int]) -> Iterator[_Object]:
@@ -141,12 +143,11 @@ def _read_text(path: Path, size: tuple[int, int]) -> Iterator[_Object]:
                 continue
             try:
                 frame, identity, category, height, width = map(int, parts[:5])
-                counts, _ = compress({"size": [height, width], "counts": parts[5]}, size)
+                counts = parse_outline({"size": [height, width], "counts": parts[5]}, size)
             except (ValueError, IndexError) as error:
                 problem = f"expected `frame id class height width rle` ({error})"
                 raise UserError(f"{place}: {problem}.") from error
             if category != identity // _DIVISOR:
-                raise UserError(
-                    f"{place}: object {identity} is of class {identity // _DIVISOR}, not {category}."
-                )
+                problem = f"object {identity} is of class {identity // _DIVISOR}, not {category}"
+                raise UserError(f"{place}: {problem}.")
             yield _Object(frame, identity, {"size": list(size), "counts": counts}, place)

@@ -1,113 +1,88 @@
-"""Images as videos of one frame: the reader of files in COCO's format."""
+"""COCO instance annotation files: every image is a video of one frame."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from pycocotools import mask as rle
-from torch import Tensor
-
 from ...errors import UserError
-from ..datasets import VideoDataset, VideoRecord, read_grid, read_sized
-from .annotations import ImageAnnotationFile, check_classes
-from .rle import compress
+from ..datasets import VideoDataset, annotation_entry
+from .entries import (
+    Problems,
+    RaiseProblems,
+    SkipProblems,
+    annotation_problems,
+    check_category,
+    class_list,
+    is_id,
+    parse_size,
+    read_content,
+    shown,
+    walk,
+)
+from .records import AnnotatedVideo, Track
+from .rle import Outline, outline_counts, parse_outline
 
-#: A mask as it is kept: compressed run lengths, or polygons as the bytes of their float64 coordinates.
-Outline = str | tuple[bytes, ...]
+FORM = "a COCO annotation file"
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotatedImage:
-    """A `VideoRecord` of one image; polygons become pixels when asked for.
+@dataclass(frozen=True)
+class ImageEntry:
+    """A validated entry of `images`.
 
     Attributes:
         id: the image's id.
-        name: its file name without the ending.
-        size: (height, width).
-        file: the image file.
-        instances: (annotation id, label, outline) of each instance.
+        file: file name relative to the image folder, "?" if it is invalid.
+        size: (height, width), None if the file states none.
     """
 
     id: int
-    name: str
-    size: tuple[int, int]
-    file: Path
-    instances: tuple[tuple[int, int, Outline], ...]
+    file: str
+    size: tuple[int, int] | None
 
-    @property
-    def length(self) -> int:
-        """One frame."""
-        return 1
 
-    @property
-    def labels(self) -> Tensor:
-        """(M,) int64 positions in the class list."""
-        return torch.tensor([label for _, label, _ in self.instances], dtype=torch.int64)
+def parse_images(content: Mapping[str, Any], problems: Problems) -> dict[int, ImageEntry]:
+    """The images by id."""
+    images: dict[int, ImageEntry] = {}
+    for where, entry, valid in walk(content, "images", "image", problems):
+        size, file = parse_size(entry, where, problems), entry.get("file_name")
+        if not isinstance(file, str) or not file:
+            problems.error("file-name", where, f"its file_name is {shown(file)}", "Name its file")
+            file = "?"
+        if valid:
+            images[entry["id"]] = ImageEntry(entry["id"], file, size)
+    return images
 
-    @property
-    def ids(self) -> Tensor:
-        """(M,) int64 annotation ids."""
-        return torch.tensor([identity for identity, _, _ in self.instances], dtype=torch.int64)
 
-    def frame(self, t: int) -> Tensor:
-        """(3, H, W) uint8 RGB.
-
-        Raises:
-            UserError: if the file cannot be read or has not the size that the annotations say.
-        """
-        self._check(t)
-        return read_sized(self.file, self.size).contiguous()
-
-    def shrunk(self, t: int, factor: int) -> Tensor:
-        """(3, H / factor, W / factor) uint8, or the whole where the file cannot be read smaller."""
-        self._check(t)
-        return read_sized(self.file, self.size, factor)
-
-    def masks(self, t: int) -> Tensor:
-        """(M, H, W) bool."""
-        self._check(t)
-        masks = torch.zeros((len(self.instances), *self.size), dtype=torch.bool)
-        for mask, counts in zip(masks, self._counts(self.instances), strict=True):
-            mask.copy_(torch.from_numpy(rle.decode({"size": list(self.size), "counts": counts})))
-        return masks
-
-    def sampled(
-        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], wanted: NDArray[np.bool_]
-    ) -> Tensor:
-        """(m, h, w) bool: the pixels at some rows and columns, of the wanted instances."""
-        self._check(t)
-        kept = [self.instances[i] for i in np.flatnonzero(wanted)]
-        return read_grid(self.size, rows, columns, self._counts(kept))
-
-    def present(self, t: int) -> NDArray[np.bool_]:
-        """(M,) all of them; one whose polygon encloses no pixel is found out when it is drawn."""
-        self._check(t)
-        return np.ones(len(self.instances), dtype=np.bool_)
-
-    def _counts(self, instances: Sequence[tuple[int, int, Outline]]) -> list[str]:
-        height, width = self.size
-        counts = []
-        for _, _, outline in instances:
-            if not isinstance(outline, str):
-                polygons = [np.frombuffer(coordinates) for coordinates in outline]
-                outline = rle.merge(rle.frPyObjects(polygons, height, width))["counts"].decode("ascii")
-            counts.append(outline)
-        return counts
-
-    def _check(self, t: int) -> None:
-        if t:
-            raise IndexError(f"{self.name} is one image, asked for frame {t}")
+def parse_annotation(
+    annotation: Mapping[str, Any], images: Mapping[int, ImageEntry], where: str, problems: Problems
+) -> tuple[ImageEntry, Outline] | None:
+    """The image and the outline of an annotation; None if either is invalid."""
+    identity = annotation.get("image_id")
+    if not is_id(identity) or identity not in images:
+        problem = f"image_id {shown(identity)} is not an image of this file"
+        problems.error("unknown-image", where, problem, "Correct image_id, or list the image")
+        return None
+    image, segmentation = images[identity], annotation.get("segmentation")
+    where = f"{where} (image {image.id})"
+    if not segmentation:
+        fix = "Add a polygon or an RLE; a box alone is not enough"
+        problems.error("no-masks", where, "no segmentation", fix)
+        return None
+    if image.size is None:
+        return None
+    try:
+        return image, parse_outline(segmentation, image.size)
+    except ValueError as error:
+        problems.error("malformed-mask", where, f"{error}", "Encode the mask again, as COCO RLE or polygons")
+        return None
 
 
 @dataclass(frozen=True)
 class AnnotatedImages(VideoDataset):
-    """Images of one COCO file; their truth names crowds too, which are no lessons.
+    """Images of one COCO file; the ground truth also has the crowds, which no record contains.
 
     Attributes:
         crowds: YouTube-VIS annotations of the crowds.
@@ -117,9 +92,9 @@ class AnnotatedImages(VideoDataset):
 
     def truth(self) -> dict[str, Any]:
         """The YouTube-VIS dict of these videos of one frame."""
-        truth = VideoDataset(self.videos, self.classes).truth()
-        kept = {video.id for video in self.videos}
-        truth["annotations"] += [crowd for crowd in self.crowds if crowd["video_id"] in kept]
+        truth = super().truth()
+        images = {video.id for video in self.videos}
+        truth["annotations"] += [crowd for crowd in self.crowds if crowd["video_id"] in images]
         return truth
 
 
@@ -129,94 +104,76 @@ def load_coco(
     classes: Sequence[Mapping[str, Any]] | None = None,
     keep_empty: bool = False,
     check_names: bool = True,
+    skip_invalid_annotations: bool = False,
 ) -> VideoDataset:
     """The images of a file in COCO's instance format, each a video of one frame.
 
     Args:
-        images: the folder that the file's `file_name`s are relative to.
+        images: the folder to which the file's `file_name`s are relative.
         annotations: the JSON file.
-        classes: {id, name} of every class, in the order of the model's labels; None takes the file's, by id.
+        classes: {id, name} of every class, in the order of the model's labels; None uses the file's, by id.
         keep_empty: keep images without an instance.
-        check_names: refuse a class list that names a category otherwise than the file.  Files whose category ids
-            were mapped to another class list (`coco2ytvis2021_train.json`) often still hold COCO's own names.
+        check_names: raise if the class list and the file name a category differently.  Files whose category ids were
+            mapped to another class list (`coco2ytvis2021_train.json`) often keep COCO's names.
+        skip_invalid_annotations: skip invalid annotations and log their number, instead of raising.
 
     Raises:
-        UserError: for anything malformed, with the file and the annotation's id in one line.
+        UserError: for invalid input: one line with the file and the annotation's id.
     """
-    root, file = Path(images), ImageAnnotationFile(Path(annotations))
+    root, path = Path(images), Path(annotations)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder.")
-    if classes is not None and check_names:
-        check_classes(file, classes)
-    kept_classes = [{"id": int(c["id"]), "name": str(c["name"])} for c in classes or file.classes()]
-    positions = {c["id"]: k for k, c in enumerate(kept_classes)}
-    entries = {image["id"]: image for image in file.images()}
-    instances: dict[int, list[tuple[int, int, Outline]]] = {identity: [] for identity in entries}
+    content, problems = read_content(path, "images", FORM), RaiseProblems(path)
+    listed = class_list(content, classes, problems, check_names)
+    labels = {c["id"]: k for k, c in enumerate(listed)}
+    entries = parse_images(content, problems)
+    tracks: dict[int, list[Track]] = {identity: [] for identity in entries}
     crowds = []
-    for annotation in file.annotations():
-        place, image, category = f"annotation {annotation['id']}", *_parents(file, annotation, entries)
-        if category not in positions:
-            file.fail(
-                place, f"category {category} is not among the {len(positions)} classes (image {image['id']})"
-            )
+    for annotation, image, outline in _annotations(
+        content, entries, labels.keys(), annotation_problems(path, skip_invalid_annotations)
+    ):
         if annotation.get("iscrowd"):
-            crowds.append(_crowd(file, annotation, image))
+            crowds.append(_crowd(annotation, image, outline))
         else:
-            outline = _outline(file, annotation, image)
-            instances[image["id"]].append((annotation["id"], positions[category], outline))
-    records: list[VideoRecord] = [
-        AnnotatedImage(
-            id=identity,
-            name=Path(image["file_name"]).stem,
-            size=(image["height"], image["width"]),
-            file=root / image["file_name"],
-            instances=tuple(instances[identity]),
+            label = labels[annotation["category_id"]]
+            tracks[image.id].append(Track(annotation["id"], label, (outline,)))
+    records = [
+        AnnotatedVideo(
+            id=image.id,
+            name=Path(image.file).stem,
+            size=image.size or (0, 0),
+            files=(root / image.file,),
+            tracks=tuple(tracks[image.id]),
         )
-        for identity, image in entries.items()
-        if instances[identity] or keep_empty
+        for image in entries.values()
+        if tracks[image.id] or keep_empty
     ]
-    return AnnotatedImages(records, kept_classes, tuple(crowds))
+    return AnnotatedImages(records, listed, tuple(crowds))
 
 
-def _parents(
-    file: ImageAnnotationFile, annotation: dict[str, Any], entries: Mapping[int, dict[str, Any]]
-) -> tuple[dict[str, Any], int]:
-    image = entries.get(annotation["image_id"])
-    if image is None:
-        file.fail(f"annotation {annotation['id']}", f"no image {annotation['image_id']} in this file")
-    return image, annotation["category_id"]
+def _annotations(
+    content: Mapping[str, Any],
+    images: Mapping[int, ImageEntry],
+    known: Collection[int],
+    problems: RaiseProblems,
+) -> Iterator[tuple[dict[str, Any], ImageEntry, Outline]]:
+    """The valid annotations, each with its image and outline."""
+    if content.get("annotations") is None:
+        return
+    skipped = 0
+    for where, annotation, valid in walk(content, "annotations", "annotation", problems):
+        parsed = parse_annotation(annotation, images, where, problems)
+        if valid and check_category(annotation, known, where, problems) and parsed is not None:
+            yield annotation, *parsed
+        else:
+            skipped += 1
+    if isinstance(problems, SkipProblems):
+        problems.log(skipped)
 
 
-def _outline(file: ImageAnnotationFile, annotation: dict[str, Any], image: dict[str, Any]) -> Outline:
-    """A mask as it is kept: 860 thousand polygons of COCO would take a minute to turn into runs."""
-    segmentation = annotation["segmentation"]
-    try:
-        if not isinstance(segmentation, list):
-            return compress(segmentation, (image["height"], image["width"]))[0]
-        polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
-        good = polygons and all(p.ndim == 1 and len(p) >= 6 and len(p) % 2 == 0 for p in polygons)
-        if good and all(np.isfinite(p).all() for p in polygons):
-            return tuple(p.tobytes() for p in polygons)
-        problem = "neither an RLE nor a list of polygons of three points or more"
-    except (ValueError, TypeError, IndexError) as error:
-        problem = str(error)
-    file.fail(f"annotation {annotation['id']}", f"{problem} (image {image['id']})")
-
-
-def _crowd(file: ImageAnnotationFile, annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-    size = [image["height"], image["width"]]
-    outline = _outline(file, annotation, image)
-    record = AnnotatedImage(image["id"], "", (size[0], size[1]), Path(), ((annotation["id"], 0, outline),))
-    segmentation = {"size": size, "counts": record._counts(record.instances)[0]}
-    return {
-        "id": annotation["id"],
-        "video_id": image["id"],
-        "category_id": annotation["category_id"],
-        "iscrowd": 1,
-        "height": size[0],
-        "width": size[1],
-        "length": 1,
-        "segmentations": [segmentation],
-        "areas": [int(rle.area(segmentation))],
-        "bboxes": [[float(x) for x in rle.toBbox(segmentation)]],
-    }
+def _crowd(annotation: Mapping[str, Any], image: ImageEntry, outline: Outline) -> dict[str, Any]:
+    assert image.size is not None
+    mask = {"size": list(image.size), "counts": outline_counts(outline, image.size)}
+    return annotation_entry(
+        annotation["id"], image.id, annotation["category_id"], image.size, [mask], int(True)
+    )

@@ -1,4 +1,4 @@
-"""Where datasets lie on disk: the folders and files that a split of a dataset may be made of.
+"""Where datasets are on disk: the folders and files of a split, and the format of an annotation file.
 
 <root>/{train,valid,test}/JPEGImages    <root>/{train,valid,test}.json                      YouTube-VIS
 <root>/train/JPEGImages                 <root>/annotations/instances_{train,val}_sub.json   YouTube-VIS, SeqFormer's
@@ -6,24 +6,25 @@
 <root>/{train,valid,test}               <root>/annotations_{train,valid,test}.json          OVIS, as released
 <root>/{images,panomasksRGB}            <root>/panoptic_gt_VIPSeg_{train,val,test}.json     VIPSeg_720P
 
-The first of these that is there is taken.
+The first one that exists is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from ...errors import UserError
-from ..datasets import VideoDataset, load_youtube_vis
-from .annotations import classes_of, holds
+from ..datasets import VideoDataset
 from .coco import load_coco
+from .entries import RaiseProblems, parse_categories, read_json
 from .vipseg import load_panoptic
+from .youtube_vis import load_youtube_vis
 
-#: Annotation files of a split below a dataset's folder, in the order in which they are looked for.
+#: Annotation files of a split below a dataset's folder, in the order in which they are tried.
 FILES = (
     "{split}.json",
     "annotations/{split}.json",
@@ -34,8 +35,25 @@ FILES = (
     "annotations/instances_{split}.json",
     "{split}/instances.json",
 )
-#: Image folders of a split, likewise.
+#: Image folders of a split, in the order in which they are tried.
 FOLDERS = ("{split}/JPEGImages", "{split}")
+
+YOUTUBE_VIS, COCO, VIPSEG = "YouTube-VIS", "COCO", "VIPSeg"
+_PROBES = 8
+
+
+def layout_of(content: Any) -> str | None:
+    """The format of an annotation file's content; None if it is not a format that can be read."""
+    if not isinstance(content, dict):
+        return None
+    videos, annotations, images = (content.get(key) for key in ("videos", "annotations", "images"))
+    if isinstance(videos, list):
+        panoptic = any(isinstance(v, dict) and ("images" in v or "video_id" in v) for v in videos[:_PROBES])
+        return VIPSEG if panoptic else YOUTUBE_VIS
+    if isinstance(images, list) and "categories" in content and isinstance(annotations, list):
+        first = [a for a in annotations[:_PROBES] if isinstance(a, dict)]
+        return None if any("segments_info" in a for a in first) else COCO
+    return None
 
 
 def load_split(
@@ -44,23 +62,25 @@ def load_split(
     classes: Sequence[Mapping[str, Any]] | None = None,
     videos: Collection[str] | None = None,
     exclude: Collection[str] = (),
+    skip_invalid_annotations: bool = False,
 ) -> VideoDataset:
-    """A split of YouTube-VIS or OVIS, wherever its files lie below `root`.
+    """A split of YouTube-VIS or OVIS.
 
     Args:
         root: the dataset's folder.
         split: "train", "valid" or "test".
-        classes: see `load_youtube_vis`; likewise `videos` and `exclude`.
-        videos: names of the videos to keep; None keeps all.
+        classes: as in `load_youtube_vis`.
+        videos: names of the videos to load; None loads all.
         exclude: names of videos to leave out.
+        skip_invalid_annotations: as in `load_youtube_vis`.
 
     Raises:
-        UserError: if nothing lies where it may, with all places; as `load_youtube_vis` for what is malformed.
+        UserError: if the split's files are in none of the expected places; as `load_youtube_vis` for invalid input.
     """
     root = Path(root)
     file = _first(root, split, FILES, "annotation file", Path.is_file)
     folder = _first(root, split, FOLDERS, "image folder", Path.is_dir)
-    return load_youtube_vis(folder, file, classes, videos, exclude)
+    return load_youtube_vis(folder, file, classes, videos, exclude, skip_invalid_annotations)
 
 
 def load_vipseg(
@@ -71,46 +91,67 @@ def load_vipseg(
     Args:
         root: the folder with `images`, `panomasksRGB` and the JSON files.
         split: "train", "val" or "test".
-        classes: see `load_panoptic`.
+        classes: as in `load_panoptic`.
 
     Raises:
         UserError: as `load_panoptic`.
     """
     root = Path(root)
-    return load_panoptic(
-        root / "images", root / "panomasksRGB", root / f"panoptic_gt_VIPSeg_{split}.json", classes
-    )
+    file = root / f"panoptic_gt_VIPSeg_{split}.json"
+    return load_panoptic(root / "images", root / "panomasksRGB", file, classes)
 
 
 def load_annotated(
-    images: str | Path, annotations: str | Path, classes: Sequence[Mapping[str, Any]] | None = None
+    images: str | Path,
+    annotations: str | Path,
+    classes: Sequence[Mapping[str, Any]] | None = None,
+    skip_invalid_annotations: bool = False,
 ) -> VideoDataset:
-    """Anybody's videos or images: an image folder and a file in YouTube-VIS's or COCO's format.
+    """Any videos or images: an image folder and a file in YouTube-VIS's or COCO's format.
 
     Args:
-        images: the folder that the file's names are relative to.
-        annotations: the JSON file; a list "images" makes it COCO's.
-        classes: {id, name} of every class, in the order of the model's labels; None takes the file's, by id.
+        images: the folder to which the file's names are relative.
+        annotations: the JSON file; a file with a list "images" and no list "videos" is COCO's.
+        classes: {id, name} of every class, in the order of the model's labels; None uses the file's, by id.
+        skip_invalid_annotations: skip invalid annotations and log their number, instead of raising.
 
     Raises:
         UserError: as `load_youtube_vis` and `load_coco`.
     """
-    if holds(annotations, "images") and not holds(annotations, "videos"):
-        return load_coco(images, annotations, classes)
-    return load_youtube_vis(images, annotations, classes)
+    skip = skip_invalid_annotations
+    if _is_coco(read_json(Path(annotations))):
+        return load_coco(images, annotations, classes, skip_invalid_annotations=skip)
+    return load_youtube_vis(images, annotations, classes, skip_invalid_annotations=skip)
 
 
-def _first(root: Path, split: str, places: Sequence[str], what: str, there: Any) -> Path:
+def _is_coco(content: Any) -> bool:
+    lists = content if isinstance(content, dict) else {}
+    return isinstance(lists.get("images"), list) and not isinstance(lists.get("videos"), list)
+
+
+def classes_of(path: str | Path) -> list[dict[str, Any]]:
+    """{id, name} of the categories of an annotation file, by id.
+
+    Raises:
+        UserError: if the file cannot be read, or has no categories.
+    """
+    path = Path(path)
+    content = read_json(path)
+    names = parse_categories(content if isinstance(content, dict) else {}, RaiseProblems(path))
+    return [{"id": k, "name": names[k]} for k in sorted(names)]
+
+
+def _first(root: Path, split: str, places: Sequence[str], kind: str, exists: Callable[[Path], bool]) -> Path:
     short = {"valid": "val"}.get(split, split)
     tried = list(dict.fromkeys(place.format(split=split, short=short) for place in places))
     for place in tried:
-        if there(root / place):
+        if exists(root / place):
             return root / place
     raise UserError(
-        f"{root}: no {what} of split '{split}': looked for {', '.join(tried)}. "
+        f"{root}: no {kind} of split '{split}': tried {', '.join(tried)}. "
         "Set DETECTRON2_DATASETS to the folder that holds the datasets."
     )
 
 
-# A config may say "${classes_of:FILE}" where it would hold a class list; it is read when somebody asks for it.
+# In a config, "${classes_of:FILE}" is the class list of an annotation file, read when the value is accessed.
 OmegaConf.register_new_resolver("classes_of", classes_of, replace=True)

@@ -1,12 +1,12 @@
-"""Videos in which every pixel has a segment: the reader of VIPSeg's panoptic PNG and JSON.
+"""VIPSeg annotation files: every pixel of a video has a segment, stored in a panoptic PNG per frame.
 
-A thing is an instance by its segment id, a stuff class is one instance of its video; both are learnt alike.
+A thing is one instance per segment id.  The stuff of one class is one instance per video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +16,192 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import UserError
-from ..datasets import VideoDataset, read_sized
-from .annotations import JsonFile, check_classes
+from ..datasets import VideoDataset
+from .entries import (
+    Problems,
+    RaiseProblems,
+    check_category,
+    class_list,
+    is_int,
+    parse_categories,
+    parse_size,
+    read_content,
+    shown,
+)
+from .images import read_sized
+from .records import FileVideo
 
-#: A segment's number in a PNG: red + 256 green + 65536 blue.
+FORM = "a panoptic video annotation file"
+#: A segment id in a PNG is red + 256 green + 65536 blue.
 WEIGHTS = torch.tensor([1, 256, 65536], dtype=torch.int32)
+MAX_ID = (1 << 24) - 1
 
 
 @dataclass(frozen=True)
-class PanopticVideo:
-    """A `VideoRecord` whose masks are read from the PNG of a frame.
+class FrameEntry:
+    """A validated entry of `images`.
 
     Attributes:
-        id: the video's position in the file, from 1; VIPSeg's own ids are names.
-        name: VIPSeg's own id.
-        size: (height, width) of every frame.
-        files: the frames.
-        maps: the PNGs, one for each frame.
+        file: the image's file name.
+        size: (height, width), None if the file states none.
+    """
+
+    file: str
+    size: tuple[int, int] | None
+
+
+@dataclass
+class VideoEntry:
+    """A validated entry of `videos` and its entry of `annotations`.
+
+    Attributes:
+        name: its id, which is the name of its folders.
+        position: in the file.
+        frames: the frames by image id.
+        annotations: the annotations by image id.
+    """
+
+    name: str
+    position: int
+    frames: dict[str, FrameEntry] = field(default_factory=dict)
+    annotations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The JSON objects in a list."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def parse_classes(content: Mapping[str, Any], problems: Problems) -> list[dict[str, Any]]:
+    """{id, name, isthing} of the categories: things first, each by id."""
+    names = parse_categories(content, problems)
+    things = set()
+    for category in objects(content.get("categories")):
+        if category.get("isthing") not in (0, 1):
+            problem, where = f"isthing is {shown(category.get('isthing'))}", f"category {category.get('id')}"
+            problems.error("isthing", where, problem, "Make it 1 for countable things, 0 for stuff")
+        elif category["isthing"]:
+            things.add(category.get("id"))
+    listed = [{"id": k, "name": name, "isthing": int(k in things)} for k, name in names.items()]
+    return sorted(listed, key=lambda c: (-c["isthing"], c["id"]))
+
+
+def _text_id(entry: Mapping[str, Any], key: str, taken: Any, where: str, problems: Problems) -> str | None:
+    """An id that is text and not in `taken`."""
+    identity = entry.get(key)
+    if not isinstance(identity, str) or not identity:
+        fix = "Give it a unique name, as text"
+        problems.error("empty-id", where, f"its {key} is {shown(identity)}", fix)
+        return None
+    if identity in taken:
+        where = f"{where}, {shown(identity)}"
+        problems.error("duplicate-id", where, f"this {key} is used twice", "Keep one")
+        return None
+    return identity
+
+
+def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[str, VideoEntry]:
+    """The videos by name, with their annotations."""
+    videos: dict[str, VideoEntry] = {}
+    for position, entry in enumerate(objects(content.get("videos"))):
+        name = _text_id(entry, "video_id", videos, f"video at position {position}", problems)
+        if name is not None:
+            videos[name] = VideoEntry(name, position, _parse_frames(entry, name, problems))
+    annotated: set[str] = set()
+    for position, entry in enumerate(objects(content.get("annotations"))):
+        where = f"annotations at position {position}"
+        name = _text_id(entry, "video_id", annotated, where, problems)
+        if name is None:
+            continue
+        annotated.add(name)
+        if name in videos:
+            videos[name].annotations.update(_parse_annotations(entry, videos[name], problems))
+        else:
+            fix = "Correct video_id, or list the video"
+            problems.error("unknown-video", where, f"{shown(name)} is not a video of this file", fix)
+    return videos
+
+
+def _parse_frames(entry: Mapping[str, Any], name: str, problems: Problems) -> dict[str, FrameEntry]:
+    frames: dict[str, FrameEntry] = {}
+    images = objects(entry.get("images"))
+    if not images:
+        problems.error("no-frames", f"video {name}", "no images", "List its frames, or leave it out")
+    for place, image in enumerate(images):
+        where = f"video {name}, image at position {place}"
+        identity = _text_id(image, "id", frames, where, problems)
+        if identity is not None:
+            size = parse_size(image, f"video {name}, image {identity}", problems)
+            frames[identity] = FrameEntry(str(image.get("file_name") or f"{identity}.png"), size)
+    sizes = {frame.size for frame in frames.values() if frame.size}
+    if len(sizes) > 1:
+        problem = f"frames of several sizes: {sorted(sizes)}"
+        problems.error("frame-size", f"video {name}", problem, "Resize them to one size")
+    return frames
+
+
+def _parse_annotations(
+    entry: Mapping[str, Any], video: VideoEntry, problems: Problems
+) -> dict[str, dict[str, Any]]:
+    annotations: dict[str, dict[str, Any]] = {}
+    for place, annotation in enumerate(objects(entry.get("annotations"))):
+        where = f"video {video.name}, annotation at position {place}"
+        identity = _text_id(annotation, "image_id", annotations, where, problems)
+        if identity is None:
+            continue
+        annotations[identity] = annotation
+        if identity not in video.frames:
+            problem = f"{shown(identity)} is not an image of this video"
+            problems.error("unknown-image", where, problem, "Correct image_id, or list the image")
+    if annotations:
+        for identity in video.frames:
+            if identity not in annotations:
+                fix = "Add its segments, or leave the image out"
+                where = f"video {video.name}, image {identity}"
+                problems.error("no-annotation", where, "no annotation for this frame", fix)
+    return annotations
+
+
+def map_file(video: VideoEntry, identity: str) -> str:
+    """The file name of a frame's panoptic PNG: the annotation's, else the image's with the suffix of a PNG."""
+    stated = video.annotations.get(identity, {}).get("file_name")
+    return stated if isinstance(stated, str) and stated else f"{Path(video.frames[identity].file).stem}.png"
+
+
+def parse_segments(
+    video: VideoEntry, identity: str, known: Mapping[int, Any], problems: Problems
+) -> dict[int, dict[str, Any]]:
+    """The segments of a frame by id; those with an unknown category are left out."""
+    segments: dict[int, dict[str, Any]] = {}
+    for place, segment in enumerate(objects(video.annotations[identity].get("segments_info"))):
+        number = segment.get("id")
+        where = f"video {video.name}, image {identity}, segment "
+        where += str(number) if is_int(number) else f"at position {place}"
+        if not is_int(number) or not 0 < number <= MAX_ID:
+            kind = "id-zero" if number == 0 and is_int(number) else "empty-id"
+            problem = f"id {shown(number)}; 0 is void, ids run from 1 to {MAX_ID}"
+            problems.error(kind, where, problem, "Give it another id, in the map too")
+        elif number in segments:
+            problem = f"two segments of one frame have the id {number}: their pixels cannot be told apart"
+            problems.error("overlapping-ids", where, problem, "Give every segment a unique id")
+        elif check_category(segment, known, where, problems):
+            segments[number] = segment
+    return segments
+
+
+@dataclass(frozen=True)
+class PanopticVideo(FileVideo):
+    """A `VideoRecord` whose masks are read from panoptic PNGs.
+
+    Attributes:
+        maps: the PNG of every frame; empty if the video is not annotated.
         instances: (annotation id, label) of every row.
         segments: for each frame (segment id, row) of every segment in it.
     """
 
-    id: int
-    name: str
-    size: tuple[int, int]
-    files: tuple[Path, ...]
     maps: tuple[Path, ...]
     instances: tuple[tuple[int, int], ...]
     segments: tuple[tuple[tuple[int, int], ...], ...]
-
-    @property
-    def length(self) -> int:
-        """The number of frames."""
-        return len(self.files)
 
     @property
     def labels(self) -> Tensor:
@@ -60,105 +213,33 @@ class PanopticVideo:
         """(M,) int64 annotation ids."""
         return torch.tensor([identity for identity, _ in self.instances], dtype=torch.int64)
 
-    def frame(self, t: int) -> Tensor:
-        """(3, H, W) uint8 RGB of frame `t`.
-
-        Raises:
-            UserError: if the file cannot be read or has not the size that the annotations say.
-        """
-        return read_sized(self.files[t], self.size).contiguous()
-
-    def shrunk(self, t: int, factor: int) -> Tensor:
-        """(3, H / factor, W / factor) uint8 of frame `t`, or the whole where the file cannot be read smaller."""
-        return read_sized(self.files[t], self.size, factor)
-
     def masks(self, t: int) -> Tensor:
         """(M, H, W) bool of frame `t`."""
-        whole = np.ones(len(self.instances), dtype=np.bool_)
-        return self._masks(t, read_sized(self.maps[t], self.size), whole)
+        rows, columns = (np.arange(side) for side in self.size)
+        return self.sampled(t, rows, columns, np.ones(len(self.instances), dtype=np.bool_))
 
     def sampled(
-        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], wanted: NDArray[np.bool_]
+        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], instances: NDArray[np.bool_]
     ) -> Tensor:
-        """(m, h, w) bool: the pixels of frame `t` at some rows and columns, of the wanted instances."""
-        image = read_sized(self.maps[t], self.size)
-        return self._masks(t, image[:, torch.from_numpy(rows)][:, :, torch.from_numpy(columns)], wanted)
+        """(m, h, w) bool: the masks of m selected instances in frame `t`, at some rows and columns."""
+        masks = torch.zeros((int(instances.sum()), len(rows), len(columns)), dtype=torch.bool)
+        if not self.segments[t]:
+            return masks
+        pixels = read_sized(self.maps[t], self.size)[:, torch.from_numpy(rows)][
+            :, :, torch.from_numpy(columns)
+        ]
+        ids = (pixels.permute(1, 2, 0).int() * WEIGHTS).sum(dim=-1, dtype=torch.int32)
+        places = np.cumsum(instances) - 1
+        for segment, row in self.segments[t]:
+            if instances[row]:
+                masks[places[row]] |= ids == segment
+        return masks
 
     def present(self, t: int) -> NDArray[np.bool_]:
-        """(M,) which instances the annotations name in frame `t`."""
+        """(M,) which instances are annotated in frame `t`."""
         present = np.zeros(len(self.instances), dtype=np.bool_)
         present[[row for _, row in self.segments[t]]] = True
         return present
-
-    def _masks(self, t: int, image: Tensor, wanted: NDArray[np.bool_]) -> Tensor:
-        """Masks from (3, h, w) of a PNG's pixels."""
-        numbers = (image.permute(1, 2, 0).int() * WEIGHTS).sum(dim=-1, dtype=torch.int32)
-        places = np.cumsum(wanted) - 1
-        masks = torch.zeros((int(wanted.sum()), *numbers.shape), dtype=torch.bool)
-        for segment, row in self.segments[t]:
-            if wanted[row]:
-                masks[places[row]] |= numbers == segment
-        return masks
-
-
-@dataclass(frozen=True)
-class PanopticVideos(VideoDataset):
-    """Videos of one panoptic file; an entry of `classes` has `isthing` too.
-
-    Attributes:
-        file: the annotation file.
-        maps: the folder of the PNGs.
-    """
-
-    file: Path
-    maps: Path
-
-
-class PanopticFile(JsonFile):
-    """VIPSeg's form: videos with images, and for each video a list of frames with `segments_info`."""
-
-    what = "videos"
-    kind = "a panoptic video annotation file"
-
-    def panoptic_classes(self) -> list[dict[str, Any]]:
-        """{id, name, isthing} of the categories: things first, each by id."""
-        entries = self._entries("categories", "category", {"name": str, "isthing": int})
-        plain = [{"id": c["id"], "name": c["name"], "isthing": int(c["isthing"])} for c in entries]
-        return sorted(plain, key=lambda c: (not c["isthing"], c["id"]))
-
-    def videos(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Name and images of every video."""
-        seen: set[str] = set()
-        for position, video in enumerate(self.content["videos"]):
-            if not isinstance(video, dict) or "video_id" not in video or not video.get("images"):
-                self.fail(f"video at position {position}", "no 'video_id', or no 'images'")
-            name = str(video["video_id"])
-            for image in video["images"]:
-                self._need(f'video "{name}"', image, {"file_name": str, "height": int, "width": int})
-            if name in seen:
-                self.fail(f'video "{name}"', "this id is used twice")
-            seen.add(name)
-            yield name, video["images"]
-
-    def frames(self) -> dict[str, list[dict[str, Any]]]:
-        """The annotated frames of every video by its name; none at all in a test half."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        for position, entry in enumerate(self.content.get("annotations") or ()):
-            if not isinstance(entry, dict) or "video_id" not in entry:
-                self.fail(f"annotation at position {position}", "no 'video_id'")
-            name = str(entry["video_id"])
-            for frame in entry.get("annotations") or ():
-                self._need(f'video "{name}"', frame, {"file_name": str, "segments_info": list})
-                for segment in frame["segments_info"]:
-                    place = f'video "{name}", frame {frame["file_name"]}'
-                    self._need(place, segment, {"id": int, "category_id": int})
-            found[name] = entry.get("annotations") or []
-        return found
-
-    def _need(self, place: str, entry: Any, kinds: Mapping[str, type]) -> None:
-        for key, kind in kinds.items():
-            if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-                self.fail(place, f"no '{key}' of type {kind.__name__}")
 
 
 def load_panoptic(
@@ -171,70 +252,62 @@ def load_panoptic(
 
     Args:
         images: the folder that holds a folder of frames for each video.
-        maps: the folder that holds a folder of PNGs for each video.
-        annotations: the JSON file; a test half without annotations gives videos without instances.
-        classes: {id, name, isthing} of every class, in the order of the model's labels; None takes the file's, things
+        maps: the folder that holds a folder of panoptic PNGs for each video.
+        annotations: the JSON file; videos of a file without annotations have no instances.
+        classes: {id, name, isthing} of every class, in the order of the model's labels; None uses the file's, things
             first, each by id.
 
     Raises:
-        UserError: for anything malformed, with the file, the video and the frame in one line.
+        UserError: for invalid input: one line with the file, the video and the frame.
     """
-    file = PanopticFile(Path(annotations))
-    frames = file.frames()
-    for folder in (Path(images), Path(maps)) if frames else (Path(images),):
+    path = Path(annotations)
+    content, problems = read_content(path, "videos", FORM), RaiseProblems(path)
+    videos = parse_videos(content, problems)
+    annotated = any(video.annotations for video in videos.values())
+    for folder in (Path(images), Path(maps)) if annotated else (Path(images),):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder.")
-    if classes is not None:
-        check_classes(file, classes)
-    kept = file.panoptic_classes() if classes is None else [dict(c) for c in classes]
-    if not all({"id", "name", "isthing"} <= set(c) for c in kept):
+    if classes is None:
+        listed = parse_classes(content, problems)
+    else:
+        class_list(content, classes, problems)
+        listed = [dict(c) for c in classes]
+    if not all({"id", "name", "isthing"} <= set(c) for c in listed):
         raise UserError("a class list for panoptic videos needs id, name and isthing of every class.")
-    videos: list[PanopticVideo] = []
+    records: list[PanopticVideo] = []
     first = 1
-    for number, (name, entries) in enumerate(file.videos(), start=1):
-        annotated = frames.get(name, [])
-        if annotated and len(annotated) != len(entries):
-            file.fail(f'video "{name}"', f"{len(entries)} images, but {len(annotated)} annotated frames")
-        instances, segments = _instances(file, name, annotated or [{}] * len(entries), kept, first)
-        videos.append(
+    for number, video in enumerate(videos.values(), start=1):
+        labels, segments = _instances(video, listed, problems)
+        frames = video.frames.values()
+        records.append(
             PanopticVideo(
                 id=number,
-                name=name,
-                size=(entries[0]["height"], entries[0]["width"]),
-                files=tuple(Path(images, name, image["file_name"]) for image in entries),
-                maps=tuple(Path(maps, name, frame["file_name"]) for frame in annotated),
-                instances=instances,
+                name=video.name,
+                size=next(iter(frames)).size or (0, 0),
+                files=tuple(Path(images, video.name, frame.file) for frame in frames),
+                maps=tuple(Path(maps, video.name, map_file(video, identity)) for identity in video.frames),
+                instances=tuple(enumerate(labels, first)),
                 segments=segments,
             )
         )
-        first += len(instances)
-    return PanopticVideos(videos, kept, file.path, Path(maps))
+        first += len(labels)
+    return VideoDataset(records, listed)
 
 
 def _instances(
-    file: PanopticFile,
-    name: str,
-    frames: Sequence[Mapping[str, Any]],
-    classes: Sequence[Mapping[str, Any]],
-    first: int,
-) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[tuple[int, int], ...], ...]]:
-    """A video's rows, and the segments of its frames; crowds are nobody's."""
+    video: VideoEntry, classes: Sequence[Mapping[str, Any]], problems: Problems
+) -> tuple[list[int], tuple[tuple[tuple[int, int], ...], ...]]:
+    """The label of every row of a video, and (segment id, row) of every frame; crowds are left out."""
     positions = {c["id"]: k for k, c in enumerate(classes)}
     rows: dict[tuple[int, int | None], int] = {}
-    labels: list[int] = []
-    segments = []
-    for frame in frames:
-        found = []
-        for segment in frame.get("segments_info", ()):
-            category = segment["category_id"]
-            if category not in positions:
-                place = f'video "{name}", frame {frame["file_name"]}, segment {segment["id"]}'
-                file.fail(place, f"category {category} is not among the {len(classes)} classes")
-            if segment.get("iscrowd"):
-                continue
-            label = positions[category]
-            row = rows.setdefault((label, segment["id"] if classes[label]["isthing"] else None), len(rows))
-            labels += [label] * (row == len(labels))
-            found.append((segment["id"], row))
-        segments.append(tuple(found))
-    return tuple((first + row, label) for row, label in enumerate(labels)), tuple(segments)
+    frames = []
+    for identity in video.frames:
+        parsed = parse_segments(video, identity, positions, problems) if video.annotations else {}
+        frame = []
+        for number, segment in parsed.items():
+            if not segment.get("iscrowd"):
+                label = positions[segment["category_id"]]
+                key = (label, number if classes[label]["isthing"] else None)
+                frame.append((number, rows.setdefault(key, len(rows))))
+        frames.append(tuple(frame))
+    return [label for label, _ in rows], tuple(frames)

@@ -1,0 +1,287 @@
+"""YouTube-VIS and OVIS annotation files: videos, and one annotation per object with a mask for every frame."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...errors import UserError
+from ..datasets import VideoDataset
+from .entries import (
+    Problems,
+    RaiseProblems,
+    SkipProblems,
+    annotation_problems,
+    check_category,
+    class_list,
+    is_id,
+    parse_size,
+    read_content,
+    shown,
+    walk,
+)
+from .records import AnnotatedVideo, Track
+from .rle import count_pixels, describe_masks, outline_counts, parse_outline
+
+FORM = "a YouTube-VIS annotation file"
+
+
+@dataclass(frozen=True)
+class VideoEntry:
+    """A validated entry of `videos`.
+
+    Attributes:
+        id: the video's id.
+        name: its folder.
+        size: (height, width) of every frame, None if the file states none.
+        files: file names relative to the image folder, "?" where a name is invalid.
+    """
+
+    id: int
+    name: str
+    size: tuple[int, int] | None
+    files: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What messages call the video."""
+        return f'video {self.id}, "{self.name}"'
+
+
+def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[int, VideoEntry]:
+    """The videos by id."""
+    videos: dict[int, VideoEntry] = {}
+    for where, entry, valid in walk(content, "videos", "video", problems):
+        size = parse_size(entry, where, problems)
+        files = _parse_files(entry, where, problems)
+        if valid:
+            name = str(entry.get("name") or _folder(files) or entry["id"])
+            videos[entry["id"]] = VideoEntry(entry["id"], name, size, tuple(files))
+    return videos
+
+
+def _folder(files: Sequence[str]) -> str:
+    return PurePosixPath(files[0]).parent.name if files else ""
+
+
+def _parse_files(entry: Mapping[str, Any], where: str, problems: Problems) -> list[str]:
+    files = entry.get("file_names")
+    if not isinstance(files, list) or not files:
+        fix = 'Add "file_names": ["video/00000.jpg", ...], one for each frame'
+        problems.error("no-frames", where, "no file_names", fix)
+        return []
+    for t, file in enumerate(files):
+        if not isinstance(file, str) or not file:
+            problem = f"frame {t}: its file name is {shown(file)}"
+            problems.error("file-name", where, problem, "Name its file")
+    length = entry.get("length", len(files))
+    if length != len(files):
+        problem = f"length {shown(length)}, but {len(files)} file names"
+        fix = "Make length the number of file_names, or complete them"
+        problems.error("video-length", where, problem, fix)
+    return [file if isinstance(file, str) and file else "?" for file in files]
+
+
+def find_video(
+    annotation: Mapping[str, Any], videos: Mapping[int, VideoEntry], where: str, problems: Problems
+) -> VideoEntry | None:
+    """The video of an annotation, if the annotation has one segmentation per frame."""
+    identity = annotation.get("video_id")
+    if not is_id(identity) or identity not in videos:
+        problem = f"video_id {shown(identity)} is not a video of this file"
+        problems.error("unknown-video", where, problem, "Correct video_id, or list the video")
+        return None
+    video, masks = videos[identity], annotation.get("segmentations")
+    where = f"{where} ({video.title})"
+    if not isinstance(masks, list):
+        fix = "Add one mask per frame, null where the object is absent"
+        problems.error("no-masks", where, "no list of segmentations", fix)
+        return None
+    if len(masks) != len(video.files):
+        problem = f"{len(masks)} segmentations for a video of {len(video.files)} frames"
+        fix = "Give one entry per frame, null where the object is absent"
+        problems.error("list-length", where, problem, fix)
+        return None
+    return video
+
+
+def parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: Problems) -> str | None:
+    """Compressed counts of a segmentation; None if it is invalid."""
+    if isinstance(segmentation, Mapping) and segmentation.get("size") != list(size):
+        problem = (
+            f"a mask of size {shown(segmentation.get('size'))} (height, width) on a frame of {list(size)}"
+        )
+        fix = "Redraw the mask at the frame's size, or correct the size"
+        problems.error("mask-size", where, problem, fix)
+        return None
+    try:
+        return outline_counts(parse_outline(segmentation, size), size)
+    except ValueError as error:
+        problems.error("malformed-mask", where, f"{error}", "Encode the mask again, as COCO RLE or polygons")
+        return None
+
+
+def parse_masks(
+    annotation: Mapping[str, Any], video: VideoEntry, where: str, problems: Problems
+) -> tuple[str | None, ...] | None:
+    """Compressed counts of every frame, None where the object has no pixel; None if a mask is invalid."""
+    if video.size is None:
+        return None
+    counts: list[str | None] = []
+    valid = True
+    for t, segmentation in enumerate(annotation["segmentations"]):
+        text = None
+        if segmentation is not None:
+            text = parse_mask(segmentation, video.size, f"{where} ({video.title}): frame {t}", problems)
+            valid &= text is not None
+        counts.append(text if text is not None and count_pixels(text, video.size) else None)
+    return tuple(counts) if valid else None
+
+
+@dataclass(frozen=True)
+class _File:
+    """An annotation file that is read for training or scoring.
+
+    Attributes:
+        path: the file.
+        content: its JSON object.
+        videos: its videos by id.
+        classes: the model's class list.
+        skip_invalid: whether invalid annotations are skipped instead of raised.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+    videos: Mapping[int, VideoEntry]
+    classes: list[dict[str, Any]]
+    skip_invalid: bool
+
+    def annotations(
+        self, selected: Collection[int], crowds: bool
+    ) -> Iterator[tuple[dict[str, Any], VideoEntry, tuple[str | None, ...]]]:
+        """The valid annotations of the selected videos, each with its video and counts.
+
+        Annotations of other videos are validated, but not their masks.
+        """
+        if self.content.get("annotations") is None:
+            return
+        problems = annotation_problems(self.path, self.skip_invalid)
+        known = {c["id"] for c in self.classes}
+        skipped = 0
+        for where, annotation, valid in walk(self.content, "annotations", "annotation", problems):
+            video = find_video(annotation, self.videos, where, problems)
+            if video is not None:
+                valid &= check_category(annotation, known, f"{where} ({video.title})", problems)
+            if video is None or not valid:
+                skipped += 1
+            elif video.id in selected and (crowds or not annotation.get("iscrowd")):
+                counts = parse_masks(annotation, video, where, problems)
+                if counts is None:
+                    skipped += 1
+                else:
+                    yield annotation, video, counts
+        if isinstance(problems, SkipProblems):
+            problems.log(skipped)
+
+
+def _open(
+    path: Path, classes: Sequence[Mapping[str, Any]] | None, skip_invalid: bool, names: bool = True
+) -> _File:
+    content, problems = read_content(path, "videos", FORM), RaiseProblems(path)
+    listed = class_list(content, classes, problems, names)
+    return _File(path, content, parse_videos(content, problems), listed, skip_invalid)
+
+
+@dataclass(frozen=True)
+class AnnotatedVideos(VideoDataset):
+    """Videos of one YouTube-VIS file.
+
+    Attributes:
+        file: the annotation file, which `truth` reads again.
+        skip_invalid: whether invalid annotations are skipped.
+    """
+
+    file: Path
+    skip_invalid: bool
+
+    def truth(self) -> dict[str, Any]:
+        """The file's ground truth for these videos, crowds included, every mask as compressed RLE.
+
+        Areas and boxes are the file's, or the masks' if the file has none.  The key "annotations" is absent if the
+        file has none, as in the test sets of public datasets.
+        """
+        source = _open(self.file, self.classes, self.skip_invalid, names=False)
+        selected = {video.id for video in self.videos}
+        videos = [video for video in source.content["videos"] if video["id"] in selected]
+        truth: dict[str, Any] = {"videos": videos, "categories": [dict(c) for c in self.classes]}
+        if source.content.get("annotations") is not None:
+            truth["annotations"] = []
+            for annotation, video, counts in source.annotations(selected, crowds=True):
+                assert video.size is not None
+                masks = [None if c is None else {"size": list(video.size), "counts": c} for c in counts]
+                measured = {} if {"areas", "bboxes"} <= annotation.keys() else describe_masks(masks)
+                entry = {"iscrowd": 0, **measured, **annotation, "segmentations": masks}
+                truth["annotations"].append(entry)
+        return truth
+
+
+def load_youtube_vis(
+    images: str | Path,
+    annotations: str | Path,
+    classes: Sequence[Mapping[str, Any]] | None = None,
+    videos: Collection[str] | None = None,
+    exclude: Collection[str] = (),
+    skip_invalid_annotations: bool = False,
+) -> VideoDataset:
+    """The videos of a YouTube-VIS or OVIS file.  Crowds (`iscrowd`) belong to the ground truth, not to the records.
+
+    Args:
+        images: the folder to which the file's `file_names` are relative.
+        annotations: the JSON file.
+        classes: {id, name} of every class, in the order of the model's labels; None uses the file's, by id.
+        videos: names (folders) of the videos to load; None loads all.
+        exclude: names of videos to leave out.
+        skip_invalid_annotations: skip invalid annotations and log their number, instead of raising.
+
+    Raises:
+        UserError: for invalid input: one line with the file, the annotation's id and the video.
+    """
+    root = Path(images)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such image folder.")
+    source = _open(Path(annotations), classes, skip_invalid_annotations)
+    names = _select(source, videos, exclude)
+    tracks: dict[int, list[Track]] = {video.id: [] for video in source.videos.values() if video.name in names}
+    labels = {c["id"]: k for k, c in enumerate(source.classes)}
+    for annotation, video, counts in source.annotations(tracks.keys(), crowds=False):
+        tracks[video.id].append(Track(annotation["id"], labels[annotation["category_id"]], counts))
+    records = [
+        AnnotatedVideo(
+            id=video.id,
+            name=video.name,
+            size=video.size or (0, 0),
+            files=tuple(root / file for file in video.files),
+            tracks=tuple(tracks[video.id]),
+        )
+        for video in source.videos.values()
+        if video.id in tracks
+    ]
+    return AnnotatedVideos(records, source.classes, source.path, skip_invalid_annotations)
+
+
+def _select(source: _File, videos: Collection[str] | None, exclude: Collection[str]) -> set[str]:
+    """The names in `videos` (all if None) without `exclude`.
+
+    Raises:
+        UserError: for a name that the file does not have.
+    """
+    names = {video.name for video in source.videos.values()}
+    for name in (*(videos or ()), *exclude):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f' Did you mean "{near[0]}"?' if near else ""
+            raise UserError(f'{source.path.name}: no video "{name}".{hint}')
+    return set(names if videos is None else videos) - set(exclude)
