@@ -90,7 +90,7 @@ def test_the_dataset_of_a_recipe_is_read_from_its_public_layout(name, datasets, 
     loader = instantiate(plain["dataloader"]["train"])
     assert loader.clips.mixture.classes == plain["model"]["classes"]
     sample = loader.clips[(0, 0)]
-    assert sample.complaints == ()
+    assert sample.errors == ()
     assert len(sample.clip) == plain["dataloader"]["train"]["clip_length"]
     assert sample.clip.targets.labels.max() < len(plain["model"]["classes"])
     (first,) = next(iter(instantiate(plain["dataloader"]["test"])))
