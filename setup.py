@@ -20,7 +20,6 @@ setup(
     install_requires=[
         "torch>=2.4",
         "numpy",
-        "numba",
         "scipy",
         "omegaconf>=2.3,<2.4",
         "hydra-core>=1.3",

@@ -1,4 +1,4 @@
-"""YouTube-VIS scores: the official scorers' stored numbers, COCOeval, quirks by hand, the evaluator."""
+"""YouTube-VIS scores against stored official numbers, COCOeval and hand-worked cases, and the evaluator."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from local2global.errors import UserError
-from local2global.evaluation.masks import rle_runs
+from local2global.evaluation.masks import decode_counts, track_iou
 from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth
-from local2global.evaluation.ytvis import YTVISEvaluator, score, score_per_video, track_iou
+from local2global.evaluation.ytvis import YTVISEvaluator, score, score_per_video
 from local2global.structures import VideoResult
 
 CASES = (
@@ -38,8 +38,8 @@ def rle(height, width, box):
     mask = np.zeros((height, width), np.uint8, order="F")
     x, y, w, h = box
     mask[y : y + h, x : x + w] = 1
-    found = coco_mask.encode(mask)
-    return {"size": [height, width], "counts": found["counts"].decode()}
+    actual = coco_mask.encode(mask)
+    return {"size": [height, width], "counts": actual["counts"].decode()}
 
 
 def area(mask):
@@ -47,7 +47,7 @@ def area(mask):
 
 
 def make_truth(tracks, *, categories=(1,), size=(20, 20), length=2):
-    """A truth of (id, video, category, masks, further keys) tracks."""
+    """YouTube-VIS annotations of (id, video, category, masks, further keys) tracks."""
     videos = sorted({track[1] for track in tracks})
     height, width = size
     return {
@@ -75,6 +75,10 @@ def prediction(video, category, value, masks):
     return {"video_id": video, "category_id": category, "score": value, "segmentations": masks}
 
 
+def iou_of(predictions, truths):
+    return track_iou([track.masks for track in predictions], [track.masks for track in truths])
+
+
 @pytest.fixture(scope="module")
 def cases():
     shared = os.environ.get("L2G_SHARED")
@@ -89,21 +93,21 @@ def load(cases, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_scores_are_the_official_ones(cases, name):
+def test_scores_equal_the_official_ones(cases, name):
     truth, results, expected = load(cases, name)
-    found, official = score(truth, results), expected["ytvis"]
-    assert found["category_ids"] == official["category_ids"]
+    scores, official = score(truth, results), expected["ytvis"]
+    assert scores.category_ids == official["category_ids"]
     for key, value in official["stats"].items():
-        assert found["stats"][key] == pytest.approx(value, abs=1e-9), key
-    per_category = {str(c): value for c, value in found["per_category_AP"].items()}
+        assert scores.stats[key] == pytest.approx(value, abs=1e-9), key
+    per_category = {str(c): value for c, value in scores.per_category.items()}
     assert per_category == pytest.approx(official["per_category_AP"], abs=1e-9)
-    precision = found["precision"].mean(1)[:, :, :4]
+    precision = scores.precision.mean(1)[:, :, :4]
     np.testing.assert_allclose(precision, official["precision_mean_TKAM"], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(found["recall"][:, :, :4], official["recall_TKAM"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(scores.recall[:, :, :4], official["recall_TKAM"], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_track_ious_are_the_official_ones(cases, name):
+def test_track_ious_equal_the_official_ones(cases, name):
     truth, results, expected = load(cases, name)
     predicted, true = parse_results(results, truth), parse_truth(truth)
     both = [key for key in predicted if true.get(key)]
@@ -112,18 +116,18 @@ def test_track_ious_are_the_official_ones(cases, name):
         key = entry["video_id"], entry["category_id"]
         assert [track.id for track in predicted[key]] == entry["pred_index"]
         assert [track.id for track in true[key]] == entry["gt_ids"]
-        np.testing.assert_allclose(track_iou(predicted[key], true[key]), entry["iou"], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(iou_of(predicted[key], true[key]), entry["iou"], rtol=0, atol=1e-9)
 
 
-def test_occlusion_scores_are_those_of_the_ovis_scorer(cases):
+def test_occlusion_scores_equal_those_of_the_ovis_scorer(cases):
     truth, results, expected = load(cases, "vis_ovis_like")
-    found = score(truth, results)["stats"]
-    assert found == pytest.approx(expected["ovis"]["stats"], abs=1e-9)
+    actual = score(truth, results).stats
+    assert actual == pytest.approx(expected["ovis"]["stats"], abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_one_frame_videos_score_as_images_do_in_cocoeval(seed):
-    """On one frame the definition is COCO's, save crowds and the area ranges, set here on COCO's side."""
+def test_one_frame_videos_score_like_images_in_cocoeval(seed):
+    """On one frame the definition is COCO's, except for crowds and area ranges, which are set in COCOeval here."""
     draw = np.random.default_rng(seed)
     size = (300, 400)
 
@@ -161,84 +165,85 @@ def test_one_frame_videos_score_as_images_do_in_cocoeval(seed):
     }
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        found = coco.loadRes(
+        actual = coco.loadRes(
             [{**r, "image_id": r["video_id"], "segmentation": r["segmentations"][0]} for r in results]
         )
-        judge = COCOeval(coco, found, "segm")
-        judge.params.areaRng = [[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]]
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        cocoeval = COCOeval(coco, actual, "segm")
+        cocoeval.params.areaRng = [[0, 1e10], [0, 128**2], [128**2, 256**2], [256**2, 1e10]]
+        cocoeval.evaluate()
+        cocoeval.accumulate()
+        cocoeval.summarize()
     ours = score(truth, results)
-    assert 0.1 < ours["stats"]["AP"] < 0.9
-    np.testing.assert_allclose(ours["precision"], judge.eval["precision"], rtol=0, atol=1e-9)
-    np.testing.assert_allclose(ours["recall"], judge.eval["recall"], rtol=0, atol=1e-9)
+    assert 0.1 < ours.stats["AP"] < 0.9
+    np.testing.assert_allclose(ours.precision, cocoeval.eval["precision"], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(ours.recall, cocoeval.eval["recall"], rtol=0, atol=1e-9)
     names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-    np.testing.assert_allclose([ours["stats"][name] for name in names], judge.stats, rtol=0, atol=1e-9)
+    np.testing.assert_allclose([ours.stats[name] for name in names], cocoeval.stats, rtol=0, atol=1e-9)
 
 
-def test_track_iou_sums_over_frames_before_it_divides():
-    """Frame 0: 8 of 8 + 8 pixels, half shared; frame 1: truth alone, 4 pixels: 4 / (12 + 4)."""
+def test_track_iou_sums_over_frames_before_dividing():
+    """Frame 0: 8 and 8 pixels, 4 common; frame 1: 4 pixels of the truth only: 4 / (12 + 4)."""
     truth = make_truth([(1, 1, 1, [rle(20, 20, (0, 0, 4, 2)), rle(20, 20, (0, 0, 2, 2))])])
     results = [prediction(1, 1, 0.5, [rle(20, 20, (2, 0, 4, 2)), None])]
     predicted, true = parse_results(results, truth)[1, 1], parse_truth(truth)[1, 1]
-    assert track_iou(predicted, true).tolist() == [[4 / 16]]
+    assert iou_of(predicted, true).tolist() == [[4 / 16]]
 
 
-def test_a_frame_of_another_size_adds_nothing():
+def test_a_frame_with_masks_of_different_sizes_adds_nothing():
     truth = make_truth([(1, 1, 1, [rle(20, 20, (0, 0, 4, 2)), rle(20, 20, (0, 0, 4, 2))])])
     results = [prediction(1, 1, 0.5, [rle(20, 20, (0, 0, 4, 2)), rle(10, 10, (0, 0, 9, 9))])]
     predicted, true = parse_results(results, truth)[1, 1], parse_truth(truth)[1, 1]
-    assert track_iou(predicted, true).tolist() == [[1.0]]
+    assert iou_of(predicted, true).tolist() == [[1.0]]
 
 
-def test_the_track_with_id_zero_is_never_found():
+def test_a_true_track_with_id_zero_never_counts_as_found():
     mask = [rle(20, 20, (0, 0, 5, 5))] * 2
     results = [prediction(1, 1, 0.9, mask)]
-    assert score(make_truth([(7, 1, 1, mask)]), results)["stats"]["AP"] == pytest.approx(1)
-    assert score(make_truth([(0, 1, 1, mask)]), results)["stats"]["AP"] == 0
+    assert score(make_truth([(7, 1, 1, mask)]), results).stats["AP"] == pytest.approx(1)
+    assert score(make_truth([(0, 1, 1, mask)]), results).stats["AP"] == 0
 
 
 def test_iscrowd_is_ignored_and_the_ignore_key_is_not():
     mask = [rle(20, 20, (0, 0, 5, 5))] * 2
-    found = prediction(1, 1, 0.9, mask)
-    assert score(make_truth([(7, 1, 1, mask, {"iscrowd": 1})]), [found])["stats"]["AP"] == -1
-    assert score(make_truth([(7, 1, 1, mask, {"ignore": 1})]), [found])["stats"]["AP"] == pytest.approx(1)
+    actual = prediction(1, 1, 0.9, mask)
+    assert score(make_truth([(7, 1, 1, mask, {"iscrowd": 1})]), [actual]).stats["AP"] == -1
+    assert score(make_truth([(7, 1, 1, mask, {"ignore": 1})]), [actual]).stats["AP"] == pytest.approx(1)
 
 
-def test_a_better_wrong_prediction_halves_the_precision():
+def test_a_false_positive_with_a_higher_score_halves_the_precision():
     right, wrong = [rle(20, 20, (0, 0, 5, 5))] * 2, [rle(20, 20, (10, 10, 5, 5))] * 2
     results = [prediction(1, 1, 0.2, right), prediction(1, 1, 0.9, wrong)]
-    stats = score(make_truth([(7, 1, 1, right)]), results)["stats"]
+    stats = score(make_truth([(7, 1, 1, right)]), results).stats
     assert stats["AP"] == pytest.approx(0.5)
     assert (stats["AR1"], stats["AR10"]) == (0, 1)
 
 
 def test_no_predictions_score_zero_where_there_is_truth_and_minus_one_elsewhere():
-    stats = score(make_truth([(7, 1, 1, [rle(20, 20, (0, 0, 5, 5))] * 2)]), [])["stats"]
+    stats = score(make_truth([(7, 1, 1, [rle(20, 20, (0, 0, 5, 5))] * 2)]), []).stats
     assert (stats["AP"], stats["APs"], stats["APl"], stats["AR10"]) == (0, 0, -1, 0)
 
 
-def test_the_size_of_a_long_track_does_not_overflow():
-    """300 masks of 60 x 60: pycocotools' own area() goes wrong beyond 255 masks under numpy 2."""
+def test_areas_of_more_than_255_masks_do_not_overflow():
+    """300 masks of 60 x 60; pycocotools' own area() overflows beyond 255 masks under numpy 2."""
     mask = [rle(64, 64, (0, 0, 60, 60))] * 300
     truth = make_truth([(1, 1, 1, mask, {"areas": [3600] * 300})], size=(64, 64), length=300)
     (track,) = parse_results([prediction(1, 1, 0.5, mask)], truth)[1, 1]
     assert track.area == 3600
-    assert track.pixels.tolist() == [3600] * 300
+    assert track.masks.areas.tolist() == [3600] * 300
 
 
-def test_runs_are_what_pycocotools_writes():
+def test_decoded_runs_equal_those_that_pycocotools_encoded():
     draw = np.random.default_rng(0)
     for density in (0.01, 0.5, 0.99):
         mask = np.asfortranarray(draw.random((61, 47)) < density).astype(np.uint8)
         flat = mask.flatten(order="F")
         edges = np.flatnonzero(np.diff(np.concatenate([[0], flat]))).tolist()
         expected = np.diff([0, *edges, flat.size])
-        assert rle_runs(coco_mask.encode(mask)["counts"]).tolist() == expected.tolist()
+        (runs,) = decode_counts([coco_mask.encode(mask)["counts"]])
+        assert runs.tolist() == expected.tolist()
 
 
-def test_occlusion_of_a_track_is_the_mean_of_its_worse_half():
+def test_occlusion_of_a_track_is_the_mean_of_its_most_occluded_half():
     levels = ["no_occlusion", "severe_occlusion", None, "slight_occlusion"]
     assert occlusion_score(levels) == (0.75 + 0.25) / 2
     assert occlusion_score([None]) == 0
@@ -262,7 +267,7 @@ GOOD = rle(20, 20, (0, 0, 5, 5))
         ({"segmentations": [GOOD, "mask"]}, "frame 1: malformed"),
     ],
 )
-def test_a_bad_entry_is_named(change, words):
+def test_an_unusable_entry_is_named(change, words):
     truth = make_truth([(7, 1, 1, [GOOD, GOOD])])
     entry = prediction(1, 1, 0.9, [GOOD, GOOD])
     with pytest.raises(UserError, match=words):
@@ -279,20 +284,20 @@ def test_a_missing_key_is_named():
 def test_predictions_of_other_categories_are_dropped():
     truth = make_truth([(7, 1, 1, [GOOD, GOOD])])
     results = [prediction(1, 1, 0.5, [GOOD, GOOD]), prediction(1, 8, 0.9, [GOOD, GOOD])]
-    assert score(truth, results)["stats"]["AP"] == pytest.approx(1)
+    assert score(truth, results).stats["AP"] == pytest.approx(1)
 
 
-def test_each_video_is_scored_as_if_alone():
+def test_each_video_is_scored_alone():
     other = rle(20, 20, (10, 10, 5, 5))
     truth = make_truth([(7, 1, 1, [GOOD, GOOD]), (8, 2, 1, [other, other])])
     results = [prediction(1, 1, 0.9, [GOOD, GOOD]), prediction(2, 1, 0.9, [GOOD, GOOD])]
-    found = score_per_video(truth, results)
-    assert {name: round(stats["AP50"], 9) for name, stats in found.items()} == {"clip1": 1, "clip2": 0}
+    actual = score_per_video(truth, results)
+    assert {name: round(stats["AP50"], 9) for name, stats in actual.items()} == {"clip1": 1, "clip2": 0}
 
 
 def video_result(video, tracks):
-    """A result of (slot, label, score) tracks whose slots hold the given masks."""
-    masks = {slot: list(found) for slot, _, _, found in tracks}
+    """A result of (slot, label, score, masks) tracks."""
+    masks = {slot: list(actual) for slot, _, _, actual in tracks}
     return VideoResult(
         video,
         (20, 20),
@@ -307,7 +312,7 @@ def video_result(video, tracks):
 CLASSES = [{"id": 5, "name": "cat"}, {"id": 1, "name": "dog"}]
 
 
-def test_the_evaluator_reports_percent_and_writes_what_it_scored(tmp_path):
+def test_the_evaluator_returns_percent_and_writes_the_scored_results(tmp_path):
     truth = make_truth([(7, 1, 1, [GOOD, GOOD]), (8, 2, 1, [GOOD, None])])
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     evaluator = YTVISEvaluator(str(tmp_path / "truth.json"), CLASSES, tmp_path / "out")
@@ -321,11 +326,11 @@ def test_the_evaluator_reports_percent_and_writes_what_it_scored(tmp_path):
     written = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(e["video_id"], e["category_id"]) for e in written] == [(1, 1), (1, 5), (2, 1)]
     assert written[2]["segmentations"] == [GOOD, None]
-    assert score(truth, written)["stats"]["AP"] == pytest.approx(scores["AP"] / 100)
+    assert score(truth, written).stats["AP"] == pytest.approx(scores["AP"] / 100)
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
-def test_a_video_that_a_padded_sampler_gives_twice_counts_once():
+def test_a_video_repeated_by_a_padded_sampler_counts_once():
     class Dataset:
         def truth(self):
             return make_truth([(7, 1, 1, [GOOD, GOOD])])
@@ -338,7 +343,7 @@ def test_a_video_that_a_padded_sampler_gives_twice_counts_once():
     assert evaluator.evaluate()["segm"]["AP50"] == 0
 
 
-def test_classes_that_the_truth_does_not_know_are_refused():
+def test_classes_without_a_category_in_the_truth_are_refused():
     with pytest.raises(UserError, match="none of the model's category ids"):
         YTVISEvaluator(make_truth([(7, 1, 1, [GOOD, GOOD])]), [{"id": 44, "name": "dog"}])
 
@@ -359,8 +364,8 @@ def _rank(rank, store, queue):
     dist.destroy_process_group()
 
 
-def test_two_ranks_score_as_one(tmp_path):
-    """Video 1 comes from both ranks, video 2 from the second; the first alone reports."""
+def test_two_ranks_score_like_one(tmp_path):
+    """Video 1 is processed on both ranks, video 2 on the second; only the first returns scores."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     ranks = [context.Process(target=_rank, args=(r, tmp_path / "store", queue)) for r in range(2)]

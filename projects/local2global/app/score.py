@@ -86,10 +86,10 @@ def _warn(lines: Iterable[str]) -> None:
 
 
 def _extra_scores(scores: Scores, truth: Path) -> dict[str, Any]:
+    from ..evaluation.files import read_json
     from ..evaluation.identity_scores import by_length, identity_scores
-    from ..evaluation.masks import read_document
 
-    lengths = by_length(scores, read_document(truth).content)
+    lengths = by_length(scores, read_json(truth))
     return {"identity": identity_scores(scores), "by_length": lengths}
 
 

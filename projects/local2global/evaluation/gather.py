@@ -1,4 +1,4 @@
-"""Bringing every process's findings together before they are scored."""
+"""Collects every process's results on rank 0."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def gather(found: dict[Key, Value]) -> dict[Key, Value]:
-    """Every rank's findings by video, on rank 0; a video that a padded sampler gave twice is kept once."""
+def gather(results: dict[Key, Value]) -> dict[Key, Value]:
+    """The results of all ranks by video, on rank 0; a video that a padded sampler repeats is taken once."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return found
+        return results
     gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
-    # Pickles stay in host memory: under NCCL they would be copied to every GPU.
+    # gloo keeps the pickles in host memory; NCCL would copy them to every GPU.
     group = dist.new_group(backend="gloo")
     try:
-        dist.gather_object(found, gathered if dist.get_rank() == 0 else None, dst=0, group=group)
+        dist.gather_object(results, gathered if dist.get_rank() == 0 else None, dst=0, group=group)
     finally:
         dist.destroy_process_group(group)
-    return {video: entries for share in reversed(gathered) for video, entries in share.items()}
+    return {video: entries for rank in reversed(gathered) for video, entries in rank.items()}
 
 
 def is_first() -> bool:
-    """Whether this process is the one that scores."""
+    """Whether this process has rank 0."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

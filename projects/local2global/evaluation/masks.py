@@ -1,338 +1,120 @@
-"""The masks of a whole file as one table: their runs, their sizes, their pixels.
+"""Run-length masks of tracks: validation, areas, and intersections by pycocotools.
 
-A file's masks are found by pattern and never become Python objects: what a JSON parser sees of a list of masks is the
-list's number.  The text itself is read piece by piece and let go.  Lists that are not written as usual go through the
-parser, and masks that come as objects are written into a text of their own, so that one table and one code serve
-files and memory.
+pycocotools reads run-length strings without any check, so every string is decoded and checked here first.  A mask is
+{"size": [height, width], "counts": runs}; the runs go down the columns and start with the background.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, cast
-from zipfile import BadZipFile, ZipFile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
 from ..errors import UserError
-from .kernels import MOST_PIXELS, ROOM, buffer, decode, scan
 
-Array = NDArray[Any]
-Place = Callable[[int], str]  # the words for the frame in which a fault stands
+Ints = NDArray[np.int64]
+Rle = Mapping[str, Any]
+Place = Callable[[int], str]  # describes frame t of a track in an error message; -1 stands for the track
 
-_KEY = b'"segmentations"'
-_LIST = re.compile(rb'(?<!\\)"segmentations"\s*:\s*(?=\S)')
-_ABSENT = (-1, 0, 0)
-_PIECE = 1 << 21  # bytes, doubled for lists that are longer
-_ROOM = 1 << 14  # rows, doubled as needed
-_HEAD = 256  # bytes by which lists that may be alike are found
-
-
-def _table(rows: int, columns: int) -> Array:
-    return np.empty((rows, columns), dtype=np.int64)
-
-
-def _no_runs() -> Array:
-    return np.empty(0, dtype=np.int8)
+MAX_PIXELS = 1 << 31  # pycocotools counts pixels with 32 bits
 
 
 @dataclass(frozen=True)
-class Masks:
-    """The masks of a file.
+class MaskTrack:
+    """The masks of one track, T frames.
 
     Attributes:
-        runs: (bytes,) int8 of `kernels`.
-        rows: (n, 4) int64 of `kernels`: one mask or missing mask each.
-        facts: (n, 5) int64 of `kernels.decode`.
+        rles: (T,) masks with counts as strings, None where the frame has no mask.
+        areas: (T,) int64 pixels, 0 where the frame has no mask.
+        sizes: (T, 2) int64 (height, width), -1 where the frame has no mask.
+        listed: whether any mask was given as a list of run lengths.
     """
 
-    runs: Array = field(default_factory=_no_runs)
-    rows: Array = field(default_factory=lambda: _table(0, 4))
-    facts: Array = field(default_factory=lambda: _table(0, 5))
+    rles: Sequence[Rle | None]
+    areas: Ints
+    sizes: Ints
+    listed: bool = False
 
-
-@dataclass(frozen=True)
-class Document:
-    """A JSON file and its masks.
-
-    Attributes:
-        content: what the parser makes of it, a list of masks being its number.
-        masks: those of all lists that are numbers.
-        spans: the first row of each list and the one behind its last; lists that are alike share theirs.
-    """
-
-    content: Any
-    masks: Masks = field(default_factory=Masks)
-    spans: Sequence[tuple[int, int]] = ()
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file, or of a zip, as the servers take it, its `results.json`; and the number of its bytes."""
-    try:
-        with path.open("rb", buffering=0) as file:
-            if file.read(4) == b"PK\x03\x04":
-                with ZipFile(path) as bundle, bundle.open("results.json") as member:
-                    yield cast("BinaryIO", member), bundle.getinfo("results.json").file_size
-            else:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                yield cast("BinaryIO", file), size
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: a folder; name the JSON file in it") from error
-    except (KeyError, BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: a zip without a sound results.json at its top") from error
-
-
-def _pieces(file: BinaryIO, length: int) -> Iterator[tuple[bytearray, int]]:
-    """A file in pieces that each end before a list of masks, or where the file ends.
-
-    Args:
-        file: where it is read from.
-        length: the bytes of a piece; more where a list is longer.
-
-    Yields:
-        a buffer, and how many bytes of it are the piece; both are good until the next one.
-    """
-    # Not mapped: a file that is cut while it is read would take the process with it.
-    room, kept = bytearray(length), 0
-    while True:
-        filled = kept
-        while filled < len(room):
-            count = file.readinto(memoryview(room)[filled:])  # type: ignore[attr-defined]
-            if not count:
-                yield room, filled
-                return
-            filled += count
-        # What stands before a key says whether it is one.
-        cut = room.rfind(_KEY) - 1
-        if cut > 0:
-            yield room, cut
-            kept = filled - cut
-            room[:kept] = room[cut:]
-        else:
-            room, kept = room + bytes(len(room)), filled
-
-
-class _Scanner:
-    """Gathers the masks of the lists in a text.
-
-    Args:
-        length: the bytes of the text.
-    """
-
-    def __init__(self, length: int) -> None:
-        # Memory that is never touched is never taken.
-        self._runs = np.empty(ROOM * length, dtype=np.int8)
-        self._rows, self._facts = _table(_ROOM, 4), _table(_ROOM, 5)
-        self._used = self._count = 0
-        self.spans: list[tuple[int, int]] = []
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self.areas)
 
     @property
-    def masks(self) -> Masks:
-        """Those found so far."""
-        return Masks(self._runs[: self._used], self._rows[: self._count], self._facts[: self._count])
-
-    def read(self, piece: bytearray, stop: int) -> list[bytes | bytearray] | None:
-        """Takes the next piece of the text, the first `stop` bytes of a buffer.
-
-        Returns:
-            what a parser is to see of it; None if it has a number where a list should be.
-        """
-        text = buffer(piece)[:stop]
-        known: dict[bytes, tuple[int, int, int]] = {}  # by its head the place of a list and its number
-        parts: list[bytes | bytearray] = []
-        done = 0
-        found = _LIST.search(piece, 0, stop)
-        while found is not None:
-            at = found.end()
-            if piece[at] != 91:
-                return None
-            # Predictions of one slot under several classes have the same masks: they are read and kept once.
-            head = bytes(piece[at : at + _HEAD])
-            begin, end, number = known.get(head, (0, 0, 0))
-            if end and piece.startswith(piece[begin:end], at, stop):
-                behind = at + end - begin
-                self.spans.append(self.spans[number])
-            else:
-                behind = self._list(text, at + 1)
-                known[head] = at, max(behind, 0), len(self.spans) - 1
-            if behind >= 0:
-                parts += [piece[done:at], str(len(self.spans) - 1).encode()]
-                done = behind
-            found = _LIST.search(piece, max(behind, at), stop)
-        parts.append(piece[done:stop])
-        return parts
-
-    def _list(self, text: Array, at: int) -> int:
-        """Adds the list whose first item begins at `at`; the position behind it, -1 if unusual."""
-        while True:
-            used, count, behind = scan(text, at, self._runs, self._used, self._rows, self._facts, self._count)
-            if behind == -2:
-                self._rows, self._facts = _doubled(self._rows), _doubled(self._facts)
-            else:
-                break
-        if behind >= 0:
-            self.spans.append((self._count, count))
-            self._used, self._count = used, count
-        return int(behind)
+    def mean_area(self) -> float:
+        """Mean of the non-zero areas, 0 if there are none."""
+        return float(self.areas.sum() / max(1, np.count_nonzero(self.areas)))
 
 
-def _doubled(table: Array) -> Array:
-    return np.concatenate([table, np.empty_like(table)])
+class _MaskError(ValueError):
+    """A malformed mask at position `index` of a list."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(reason)
+        self.index = index
 
 
-def read_document(path: str | Path) -> Document:
-    """Reads a JSON file but for its masks.
-
-    Raises:
-        UserError: there is no such file, or it is not JSON.
-    """
-    path = Path(path)
-    with _opened(path) as (file, length):
-        if not length:
-            raise UserError(f"{path}: the file is empty")
-        lists = _Scanner(length)
-        parts: list[bytes | bytearray] = []
-        for piece, stop in _pieces(file, min(_PIECE, length + 1)):
-            found = lists.read(piece, stop)
-            if found is None:
-                break
-            parts += found
-        else:
-            with suppress(ValueError):
-                return Document(json.loads(b"".join(parts)), lists.masks, lists.spans)
-    # A number where a list of masks should be, a place that looks like masks and is none, or a file that is no JSON:
-    # the parser knows, and says where.
-    with _opened(path) as (file, _):
-        text = file.read()
-    try:
-        return Document(json.loads(text))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-
-
-class MaskReader:
-    """Gathers the masks of entries, as a document or a program gives them, into one table.
+def parse_track(segmentations: Any, place: Place, polygon_size: tuple[int, int] | None = None) -> MaskTrack:
+    """Checks the masks of one track.
 
     Args:
-        document: where the entries come from.
+        segmentations: per frame an RLE, None, or a list of polygons.
+        place: describes a frame in error messages.
+        polygon_size: (height, width) in which polygons are drawn; None refuses polygons.
+
+    Raises:
+        UserError: not a list, or a malformed mask.
     """
-
-    def __init__(self, document: Document) -> None:
-        self.document = document
-        self._added: list[tuple[int, int, int]] = []  # where its counts begin, height, width
-        self._written: list[bytes] = []
-        self._end = 0
-        self._known: dict[int, tuple[Any, tuple[int, int]]] = {}  # a list that is kept keeps its id
-
-    def add(self, segmentations: Any, place: Place, size: tuple[int, int] | None = None) -> tuple[int, int]:
-        """The first row of a track's masks and the one behind its last.
-
-        Args:
-            segmentations: the number of a list of the document, or one RLE, None or list of polygons per frame.
-            place: names a frame for a complaint.
-            size: (height, width) for polygons; None where they are not accepted.
-
-        Raises:
-            UserError: for something else.
-        """
-        if type(segmentations) is int and 0 <= segmentations < len(self.document.spans):
-            return self.document.spans[segmentations]
-        if not isinstance(segmentations, Sequence) or isinstance(segmentations, (str, bytes)):
-            raise UserError(f"{place(-1)}: expected a list `segmentations`, one mask or null per frame")
-        # Predictions of one slot under several classes share a list: its masks are written once.
-        _, span = self._known.get(id(segmentations), (None, None))
-        if span is None:
-            begin = len(self.document.masks.rows) + len(self._added)
-            for t, mask in enumerate(segmentations):
-                try:
-                    self._added.append(self._append(mask, size) if mask else _ABSENT)
-                except (KeyError, TypeError, ValueError, OverflowError) as error:
-                    raise complaint(
-                        place(t), f"no {error}" if isinstance(error, KeyError) else error
-                    ) from error
-            span = begin, begin + len(segmentations)
-            self._known[id(segmentations)] = segmentations, span
-        return span
-
-    def _append(self, mask: Any, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        if isinstance(mask, list) and size is not None:
-            mask = _fill(mask, size)
-        height, width = (_whole(edge) for edge in mask["size"])
-        if not (0 <= height < MOST_PIXELS and 0 <= width < MOST_PIXELS):
-            raise ValueError(f"a size of {height} x {width}")
-        counts = mask["counts"]
-        if isinstance(counts, bytes):
-            counts = counts.decode("ascii")
-        if isinstance(counts, str):
-            written = ('"' + counts.replace("\\", "\\\\") + '"').encode("ascii")
-        else:
-            runs = [_whole(run) for run in counts]
-            if min(runs, default=0) < 0:
-                raise ValueError("a run is negative")
-            written = ("[" + ",".join(map(str, runs)) + "]").encode("ascii")
-        start = self._end + 1
-        self._end += len(written)
-        self._written.append(written)
-        return start, height, width
-
-    def finish(self, spans: Iterable[tuple[int, int]], place: Callable[[int, int], str]) -> Masks:
-        """The table, every mask of the given tracks checked.
-
-        Args:
-            spans: those that `add` gave.
-            place: names a track, by its position in `spans`, and a frame.
-
-        Raises:
-            UserError: a mask is malformed.
-        """
-        known = self.document.masks
-        if not self._added:
-            return known
-        added = np.array(self._added, dtype=np.int64)
-        text = buffer(b"".join(self._written))
-        runs = np.empty(ROOM * len(text), dtype=np.int8)
-        rows, facts = np.concatenate([_table(len(added), 2), added[:, 1:]], axis=1), _table(len(added), 5)
-        used = decode(text, added[:, 0].copy(), runs, rows, facts)
-        bad = set((np.flatnonzero(facts[:, 0] < 0) + len(known.rows)).tolist())
-        for index, (first, stop) in enumerate(spans if bad else ()):
-            for row in sorted(bad.intersection(range(first, stop))):
-                raise self._complaint(row - len(known.rows), place(index, row - first))
-        rows[:, :2] += np.where(rows[:, :1] < 0, 0, len(known.runs))
-        return Masks(
-            np.concatenate([known.runs, runs[:used]]),
-            np.concatenate([known.rows, rows]),
-            np.concatenate([known.facts, facts]),
-        )
-
-    def _complaint(self, index: int, where: str) -> UserError:
-        """What is wrong with the mask that was added in this turn."""
-        start, height, width = self._added[index]
-        text = b"".join(self._written)
-        counts, _ = json.JSONDecoder().raw_decode(text[start - 1 :].decode("ascii"))
-        try:
-            pixels = rle_runs(counts).sum()
-        except (ValueError, OverflowError) as error:
-            return complaint(where, error)
-        if pixels != height * width:
-            return complaint(where, f"its runs cover {pixels} pixels, its size is {height} x {width}")
-        return complaint(where, f"{height} x {width} are more pixels than are looked at")
+    if not isinstance(segmentations, Sequence) or isinstance(segmentations, (str, bytes)):
+        raise UserError(f"{place(-1)}: expected a list `segmentations`, one mask or null per frame")
+    rles: list[Rle | None] = [None] * len(segmentations)
+    areas, sizes = np.zeros(len(rles), np.int64), np.full((len(rles), 2), -1, np.int64)
+    listed, t = False, 0
+    try:
+        for t, mask in enumerate(segmentations):
+            if mask:
+                rles[t], sizes[t], was_list = _normalise(mask, polygon_size)
+                listed |= was_list
+        present = [t for t, rle in enumerate(rles) if rle is not None]
+        areas[present] = _check_areas([rle["counts"] for rle in rles if rle is not None], sizes[present])
+    except _MaskError as error:
+        raise _complaint(place(present[error.index]), error) from error
+    except KeyError as error:
+        raise _complaint(place(t), f"no {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _complaint(place(t), error) from error
+    return MaskTrack(rles, areas, sizes, listed)
 
 
-def complaint(where: str, reason: object) -> UserError:
-    """What is said of a mask that cannot be read."""
+def _complaint(where: str, reason: object) -> UserError:
     return UserError(f"{where}: malformed run-length mask: {reason}")
+
+
+def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tuple[int, int], bool]:
+    """A mask with counts as a string, its (height, width), and whether its counts were a list."""
+    if isinstance(mask, list) and polygon_size is not None:
+        mask = coco_mask.merge(coco_mask.frPyObjects(mask, *polygon_size))
+    height, width = mask["size"]
+    if type(height) is not int or type(width) is not int:
+        height, width = _whole(height), _whole(width)
+        mask = {**mask, "size": [height, width]}
+    if not (0 <= height < MAX_PIXELS and 0 <= width < MAX_PIXELS):
+        raise ValueError(f"a size of {height} x {width}")
+    if height * width >= MAX_PIXELS:
+        raise ValueError(f"{height} x {width} are more pixels than are looked at")
+    counts = mask["counts"]
+    if isinstance(counts, (str, bytes)):
+        return mask, (height, width), False
+    runs = np.asarray(counts)
+    if runs.ndim != 1 or runs.dtype.kind not in "iuf" or (runs.dtype.kind == "f" and (runs % 1 != 0).any()):
+        raise ValueError("a run that is not a whole number")
+    if len(runs) and (runs.min() < 0 or runs.max() >= MAX_PIXELS):
+        raise ValueError("a run is negative" if runs.min() < 0 else "a run longer than any frame")
+    size = [height, width]
+    return coco_mask.frPyObjects({"size": size, "counts": runs}, *size), (height, width), True
 
 
 def _whole(number: Any) -> int:
@@ -341,42 +123,105 @@ def _whole(number: Any) -> int:
     return int(number)
 
 
-def _fill(polygons: Sequence[Any], size: tuple[int, int]) -> Mapping[str, Any]:
-    """The mask of a list of polygons."""
-    from pycocotools import mask as coco_mask
+def _check_areas(counts: Sequence[str | bytes], sizes: Ints) -> Ints:
+    """(n,) areas of n masks given by their compressed counts and (n, 2) sizes."""
+    runs = decode_counts(counts)
+    areas = np.array([mask[1::2].sum() for mask in runs], np.int64)
+    covered = areas + np.array([mask[::2].sum() for mask in runs], np.int64)
+    wrong = np.flatnonzero(covered != sizes.prod(axis=1))
+    if len(wrong):
+        n, (height, width) = int(wrong[0]), sizes[wrong[0]]
+        raise _MaskError(n, f"its runs cover {covered[n]} pixels, its size is {height} x {width}")
+    return areas
 
-    mask: Mapping[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
-    return mask
 
+def decode_counts(counts: Sequence[str | bytes]) -> list[Ints]:
+    """Run lengths of compressed COCO counts, background first.
 
-def rle_runs(counts: str | bytes | Sequence[int]) -> Array:
-    """The run lengths of a mask, background first.
-
-    Args:
-        counts: the compressed COCO string, or the run lengths themselves.
+    A run is written in digits of five bits, lowest first; bit 32 of a character marks a further digit, bit 16 of the
+    last digit is the sign.  From the fourth on, a run is stored as the difference to the run before the previous one.
 
     Raises:
-        ValueError: the string is not a COCO run-length string, or a run is negative.
+        ValueError: a string is not a COCO run-length string, or a run is negative.
     """
-    if isinstance(counts, (str, bytes)):
-        text = counts.encode("ascii") if isinstance(counts, str) else counts
-        digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-        if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-            raise ValueError("not a run-length string")
-        # Little-endian groups of five bits, bit 32 says "more follows", bit 16 of the last group is the sign.
-        ends = np.flatnonzero(digits < 32)
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        lengths = ends - starts + 1
-        if lengths.max() > 8:
-            raise ValueError("a run of more than 40 bits")
-        shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, lengths))
-        runs = np.add.reduceat((digits & 31) << shifts, starts)
-        runs -= np.where(digits[ends] & 16, np.left_shift(1, 5 * lengths), 0)
-        # From the fourth on, a run is written as its difference to the one before the last.
-        runs[1::2] = np.cumsum(runs[1::2])
-        runs[2::2] = np.cumsum(runs[2::2])
-    else:
-        runs = np.asarray([_whole(run) for run in counts], dtype=np.int64)
-    if runs.ndim != 1 or not len(runs) or runs.min() < 0:
-        raise ValueError("a run is negative")
-    return runs
+    if not counts:
+        return []
+    texts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in counts]
+    stops = np.cumsum([len(text) for text in texts])
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)  # characters below 48 wrap to above 63
+    last = np.flatnonzero(digits < 32)  # the last digit of every run
+    width = np.diff(last, prepend=-1)
+    sound = np.array([len(text) > 0 for text in texts])
+    if sound.all():
+        sound = digits[stops - 1] < 32
+    if digits.max(initial=0) > 63:
+        sound[np.searchsorted(stops, np.flatnonzero(digits > 63), side="right")] = False
+    if not sound.all():
+        raise _MaskError(int(sound.argmin()), "not a run-length string")
+    if width.max() > 8:
+        n = int(np.searchsorted(stops, last[width.argmax()], side="right"))
+        raise _MaskError(n, "a run of more than 40 bits")
+    values = digits & 31
+    runs = values[last].astype(np.int64)
+    runs -= (runs & 16) << 1  # the sign
+    for k in range(1, int(width.max())):
+        longer = np.flatnonzero(width > k)
+        runs[longer] = (runs[longer] << 5) | values[last[longer] - k]
+    masks = np.split(runs, np.searchsorted(last, stops[:-1]))
+    for mask in masks:
+        mask[1::2], mask[2::2] = mask[1::2].cumsum(), mask[2::2].cumsum()
+    if runs.min() < 0:
+        raise _MaskError(next(n for n, mask in enumerate(masks) if mask.min() < 0), "a run is negative")
+    return masks
+
+
+def intersections(first: Sequence[MaskTrack], second: Sequence[MaskTrack]) -> Ints:
+    """Common pixels of every pair of tracks on every frame, 0 where their masks differ in size.
+
+    Args:
+        first: P tracks.
+        second: G tracks.
+
+    Returns:
+        (P, G, T) int64 for the T frames that at least one track of each side has.
+    """
+    frames = min(max((len(track) for track in side), default=0) for side in (first, second))
+    common = np.zeros((len(first), len(second), frames), np.int64)
+    for t in range(frames):
+        rows, columns = (
+            [n for n, track in enumerate(side) if t < len(track) and track.areas[t]]
+            for side in (first, second)
+        )
+        if not (rows and columns):
+            continue
+        p, g = [first[n].rles[t] for n in rows], [second[n].rles[t] for n in columns]
+        iou = coco_mask.iou(p, g, [0] * len(g)).clip(min=0)  # -1 where sizes differ
+        total = np.add.outer([first[n].areas[t] for n in rows], [second[n].areas[t] for n in columns])
+        # i / (a + b - i) = r, solved for the whole number i
+        common[np.ix_(rows, columns, [t])] = np.rint(iou * total / (1 + iou))[..., None]
+    return common
+
+
+def track_iou(predictions: Sequence[MaskTrack], truths: Sequence[MaskTrack]) -> NDArray[np.float64]:
+    """IoU of tracks: intersections summed over frames, divided by unions summed over frames.
+
+    A frame where only one side has a mask adds that mask to the union.  Tracks of unequal length are compared over the
+    shorter one.  A frame whose two masks differ in size adds nothing to either sum.
+
+    Args:
+        predictions: P tracks.
+        truths: G tracks.
+
+    Returns:
+        (P, G) float64 in [0, 1], 0 where the union is empty.
+    """
+    common = intersections(predictions, truths)
+    sums = np.zeros(common.shape[:2], np.int64)
+    for i, p in enumerate(predictions):
+        for j, g in enumerate(truths):
+            frames = min(len(p), len(g))
+            sizes = p.sizes[:frames], g.sizes[:frames]
+            comparable = (sizes[0] == sizes[1]).all(1) | (sizes[0] < 0).all(1) | (sizes[1] < 0).all(1)
+            sums[i, j] = ((p.areas[:frames] + g.areas[:frames]) * comparable).sum()
+    shared = common.sum(axis=2)
+    return np.asarray(shared / np.maximum(sums - shared, 1))

@@ -1,12 +1,11 @@
-"""Panoptic truth and predictions as they lie on disk, read video by video and scored.
+"""Panoptic truth and predictions on disk, scored video by video.
 
-A list is a VIPSeg JSON; the maps are PNGs `<folder>/<video>/<frame>.png` with id = R + 256 G + 65536 B, or arrays
-`<side>/<video>` (T, H, W) of one .npz.  Videos and frames are found by name, never by their place in a list.
+The lists are VIPSeg JSON.  The maps are PNGs `<folder>/<video>/<frame>.png` with id = R + 256 G + 65536 B, or arrays
+`<side>/<video>` (T, H, W) of one .npz.  Videos and frames are identified by name.
 """
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,59 +17,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .panoptic import Oddities, Segment, TableBuilder, parse_segments
-from .png import read_map
+from ..results.segment_ids import read_ids
+from .files import read_json
+from .oddities import Oddities
+from .panoptic import Segment, overlap_frame, parse_segments
 from .vps import VideoCounts, count_video, summarize, thing_flags
 
-Map = NDArray[Any]
+Lists = Mapping[str, Mapping[str, Sequence[Segment]]]  # by video and frame name
 
 
 class Maps(Protocol):
-    """Where panoptic maps come from."""
+    """A source of panoptic maps."""
 
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[Map]:
-        """The (H, W) ids of a video's frames, one after the other."""
+    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
+        """The (H, W) ids of a video's frames, in order."""
 
 
 @dataclass(frozen=True)
 class FolderMaps:
-    """PNGs below a folder, one folder for each video."""
+    """PNGs, one folder per video, decoded one at a time."""
 
     root: Path
 
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[Map]:
-        """Decodes one frame after the other."""
-        return (read_map(self.root / video / f"{frame}.png") for frame in frames)
+    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
+        """See `Maps.read`."""
+        return (read_ids(self.root / video / f"{frame}.png") for frame in frames)
 
 
 @dataclass(frozen=True)
 class ArchiveMaps:
-    """Arrays of an .npz, named `<side>/<video>`.
-
-    Attributes:
-        path: the file.
-        side: "gt" or "pred".
-    """
+    """Arrays of an .npz, named `<side>/<video>`, with the frames of the truth in order."""
 
     path: Path
     side: str
 
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[Map]:
-        """Loads the video's array; its frames are those of the truth, in order."""
+    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
+        """See `Maps.read`."""
         name = f"{self.side}/{video}"
         with np.load(self.path) as archive:
-            if name not in archive.files:
-                raise UserError(f"{self.path}: no maps `{name}`")
+            _check(name in archive.files, f"{self.path}: no maps `{name}`")
             try:
                 maps = archive[name]
             except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
                 raise UserError(f"{self.path}: `{name}` is damaged ({error})") from error
-        if maps.ndim != 3 or len(maps) != len(frames) or maps.dtype.kind not in "iu":
-            shape = "x".join(map(str, maps.shape))
-            raise UserError(
-                f"{self.path}: `{name}` is {shape} of {maps.dtype}; expected whole numbers, {len(frames)} frames of "
-                "height x width"
-            )
+        shape = "x".join(map(str, maps.shape))
+        _check(
+            maps.ndim == 3 and len(maps) == len(frames) and maps.dtype.kind in "iu",
+            f"{self.path}: `{name}` is {shape} of {maps.dtype}; "
+            f"expected whole numbers, {len(frames)} frames of height x width",
+        )
         return iter(maps)
 
 
@@ -78,17 +73,16 @@ def open_maps(path: str | Path, side: str) -> Maps:
     """The maps of a folder or of an .npz.
 
     Args:
-        path: either.
+        path: the folder or the file.
         side: "gt" or "pred", the first part of the names in an .npz.
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
     path = Path(path)
     if path.is_dir():
         return FolderMaps(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such folder or .npz of panoptic maps")
+    _check(path.is_file(), f"{path}: no such folder or .npz of panoptic maps")
     try:
         np.load(path).close()
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
@@ -96,166 +90,151 @@ def open_maps(path: str | Path, side: str) -> Maps:
     return ArchiveMaps(path, side)
 
 
-def read_json(path: str | Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        UserError: it is missing or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-
-
-def frame_name(entry: Any, place: str) -> str:
-    """The name of an image or of a frame's annotation: its file name without folder and suffix, or its id.
-
-    Raises:
-        UserError: it has neither.
-    """
-    if isinstance(entry, Mapping):
-        name = next(
-            (entry[key] for key in ("file_name", "image_id", "id") if entry.get(key) is not None), None
-        )
-        if name is not None:
-            return Path(str(name)).stem
-    raise UserError(f"{place}: a frame needs a file_name (or an id)")
-
-
 @dataclass(frozen=True)
 class PanopticTruth:
-    """What a VIPSeg truth file says.
+    """A VIPSeg truth file.
 
     Attributes:
         categories: {id, isthing, ...}.
-        frames: for every video, in the order of the file, its frames' names.
-        segments: for every video and frame name its list.
+        frames: names of the frames by video, in the order of the file.
+        segments: the listed segments by video and frame.
     """
 
     categories: tuple[Mapping[str, Any], ...]
     frames: Mapping[str, tuple[str, ...]]
-    segments: Mapping[str, Mapping[str, Sequence[Segment]]]
+    segments: Lists
 
     @property
     def positions(self) -> dict[int, int]:
-        """The place of every category id."""
+        """Position of every category id in the class list."""
         return {category["id"]: k for k, category in enumerate(self.categories)}
 
 
-def _by_video(content: Any, side: str) -> dict[str, dict[str, Any]]:
-    """The `segments_info` of every frame of every video of a file."""
-    annotations = content.get("annotations") if isinstance(content, Mapping) else None
-    if not isinstance(annotations, Sequence):
-        raise UserError(f"{side}: expected an object with a list `annotations`, one entry for each video")
-    found: dict[str, dict[str, Any]] = {}
-    for index, video in enumerate(annotations):
-        if not isinstance(video, Mapping) or "video_id" not in video or "annotations" not in video:
-            raise UserError(f"{side}: annotations entry {index} needs video_id and annotations")
-        if not isinstance(video["annotations"], Sequence):
-            raise UserError(
-                f"{side}: video {video['video_id']}: expected a list `annotations`, one entry a frame"
-            )
-        name = str(video["video_id"])
-        if name in found:
-            raise UserError(f"{side}: video {name} is there twice")
-        frames = found[name] = {}
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def _is_list(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Sequence)
+
+
+def frame_name(entry: Any, place: str) -> str:
+    """The name of a frame: its file name without folder and suffix, or its id.
+
+    Raises:
+        UserError: it has neither.
+    """
+    for key in ("file_name", "image_id", "id"):
+        if isinstance(entry, Mapping) and entry.get(key) is not None:
+            return Path(str(entry[key])).stem
+    raise UserError(f"{place}: a frame needs a file_name (or an id)")
+
+
+def _lists_by_video(content: Any, side: str) -> dict[str, dict[str, Any]]:
+    """The unparsed `segments_info` of every video and frame."""
+    _check(
+        _is_list(content, "annotations"),
+        f"{side}: expected an object with a list `annotations`, one entry for each video",
+    )
+    videos: dict[str, dict[str, Any]] = {}
+    for index, video in enumerate(content["annotations"]):
+        complete = isinstance(video, Mapping) and {"video_id", "annotations"} <= video.keys()
+        _check(complete, f"{side}: annotations entry {index} needs video_id and annotations")
+        place = f"{side}: video {video['video_id']}"
+        _check(_is_list(video, "annotations"), f"{place}: expected a list `annotations`, one entry a frame")
+        _check(str(video["video_id"]) not in videos, f"{place} is there twice")
+        frames = videos[str(video["video_id"])] = {}
         for entry in video["annotations"]:
-            frame = frame_name(entry, f"{side}: video {name}")
-            if frame in frames:
-                raise UserError(f"{side}: video {name}, frame {frame} is there twice")
+            frame = frame_name(entry, place)
+            _check(frame not in frames, f"{place}, frame {frame} is there twice")
             frames[frame] = entry.get("segments_info")
-    return found
+    return videos
+
+
+def _parse_lists(
+    lists: Mapping[str, Mapping[str, Any]],
+    frames: Mapping[str, Sequence[str]],
+    positions: Mapping[int, int],
+    side: str,
+) -> dict[str, dict[str, list[Segment]]]:
+    """The segments of every video and frame of the truth."""
+    parsed: dict[str, dict[str, list[Segment]]] = {}
+    for video, names in frames.items():
+        place = f"{side}: video {video}"
+        _check(video in lists, f"{side}: no annotations of video {video}")
+        for frame in names:
+            _check(frame in lists[video], f"{place}: frame {frame} has no annotations")
+        for frame in sorted(lists[video].keys() - set(names)):
+            raise UserError(f"{place}: frame {frame} is not among the truth's images")
+        parsed[video] = {
+            frame: parse_segments(lists[video][frame], positions, f"{place}, frame {frame}", side == "truth")
+            for frame in names
+        }
+    return parsed
 
 
 def parse_truth(content: Any) -> PanopticTruth:
-    """A VIPSeg truth: `videos`, `categories`, `annotations`.
+    """Parses a VIPSeg truth: `videos`, `categories`, `annotations`.
 
     Raises:
-        UserError: something is missing, twice there, or malformed; with its place.
+        UserError: an entry is missing, repeated or malformed.
     """
     for key in ("videos", "categories", "annotations"):
-        if not isinstance(content, Mapping) or not isinstance(content.get(key), Sequence):
-            raise UserError(f"truth: expected an object with a list `{key}`")
+        _check(_is_list(content, key), f"truth: expected an object with a list `{key}`")
     categories = tuple(content["categories"])
     thing_flags(categories)
-    positions = {category["id"]: k for k, category in enumerate(categories)}
-    lists = _by_video(content, "truth")
     frames: dict[str, tuple[str, ...]] = {}
-    segments: dict[str, dict[str, list[Segment]]] = {}
-    for entry, video in enumerate(content["videos"]):
-        if not isinstance(video, Mapping) or "video_id" not in video or "images" not in video:
-            raise UserError(f"truth: videos entry {entry} needs video_id and images")
-        if not isinstance(video["images"], Sequence):
-            raise UserError(f"truth: video {video['video_id']}: expected a list `images`, one entry a frame")
-        name = str(video["video_id"])
-        if name in frames:
-            raise UserError(f"truth: video {name} is there twice")
-        frames[name] = tuple(frame_name(image, f"truth: video {name}") for image in video["images"])
-        segments[name] = _lists_of(lists, name, frames[name], positions, "truth")
-    unknown = sorted(lists.keys() - frames.keys())
-    if unknown:
-        raise UserError(f"truth: annotations of video {unknown[0]}, which `videos` does not list")
-    return PanopticTruth(categories, frames, segments)
-
-
-def _lists_of(
-    lists: Mapping[str, Mapping[str, Any]],
-    video: str,
-    frames: Sequence[str],
-    positions: Mapping[int, int],
-    side: str,
-) -> dict[str, list[Segment]]:
-    if video not in lists:
-        raise UserError(f"{side}: no annotations of video {video}")
-    for frame in frames:
-        if frame not in lists[video]:
-            raise UserError(f"{side}: video {video}: frame {frame} has no annotations")
-    unknown = sorted(lists[video].keys() - set(frames))
-    if unknown:
-        raise UserError(f"{side}: video {video}: frame {unknown[0]} is not among the truth's images")
-    place = f"{side}: video {video}, frame"
-    areas = side == "truth"
-    return {
-        frame: parse_segments(lists[video][frame], positions, f"{place} {frame}", areas) for frame in frames
-    }
+    for index, video in enumerate(content["videos"]):
+        complete = isinstance(video, Mapping) and {"video_id", "images"} <= video.keys()
+        _check(complete, f"truth: videos entry {index} needs video_id and images")
+        place = f"truth: video {video['video_id']}"
+        _check(_is_list(video, "images"), f"{place}: expected a list `images`, one entry a frame")
+        _check(str(video["video_id"]) not in frames, f"{place} is there twice")
+        frames[str(video["video_id"])] = tuple(frame_name(image, place) for image in video["images"])
+    lists = _lists_by_video(content, "truth")
+    for video in sorted(lists.keys() - frames.keys()):
+        raise UserError(f"truth: annotations of video {video}, which `videos` does not list")
+    positions = {category["id"]: k for k, category in enumerate(categories)}
+    return PanopticTruth(categories, frames, _parse_lists(lists, frames, positions, "truth"))
 
 
 def parse_predictions(content: Any, truth: PanopticTruth) -> dict[str, dict[str, list[Segment]]]:
-    """A `pred.json`: for every video of the truth and every frame its list.
+    """Parses a `pred.json`.
 
     Raises:
-        UserError: a video or frame is missing, unknown or there twice; an entry is malformed.
+        UserError: a video or frame is missing, unknown or repeated, or an entry is malformed.
     """
-    lists = _by_video(content, "predictions")
-    unknown = sorted(lists.keys() - truth.frames.keys())
-    if unknown:
-        raise UserError(f"predictions: video {unknown[0]} is not in the truth")
-    positions = truth.positions
-    return {
-        video: _lists_of(lists, video, frames, positions, "predictions")
-        for video, frames in truth.frames.items()
-    }
+    lists = _lists_by_video(content, "predictions")
+    for video in sorted(lists.keys() - truth.frames.keys()):
+        raise UserError(f"predictions: video {video} is not in the truth")
+    return _parse_lists(lists, truth.frames, truth.positions, "predictions")
 
 
 def count_videos(
     truth: PanopticTruth,
-    predictions: Mapping[str, Mapping[str, Sequence[Segment]]],
+    predictions: Lists,
     true_maps: Maps,
     predicted_maps: Maps,
     oddities: Oddities | None = None,
 ) -> list[VideoCounts]:
-    """The counts of every video; what is odd about the truth goes to `oddities`."""
+    """The counts of every video; unusual entries of the truth are noted in `oddities`."""
     things = thing_flags(truth.categories)
     counts = []
-    for video, frames in truth.frames.items():
-        builder = TableBuilder(video, oddities)
-        maps = zip(frames, true_maps.read(video, frames), predicted_maps.read(video, frames), strict=True)
-        for frame, true, predicted in maps:
-            builder.add(frame, true, predicted, truth.segments[video][frame], predictions[video][frame])
-        counts.append(count_video(builder.build(), things))
+    for video, names in truth.frames.items():
+        maps = zip(names, true_maps.read(video, names), predicted_maps.read(video, names), strict=True)
+        frames = [
+            overlap_frame(
+                f"video {video}, frame {frame}",
+                true,
+                predicted,
+                truth.segments[video][frame],
+                predictions[video][frame],
+                oddities,
+            )
+            for frame, true, predicted in maps
+        ]
+        counts.append(count_video(video, frames, things))
     return counts
 
 
@@ -266,20 +245,20 @@ def score_files(
     prediction_maps: str | Path,
     strict: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores of files on disk.
+    """Scores files on disk.
 
     Args:
         truth: the truth's JSON.
         predictions: the predictions' JSON.
         truth_maps: a folder of PNGs or an .npz.
-        prediction_maps: likewise.
-        strict: whether an oddity in the truth is an error.
+        prediction_maps: a folder of PNGs or an .npz.
+        strict: whether unusual entries of the truth are errors.
 
     Returns:
-        What `summarize` gives, and a line for every kind of oddity in the truth that is scored nevertheless.
+        The scores of `summarize`, and one warning per kind of unusual entry in the truth.
 
     Raises:
-        UserError: anything missing or malformed, in one line with its place.
+        UserError: a file is missing or malformed.
     """
     true = parse_truth(read_json(truth))
     predicted = parse_predictions(read_json(predictions), true)

@@ -1,8 +1,7 @@
-"""The zip that the evaluation servers (CodaLab) take: `results.json` at its top, checked before it is written."""
+"""Zip files for the evaluation servers (CodaLab): `results.json` at the top, checked before it is written."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,15 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from ..errors import UserError, make_folder
-from .masks import read_document
+from ..results.files import atomic_path
+from .files import read_json
 from .oddities import Oddities
 from .tracks import parse_results
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What went into a zip: its tracks, the videos they are of, and the listed videos that have none."""
+    """Number of tracks in a zip, of videos with tracks, and of listed videos without tracks."""
 
     tracks: int
     videos: int
@@ -25,30 +25,24 @@ class Bundle:
 
 
 def write_bundle(truth: Mapping[str, Any], results: str | Path, target: str | Path) -> Bundle:
-    """Checks results against the list of videos and zips them.
+    """Checks results against the list of videos and writes the zip atomically.
 
     Args:
         truth: annotations with `videos` and `categories`, such as a challenge's `valid.json`.
         results: the file of predicted tracks.
-        target: the zip; it appears only when it is whole.
+        target: the zip.
 
     Raises:
-        UserError: an entry that a server would refuse or score otherwise than meant, by its place: an unknown
-            video or category, a list of another length than the video, a mask of another size, a bad score.
+        UserError: an entry that a server would refuse or misread: an unknown video or category, a list of another
+            length than the video, a mask of another size, a bad score.
     """
     target = Path(target)
-    document = read_document(results)
-    if not document.content:
+    entries = read_json(results)
+    if not entries:
         raise UserError(f"{results}: no predictions; the servers refuse an empty list")
-    parse_results(document.content, truth, document, Oddities(strict=True))
+    parse_results(entries, truth, Oddities(strict=True))
     make_folder(target.parent, "--submit")
-    partial = target.with_name(target.name + ".tmp")
-    try:
-        with ZipFile(partial, "w", ZIP_DEFLATED) as bundle:
-            bundle.write(results, "results.json")
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    seen = {entry["video_id"] for entry in document.content}
-    return Bundle(len(document.content), len(seen), len({video["id"] for video in truth["videos"]} - seen))
+    with atomic_path(target) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as bundle:
+        bundle.write(results, "results.json")
+    videos = {entry["video_id"] for entry in entries}
+    return Bundle(len(entries), len(videos), len({video["id"] for video in truth["videos"]} - videos))

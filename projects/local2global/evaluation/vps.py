@@ -1,150 +1,110 @@
-"""Video panoptic scores, VPQ and STQ, to the last digit of the official programs.
+"""Video panoptic scores VPQ and STQ, equal to the official programs to 1e-9.
 
-VPQ takes every run of k consecutive frames as one picture and scores its tubes as panoptic quality does; STQ is the
-geometric mean of a per-pixel mean IoU (SQ) and of how well tubes keep their identity (AQ).  Both follow from one table
-of a video: a window is the difference of two rows of its running sum.
+VPQ treats every window of k consecutive frames as one image and computes the panoptic quality of its tubes.  STQ is the
+geometric mean of SQ, a per-pixel mean IoU, and AQ, which measures how well tubes keep their identity.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .panoptic import VOID, Ints, VideoTable
+from .panoptic import VOID, FrameOverlap, Segment
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 WINDOWS = (1, 2, 4, 6, 8)
 PAPER_WINDOWS = (1, 2, 4, 6)
 GROUPS = {"all": None, "thing": True, "stuff": False}
 
 
-def _windows(table: NDArray[Any], length: int) -> NDArray[Any]:
-    """Sums of each run of `length` rows: (T, n) to (T - length + 1, n)."""
-    total = np.concatenate([np.zeros_like(table[:1]), table.cumsum(0)])
-    return np.asarray(total[length:] - total[:-length])
+def _merge(lists: Iterable[Sequence[Segment]]) -> dict[int, Segment]:
+    """The segments of a window by id: category and crowd flag of the first entry, the sum of all areas."""
+    merged: dict[int, Segment] = {}
+    for segment in (segment for segments in lists for segment in segments):
+        first = merged.get(segment.id)
+        merged[segment.id] = segment if first is None else replace(first, area=first.area + segment.area)
+    return merged
 
 
-@dataclass(frozen=True)
-class _Tubes:
-    """One side of a video cut into W windows.
-
-    Attributes:
-        first: (W, G) the frame that lists an id first, -1 where none of the window does.
-        category: (W, G) its category there; meaningless where `first` is -1.
-    """
-
-    first: Ints
-    category: Ints
-
-    @property
-    def listed(self) -> NDArray[np.bool_]:
-        """(W, G)."""
-        return self.first >= 0
-
-
-def _cut(side: Any, length: int) -> _Tubes:
-    first = side.first_listed(length)
-    return _Tubes(first, np.take_along_axis(side.category, first.clip(min=0), axis=0))
-
-
-def count_matches(table: VideoTable, length: int, categories: int) -> Floats:
-    """What VPQ counts in all windows of one video.
+def count_window(name: str, frames: Sequence[FrameOverlap], counts: Floats) -> None:
+    """Adds the matches of one window to `counts`.
 
     Args:
-        table: the video.
+        name: video and window, for messages.
+        frames: the window's frames.
+        counts: (K, 4) sum of IoUs of the matches, number of matches (tp), of false positives, of false negatives.
+
+    Raises:
+        UserError: an IoU above 1, i.e. the truth's listed areas are smaller than the painted ones.
+    """
+    truth, prediction = _merge(frame.truth for frame in frames), _merge(frame.prediction for frame in frames)
+    common: Counter[tuple[int, int]] = Counter()
+    area: Counter[int] = Counter()
+    for frame in frames:
+        for (g, p), pixels in frame.pixels.items():
+            common[g, p] += pixels
+            area[p] += pixels
+    found, used = set(), set()
+    for (g, p), pixels in common.items():
+        true, predicted = truth.get(g), prediction.get(p)
+        if true is None or predicted is None or true.crowd or true.category != predicted.category:
+            continue
+        union = area[p] + true.area - pixels - common[VOID, p]
+        if pixels > union:
+            raise UserError(
+                f"{name}: the stored areas of truth id {g} are smaller than what it paints (an IoU above 1); "
+                "correct `area` in the truth"
+            )
+        if pixels / union > 0.5:
+            counts[true.category, :2] += pixels / union, 1
+            found.add(g)
+            used.add(p)
+    for g, true in truth.items():
+        counts[true.category, 3] += g not in found and not true.crowd
+    crowds = {true.category: g for g, true in truth.items() if true.crowd}  # of several, the one listed last
+    for p, predicted in prediction.items():
+        excused = common[VOID, p] + common[crowds.get(predicted.category, -1), p]
+        counts[predicted.category, 2] += p not in used and 2 * excused <= area[p]
+
+
+def count_matches(name: str, frames: Sequence[FrameOverlap], length: int, categories: int) -> Floats:
+    """VPQ counts of all windows of one video.
+
+    Args:
+        name: the video, for messages.
+        frames: its frames.
         length: frames of a window; a shorter video has none.
         categories: K.
 
     Returns:
-        (K, 4): the sum of IoUs of the matches, their number, false positives, false negatives.
-
-    Raises:
-        UserError: an IoU above 1, which means that the truth's stored areas are smaller than what it paints.
+        (K, 4) counts of `count_window`.
     """
     counts = np.zeros((categories, 4))
-    if len(table) < length:
-        return counts
-    truth, prediction = _cut(table.truth, length), _cut(table.prediction, length)
-    left, right = table.pairs
-    shared = _windows(table.pixels, length)
-    true_area = _windows(table.truth.area, length)
-    covered = np.zeros((len(table.prediction.ids), len(left)), np.int64)
-    covered[right, np.arange(len(left))] = 1
-    area = shared @ covered.T
-    is_void = table.truth.ids[left] == VOID
-    on_void = shared @ (covered * is_void).T
-    crowd = np.take_along_axis(table.truth.crowd, truth.first.clip(min=0), axis=0) & truth.listed
-
-    possible = truth.listed[:, left] & prediction.listed[:, right] & (shared > 0) & ~crowd[:, left]
-    possible &= truth.category[:, left] == prediction.category[:, right]
-    window, pair = possible.nonzero()
-    g, p, common = left[pair], right[pair], shared[window, pair]
-    union = area[window, p] + true_area[window, g] - common - on_void[window, p]
-    _check_unions(table, common > union, window, g, length)
-    iou = common / union
-    match = iou > 0.5
-    window, g, p, iou = window[match], g[match], p[match], iou[match]
-    found, used = np.zeros_like(truth.listed), np.zeros_like(prediction.listed)
-    found[window, g] = used[window, p] = True
-    label = truth.category[window, g]
-    np.add.at(counts[:, 0], label, iou)
-    np.add.at(counts[:, 1], label, 1)
-    missed = truth.listed & ~found & ~crowd
-    np.add.at(counts[:, 3], truth.category[missed], 1)
-    excused = on_void + _on_crowds(table, truth, prediction, crowd, shared)
-    wrong = prediction.listed & ~used & ~(2 * excused > area)
-    np.add.at(counts[:, 2], prediction.category[wrong], 1)
+    for start in range(len(frames) - length + 1):
+        window = frames[start : start + length]
+        count_window(f"video {name}, {length} frames from frame {start}", window, counts)
     return counts
-
-
-def _check_unions(table: VideoTable, broken: NDArray[np.bool_], window: Ints, g: Ints, length: int) -> None:
-    if broken.any():
-        row = int(broken.argmax())
-        raise UserError(
-            f"video {table.name}, {length} frames from frame {window[row]}: the stored areas of truth id "
-            f"{table.truth.ids[g[row]]} are smaller than what it paints (an IoU above 1); correct `area` in the truth"
-        )
-
-
-def _on_crowds(
-    table: VideoTable, truth: _Tubes, prediction: _Tubes, crowd: NDArray[np.bool_], shared: Ints
-) -> Ints:
-    """(W, G of the prediction) pixels on the crowd of its category, of several the one listed last."""
-    pixels = np.zeros(prediction.first.shape, np.int64)
-    (columns,) = crowd.any(axis=0).nonzero()
-    if not len(columns):
-        return pixels
-    left, right = table.pairs
-    pair_of = np.full((len(table.truth.ids), len(table.prediction.ids)), -1, np.int64)
-    pair_of[left, right] = np.arange(len(left))
-    first = truth.first.clip(min=0)
-    rank = first * (1 + table.truth.position.max()) + np.take_along_axis(table.truth.position, first, axis=0)
-    for w in crowd.any(axis=1).nonzero()[0]:
-        here = columns[crowd[w, columns]]
-        last = {int(truth.category[w, g]): g for g in here[np.argsort(rank[w, here])]}
-        for p in prediction.listed[w].nonzero()[0]:
-            g = last.get(int(prediction.category[w, p]), -1)
-            if g >= 0 and pair_of[g, p] >= 0:
-                pixels[w, p] = shared[w, pair_of[g, p]]
-    return pixels
 
 
 @dataclass(frozen=True)
 class TubeCounts:
-    """What STQ needs of one video.
+    """STQ counts of one video.
 
     Attributes:
-        confusion: (K + 1, K + 1) int64 pixels by true and predicted category, the last one for unlabelled.
-        association: the sum over true tubes of their weighted association.
-        tubes: the number of true tubes.
-        length: the number of frames.
+        confusion: (K + 1, K + 1) int64 pixels by true and predicted category, the last one for unlabelled pixels.
+        association: sum over true tubes of their weighted association.
+        tubes: number of true tubes.
+        length: number of frames.
     """
 
     confusion: Ints
@@ -153,160 +113,136 @@ class TubeCounts:
     length: int
 
 
-def count_tubes(table: VideoTable, things: NDArray[np.bool_]) -> TubeCounts:
-    """STQ's counts of one video.
+def count_tubes(frames: Sequence[FrameOverlap], things: Bools) -> TubeCounts:
+    """STQ counts of one video.
+
+    Ids are numbered by first listing.  The reference program treats number 0 as a crowd if it is a thing.
 
     Args:
-        table: the video.
+        frames: its frames.
         things: (K,) whether a category's segments have an identity.
     """
     unlabelled = len(things)
-    left, right = table.pairs
-    frame, pair = table.pixels.nonzero()
-    pixels = table.pixels[frame, pair]
-    true = table.truth.painted[frame, left[pair]]
-    predicted = table.prediction.painted[frame, right[pair]]
-    true, predicted = np.where(true < 0, unlabelled, true), np.where(predicted < 0, unlabelled, predicted)
+    is_thing = np.append(things, False).tolist()
     confusion = np.zeros((unlabelled + 1, unlabelled + 1), np.int64)
-    np.add.at(confusion, (true, predicted), pixels)
-
-    is_thing = np.append(things, False)
-    number = table.truth.number[left[pair]]
-    # The reference takes number 0, the first segment that the video lists, for a crowd if it is a thing.
-    crowd = is_thing[true] & (number == 0)
-    has_truth = is_thing[true] & ~crowd
-    has_prediction = is_thing[predicted] & ~crowd
-    true_tube = true * (1 + len(table.truth.ids)) + number
-    predicted_tube = predicted * (1 + len(table.prediction.ids)) + table.prediction.number[right[pair]]
-    true_size = _sizes(true_tube[has_truth], pixels[has_truth])
-    predicted_size = _sizes(predicted_tube[has_prediction], pixels[has_prediction])
-    both = has_truth & has_prediction
-    shared = _sizes(
-        true_tube[both] * (1 + predicted_tube.max(initial=0)) + predicted_tube[both], pixels[both]
-    )
+    first_true = next((segment.id for frame in frames for segment in frame.truth), None)
+    true_size: Counter[tuple[int, int]] = Counter()  # by (category, id)
+    predicted_size: Counter[tuple[int, int]] = Counter()
+    common: Counter[tuple[tuple[int, int], tuple[int, int]]] = Counter()
+    for frame in frames:
+        true_category = {segment.id: segment.category for segment in frame.truth}
+        predicted_category = {segment.id: segment.category for segment in frame.prediction}
+        for (g, p), pixels in frame.pixels.items():
+            true, predicted = true_category.get(g, unlabelled), predicted_category.get(p, unlabelled)
+            confusion[true, predicted] += pixels
+            if is_thing[true] and g == first_true:
+                continue
+            if is_thing[true]:
+                true_size[true, g] += pixels
+            if is_thing[predicted]:
+                predicted_size[predicted, p] += pixels
+            if is_thing[true] and is_thing[predicted]:
+                common[(true, g), (predicted, p)] += pixels
     association = 0.0
-    for key, common in shared.items():
-        g, p = divmod(key, 1 + int(predicted_tube.max(initial=0)))
-        association += common * common / (true_size[g] + predicted_size[p] - common) / true_size[g]
-    return TubeCounts(confusion, association, len(true_size), len(table))
-
-
-def _sizes(tubes: Ints, pixels: Ints) -> dict[int, int]:
-    keys, inverse = np.unique(tubes, return_inverse=True)
-    totals = np.zeros(len(keys), np.int64)
-    np.add.at(totals, inverse, pixels)
-    return dict(zip(keys.tolist(), totals.tolist(), strict=True))
+    for (true_tube, predicted_tube), pixels in common.items():
+        union = true_size[true_tube] + predicted_size[predicted_tube] - pixels
+        association += pixels * pixels / union / true_size[true_tube]
+    return TubeCounts(confusion, association, len(true_size), len(frames))
 
 
 @dataclass(frozen=True)
 class VideoCounts:
-    """One video's share of the scores; small, so that many processes can hand theirs over.
+    """All counts of one video, small enough to be gathered from many processes.
 
     Attributes:
-        name: the video's id.
-        windows: for every window length what `count_matches` gives.
-        tubes: what `count_tubes` gives.
+        windows: (K, 4) counts of `count_window` by window length.
+        tubes: counts of `count_tubes`.
     """
 
-    name: str
     windows: Mapping[int, Floats]
     tubes: TubeCounts
 
 
-def count_video(table: VideoTable, things: NDArray[np.bool_]) -> VideoCounts:
-    """Everything that is counted in one video; `things` as for `count_tubes`."""
-    windows = {length: count_matches(table, length, len(things)) for length in WINDOWS}
-    return VideoCounts(table.name, windows, count_tubes(table, things))
+def count_video(name: str, frames: Sequence[FrameOverlap], things: Bools) -> VideoCounts:
+    """All counts of one video; `things` as in `count_tubes`."""
+    windows = {length: count_matches(name, frames, length, len(things)) for length in WINDOWS}
+    return VideoCounts(windows, count_tubes(frames, things))
 
 
-def _window_scores(counts: Floats, ids: Sequence[int], things: NDArray[np.bool_]) -> dict[str, Any]:
+def _window_scores(counts: Floats, ids: Sequence[int], things: Bools) -> dict[str, Any]:
     """The scores of one window length from the (K, 4) counts of all videos."""
     iou, tp, fp, fn = counts.T
     used = tp + fp + fn > 0
     weight = np.where(used, tp + 0.5 * fp + 0.5 * fn, 1)
-    pq, rq, sq = iou / weight, tp / weight, iou / np.where(tp > 0, tp, 1)
+    rows = {"pq": iou / weight, "sq": iou / np.where(tp > 0, tp, 1), "rq": tp / weight}
     scores: dict[str, Any] = {}
-    for name, wanted in GROUPS.items():
-        members = used if wanted is None else used & (things == wanted)
+    for name, thing in GROUPS.items():
+        members = used if thing is None else used & (things == thing)
         count = int(members.sum())
-        means = (
-            {
-                key: float(values[members].sum()) / count
-                for key, values in (("pq", pq), ("sq", sq), ("rq", rq))
-            }
-            if count
-            else None
-        )
-        scores[name] = means and {**means, "n": float(count)}
-    names = ("pq", "sq", "rq", "iou", "tp", "fp", "fn")
-    rows = np.stack([pq, sq, rq, iou, tp, fp, fn], 1)
-    by_id = sorted((ids[k], k) for k in used.nonzero()[0])
-    scores["per_class"] = {str(i): dict(zip(names, rows[k].tolist(), strict=True)) for i, k in by_id}
-    # The published program divides by the number of classes of each group.
+        means = {key: float(values[members].sum()) / max(count, 1) for key, values in rows.items()}
+        scores[name] = {**means, "n": float(count)} if count else None
+    rows |= {"iou": iou, "tp": tp, "fp": fp, "fn": fn}
+    by_id = sorted((ids[k], int(k)) for k in used.nonzero()[0])
+    scores["per_class"] = {str(i): {key: float(values[k]) for key, values in rows.items()} for i, k in by_id}
+    # The official program divides by the number of classes of each group.
     scores["script_error"] = "ZeroDivisionError" if any(scores[name] is None for name in GROUPS) else None
     return scores
 
 
 def _mean_of_windows(windows: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, float | None]:
-    """Percent; null for a group that has no class in one of the windows."""
+    """Percent; None for a group without a class in one of the windows."""
     means: dict[str, float | None] = {}
     for name in GROUPS:
         groups = [windows[str(length)][name] for length in lengths]
-        defined = all(group is not None for group in groups)
-        means[name] = 100 * sum(group["pq"] for group in groups) / len(groups) if defined else None
+        means[name] = None if None in groups else 100 * sum(group["pq"] for group in groups) / len(groups)
     return means
 
 
-def _mean_iou(confusion: Ints) -> float:
-    """SQ: unlabelled truth is dropped, unlabelled predictions are a class that nobody hits."""
-    kept = confusion.copy()
-    kept[-1] = 0
-    hit = kept.diagonal()
-    union = kept.sum(0) + kept.sum(1) - hit
+def _mean_iou(confusion: Ints) -> float | None:
+    """SQ: unlabelled truth is dropped, unlabelled predictions on labelled truth are a class of IoU 0."""
+    labelled = confusion.copy()
+    labelled[-1] = 0
+    hit = labelled.diagonal()
+    union = labelled.sum(0) + labelled.sum(1) - hit
     present = union > 0
-    return float((hit[present] / union[present]).mean()) if present.any() else math.nan
+    return float((hit[present] / union[present]).mean()) if present.any() else None
 
 
-def _stq(videos: Sequence[TubeCounts]) -> dict[str, Any]:
+def _stq(aq: float, sq: float | None) -> float | None:
+    return None if sq is None else math.sqrt(aq * sq)
+
+
+def _stq_scores(videos: Sequence[TubeCounts]) -> dict[str, Any]:
     tubes = sum(video.tubes for video in videos)
     aq = sum(video.association for video in videos) / max(tubes, 1)
-    sq = (
-        _mean_iou(sum((v.confusion for v in videos), np.zeros_like(videos[0].confusion)))
-        if videos
-        else math.nan
-    )
+    sq = _mean_iou(sum(video.confusion for video in videos)) if videos else None  # type: ignore[arg-type]
     aqs = [video.association / max(video.tubes, 1) for video in videos]
     sqs = [_mean_iou(video.confusion) for video in videos]
-
-    def number(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
     return {
-        "STQ": number(math.sqrt(aq * sq)),
+        "STQ": _stq(aq, sq),
         "AQ": aq,
-        "SQ": number(sq),
-        "STQ_per_seq": [number(math.sqrt(a * s)) for a, s in zip(aqs, sqs, strict=True)],
+        "SQ": sq,
+        "STQ_per_seq": [_stq(a, s) for a, s in zip(aqs, sqs, strict=True)],
         "AQ_per_seq": aqs,
-        "SQ_per_seq": [number(s) for s in sqs],
+        "SQ_per_seq": sqs,
         "num_gt_tubes_per_seq": [video.tubes for video in videos],
         "length_per_seq": [video.length for video in videos],
     }
 
 
 def summarize(videos: Sequence[VideoCounts], categories: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """All scores from the videos' counts, in the order in which the videos are to be reported.
+    """All scores from the counts of all videos.
 
     Args:
-        videos: their counts.
+        videos: their counts, in the order of the per-video scores.
         categories: {id, isthing} in the order of the counts.
 
     Returns:
         `vpq_windows`: by window length (as text) `all`, `thing` and `stuff`, each {pq, sq, rq} as fractions and n, the
-        classes averaged, or None where no class of the group was counted; `per_class`; and `script_error`, the
-        exception with which the published program ends for that window because a group is empty, else None.
-        `VPQ`: percent, the mean over windows of 1, 2, 4 and 6 frames, as papers report it.
-        `VPQ_script_final_5_windows`: the same with 8, as the published program writes at its end.
-        `stq`: STQ, AQ, SQ as fractions, and per video; None where a number is undefined.
+        number of classes, or None if no class of the group was counted; `per_class`; `script_error`, the exception of
+        the official program for that window because a group is empty, else None.  `VPQ`: percent, mean over windows of
+        1, 2, 4 and 6 frames, as in papers.  `VPQ_script_final_5_windows`: the same with 8, as the official program
+        prints.  `stq`: STQ, AQ, SQ as fractions, and per video; None where a number is undefined.
     """
     ids = [int(c["id"]) for c in categories]
     things = thing_flags(categories)
@@ -319,20 +255,17 @@ def summarize(videos: Sequence[VideoCounts], categories: Sequence[Mapping[str, A
         "vpq_windows": windows,
         "VPQ": _mean_of_windows(windows, PAPER_WINDOWS),
         "VPQ_script_final_5_windows": _mean_of_windows(windows, WINDOWS),
-        "stq": _stq([video.tubes for video in videos]),
+        "stq": _stq_scores([video.tubes for video in videos]),
     }
 
 
-def thing_flags(categories: Sequence[Mapping[str, Any]]) -> NDArray[np.bool_]:
+def thing_flags(categories: Sequence[Mapping[str, Any]]) -> Bools:
     """(K,) which categories are things.
 
     Raises:
-        UserError: a category has no `id` that is a number, or does not say `isthing`.
+        UserError: a category without `isthing` or a number `id`.
     """
-    for category in categories:
-        sound = (
-            isinstance(category, Mapping) and isinstance(category.get("id"), int) and "isthing" in category
-        )
-        if not sound:
-            raise UserError(f"a category needs `id` and `isthing`, numbers (1 thing, 0 stuff): {category}")
+    for entry in categories:
+        if not (isinstance(entry, Mapping) and isinstance(entry.get("id"), int) and "isthing" in entry):
+            raise UserError(f"a category needs `id` and `isthing`, numbers (1 thing, 0 stuff): {entry}")
     return np.array([bool(category["isthing"]) for category in categories], np.bool_)

@@ -1,7 +1,4 @@
-"""YouTube-VIS and OVIS scores of files and of what a training run holds in memory: one code for both.
-
-`track_iou` says how well tracks overlap over a whole video, `precision` makes scores of it.
-"""
+"""YouTube-VIS and OVIS scores of files and of in-memory results."""
 
 from __future__ import annotations
 
@@ -9,8 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from .masks import Document, read_document
+from ..results.files import atomic_path
+from .files import read_json
+from .masks import track_iou
 from .oddities import Oddities
-from .overlaps import overlaps
-from .precision import (
-    AREAS,
-    OCCLUSIONS,
-    THRESHOLDS,
-    Matches,
-    Range,
-    accumulate,
-    match,
-    mean_defined,
-    summarize,
-)
-from .tracks import Groups, Track, parse_results, parse_truth
+from .precision import AREAS, OCCLUSIONS, Range, accumulate, match, mean_defined, summarize
+from .tracks import Groups, check_truth, parse_results, parse_truth
 
 if TYPE_CHECKING:
     from ..structures import Clip, VideoResult
@@ -40,42 +27,19 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-def track_iou(predictions: Sequence[Track], truths: Sequence[Track], least: float = 0.0) -> Array:
-    """How well tracks overlap: intersections summed over frames, divided by unions summed over frames.
-
-    A frame in which only one side has a mask adds it to the union.  Lists of unequal length are compared over
-    the shorter one.  A frame whose two masks differ in size adds nothing to either sum.
-
-    Args:
-        predictions: P tracks of one table of masks.
-        truths: G tracks of one table of masks.
-        least: a pair that is seen to stay below it may be given as 0, which is faster.
-
-    Returns:
-        (P, G) float64 in [0, 1], 0 where the union is empty.
-    """
-    if not (predictions and truths):
-        return np.zeros((len(predictions), len(truths)))
-    sides = []
-    for tracks in (predictions, truths):
-        masks = tracks[0].masks
-        sides += [masks.runs, masks.rows, masks.facts, np.array([track.span for track in tracks])]
-    iou: Array = overlaps(*sides, least)
-    return iou
-
-
 @dataclass(frozen=True)
 class Scores:
-    """What scoring found; the letters are those of `precision`.
+    """Precision and recall of a result file; letters as in `precision`.
 
     Attributes:
         category_ids: the K axis, rising.
         ranges: the A axis.
         precision: (T, 101, K, A, limits), -1 where undefined.
-        recall: (T, K, A, limits).
-        predictions: the tracks that took part, by (video, category), best first.
-        truths: the same of the truth, in file order.
-        entries: the number of predictions handed in, those that are left out included.
+        recall: (T, K, A, limits), -1 where undefined.
+        predictions: the scored predictions by (video, category), best first.
+        truths: the true tracks by (video, category), in file order.
+        ious: (P, G) track IoUs of every (video, category) with tracks on both sides.
+        entries: number of predictions in the results, including those left out.
     """
 
     category_ids: list[Any]
@@ -84,124 +48,84 @@ class Scores:
     recall: Array
     predictions: Groups
     truths: Groups
-    entries: int = 0
+    ious: Mapping[tuple[Any, Any], Array]
+    entries: int
 
     @property
     def stats(self) -> dict[str, float]:
-        """The scores of `summarize`."""
+        """The named scores of `summarize`."""
         return summarize(self.precision, self.recall, self.ranges)
 
     @property
     def per_category(self) -> dict[Any, float]:
-        """AP by category id, -1 where the category has no truth."""
+        """AP by category id, -1 where the category has no true track."""
         means = (mean_defined(self.precision[:, :, k, 0, -1]) for k in range(len(self.category_ids)))
         return dict(zip(self.category_ids, means, strict=True))
 
-    def only(self, ranges: tuple[Range, ...]) -> Scores:
-        """The scores of the first ranges."""
-        count = len(ranges)
-        return replace(
-            self,
-            ranges=ranges,
-            precision=self.precision[:, :, :, :count],
-            recall=self.recall[:, :, :count],
+    def stats_of(self, videos: Collection[Any]) -> dict[str, float]:
+        """The named scores of some of the videos."""
+        categories = self.category_ids
+        return summarize(
+            *_pool(categories, videos, self.predictions, self.truths, self.ious, self.ranges), self.ranges
         )
 
 
-def _check_truth(truth: Any) -> None:
-    if not isinstance(truth, Mapping):
-        raise UserError(f"truth: expected an object with YouTube-VIS annotations, got {type(truth).__name__}")
-    for key in ("videos", "categories", "annotations"):
-        if key not in truth:
-            raise UserError(f"truth: no key `{key}`; expected YouTube-VIS annotations")
-        entries = truth[key]
-        if entries is None and key == "annotations":  # a challenge's, which are hidden
-            continue
-        if not isinstance(entries, Sequence) or isinstance(entries, str):
-            raise UserError(f"truth: expected a list `{key}`, got {type(entries).__name__}")
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, Mapping):
-                raise UserError(f"truth, {key} entry {index}: expected an object, got {type(entry).__name__}")
-            if "id" in entry and not isinstance(entry["id"], (Integral, str)):
-                raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r}")
-            if "id" not in entry and key == "categories":
-                raise UserError(f"truth, {key} entry {index}: no key `id`")
-
-
-def score_documents(
-    truth: Document, results: Document, ranges: tuple[Range, ...] = AREAS, oddities: Oddities | None = None
-) -> Scores:
-    """Scores files read by `read_document`, or objects in memory.
-
-    Args:
-        truth: YouTube-VIS annotations.
-        results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
-        ranges: the groups of tracks that are scored apart.
-        oddities: where to note what is odd but scored.
-
-    Raises:
-        UserError: an entry is not sound: an unknown video, a score that is no number, a malformed mask.
-    """
-    _check_truth(truth.content)
-    truths = parse_truth(truth.content, truth, oddities)
-    predictions = parse_results(results.content, truth.content, results, oddities)
-    videos = {video["id"] for video in truth.content["videos"]}
-    found = score_tracks(truth.content, truths, predictions, videos, ranges)
-    return replace(found, entries=len(results.content))
-
-
-def score_tracks(
-    truth: Mapping[str, Any],
-    truths: Groups,
-    predictions: Groups,
+def _pool(
+    categories: Sequence[Any],
     videos: Collection[Any],
-    ranges: tuple[Range, ...] = AREAS,
-) -> Scores:
-    """Scores the tracks of some videos; `truth` names the categories."""
-    categories = sorted({category["id"] for category in truth["categories"]})
-    videos = sorted(videos)
-    matches: list[list[Matches]] = []
+    predictions: Groups,
+    truths: Groups,
+    ious: Mapping[tuple[Any, Any], Array],
+    ranges: tuple[Range, ...],
+) -> tuple[Array, Array]:
+    """Precision and recall of `accumulate` over the given videos."""
+    matches = []
     for category in categories:
-        keys = [(v, category) for v in videos if (v, category) in predictions or (v, category) in truths]
-        pairs = [(predictions.get(key, []), truths.get(key, [])) for key in keys]
-        matches.append([match(p, g, track_iou(p, g, THRESHOLDS[0]), ranges) for p, g in pairs])
-    precision, recall = accumulate(matches, len(ranges))
-    return Scores(categories, ranges, precision, recall, predictions, truths)
+        keys = [
+            (v, category) for v in sorted(videos) if (v, category) in predictions or (v, category) in truths
+        ]
+        pairs = [(predictions.get(key, []), truths.get(key, []), ious.get(key)) for key in keys]
+        matches.append(
+            [match(p, g, np.zeros((len(p), len(g))) if iou is None else iou, ranges) for p, g, iou in pairs]
+        )
+    return accumulate(matches, len(ranges))
 
 
-def score(
-    truth: Mapping[str, Any], results: list[dict[str, Any]], oddities: Oddities | None = None
-) -> dict[str, Any]:
-    """The official score of parsed files.
+def _score_groups(
+    truth: Any, truths: Groups, predictions: Groups, ranges: tuple[Range, ...], entries: int
+) -> Scores:
+    """Scores parsed tracks; of `truth`, only `videos` and `categories` are read."""
+    ious = {
+        key: track_iou([t.masks for t in predictions[key]], [t.masks for t in truths[key]])
+        for key in predictions.keys() & truths.keys()
+    }
+    categories = sorted({category["id"] for category in truth["categories"]})
+    videos = {video["id"] for video in truth["videos"]}
+    precision, recall = _pool(categories, videos, predictions, truths, ious, ranges)
+    return Scores(categories, ranges, precision, recall, predictions, truths, ious, entries)
+
+
+def score(truth: Any, results: Any, oddities: Oddities | None = None) -> Scores:
+    """Scores parsed files.
 
     Args:
-        truth: YouTube-VIS annotations with `videos`, `categories`, `annotations`.  If a track has a list
-            `occlusion`, as in OVIS, the scores by occlusion level are added.
+        truth: YouTube-VIS annotations.  Scores by occlusion level are added if a track has a list `occlusion`, as in
+            OVIS.
         results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
-        oddities: where to note what is odd but scored.
-
-    Returns:
-        `stats`: the scores of `summarize`, fractions; `category_ids`: the K axis, rising; `per_category_AP`:
-        by category id; `precision` (T, 101, K, A, limits) and `recall` (T, K, A, limits).  -1 is undefined.
+        oddities: collects unusual entries.
 
     Raises:
-        UserError: an entry is not sound: an unknown video, a score that is no number, a malformed mask.
+        UserError: an unusable entry: an unknown video, a score that is not a number, a malformed mask.
     """
-    _check_truth(truth)
+    check_truth(truth)
     occluded = any(entry.get("occlusion") for entry in truth["annotations"] or ())
     ranges = AREAS + OCCLUSIONS if occluded else AREAS
-    found = score_documents(Document(truth), Document(results), ranges, oddities)
-    return {
-        "stats": found.stats,
-        "category_ids": found.category_ids,
-        "per_category_AP": found.per_category,
-        "precision": found.precision,
-        "recall": found.recall,
-    }
+    truths = parse_truth(truth, oddities)
+    return _score_groups(truth, truths, parse_results(results, truth, oddities), ranges, len(results))
 
 
 def _check_occlusion(truth: Any, oddities: Oddities) -> None:
-    """OVIS scores need the occlusion levels of every track."""
+    """Checks the occlusion levels that OVIS scores need."""
     entries = truth["annotations"] or ()
     for entry in entries:
         if not isinstance(entry.get("occlusion") or (), Sequence):
@@ -216,92 +140,87 @@ def _check_occlusion(truth: Any, oddities: Oddities) -> None:
 def score_files(
     truth: str | Path, results: str | Path, *, ovis: bool = False, oddities: Oddities | None = None
 ) -> Scores:
-    """Scores two files; the masks stay text until they are compared.
+    """Scores two files.
 
     Args:
         truth: YouTube-VIS annotations.
         results: predicted tracks, or a zip with them in its `results.json`.
-        ovis: also by occlusion level.
-        oddities: where to note what is odd but scored.
+        ovis: also score by occlusion level.
+        oddities: collects unusual entries.
 
     Raises:
-        UserError: a file cannot be read, or an entry is not sound.
+        UserError: a file cannot be read, or has an unusable entry.
     """
     oddities = oddities or Oddities()
-    true, found = read_document(truth), read_document(results)
-    _check_truth(true.content)
+    ranges = AREAS + OCCLUSIONS if ovis else AREAS
+    annotations = read_json(truth)
+    check_truth(annotations)
     if ovis:
-        _check_occlusion(true.content, oddities)
-    if isinstance(found.content, list) and not found.content:
+        _check_occlusion(annotations, oddities)
+    truths = parse_truth(annotations, oddities)
+    # The annotations are freed before the results are read: lists of run lengths need ten times the memory of strings.
+    annotations = {"videos": annotations["videos"], "categories": annotations["categories"]}
+    entries = read_json(results)
+    if isinstance(entries, list) and not entries:
         oddities.note("no predictions at all, which the official loaders refuse", str(results))
-    return score_documents(true, found, AREAS + OCCLUSIONS if ovis else AREAS, oddities)
+    return _score_groups(
+        annotations, truths, parse_results(entries, annotations, oddities), ranges, len(entries)
+    )
 
 
-def _track_ious(found: Scores) -> list[dict[str, Any]]:
-    """Every overlap, by (video, category) that has both sides."""
-    return [
+def report(scores: Scores) -> dict[str, Any]:
+    """All numbers with the keys of the official scorers' arrays, ready for JSON; fractions, -1 is undefined.
+
+    Returns:
+        `ytvis`: `stats`, `category_ids`, `per_category_AP` (by category id as text), `precision_mean_TKAM` (mean over
+        the recall points) and `recall_TKAM` with axes thresholds, categories, area ranges, limits; `track_iou`, the
+        IoU matrix of every video and category with tracks on both sides; `loadres_error`, the exception of the
+        official loader for these results, or None.  `ovis`, if occlusion ranges were scored: `stats`, `category_ids`,
+        `per_category_AP`.
+    """
+    areas = len(AREAS)
+    precision, recall = scores.precision[:, :, :, :areas], scores.recall[:, :, :areas]
+    common = {
+        "loadres_error": None if scores.entries else "IndexError",
+        "category_ids": scores.category_ids,
+        "per_category_AP": {str(c): value for c, value in scores.per_category.items()},
+    }
+    track_ious = [
         {
             "video_id": key[0],
             "category_id": key[1],
-            "pred_index": [track.id for track in found.predictions[key]],
-            "gt_ids": [track.id for track in found.truths[key]],
-            "iou": track_iou(found.predictions[key], found.truths[key]).tolist(),
+            "pred_index": [track.id for track in scores.predictions[key]],
+            "gt_ids": [track.id for track in scores.truths[key]],
+            "iou": scores.ious[key].tolist(),
         }
-        for key in sorted(found.predictions.keys() & found.truths.keys())
+        for key in sorted(scores.ious)
     ]
-
-
-def report(found: Scores) -> dict[str, Any]:
-    """All numbers as the official scorers' arrays, ready for JSON; fractions, -1 is undefined.
-
-    Returns:
-        `ytvis`: `stats`, `category_ids`, `per_category_AP` (by category id as text), `precision_mean_TKAM` (precision
-        averaged over the recall points) and `recall_TKAM` with axes thresholds, categories, area ranges,
-        limits, `track_iou` (every overlap of a predicted and a true track, by video and category), and
-        `loadres_error`, with which the official loader refuses these results, or None.  `ovis`, if the
-        scores are by occlusion level too: `stats`, `category_ids`, `per_category_AP`.
-    """
-    plain = found.only(AREAS)
-    common = {
-        "loadres_error": None if found.entries else "IndexError",
-        "category_ids": found.category_ids,
-        "per_category_AP": {str(c): value for c, value in found.per_category.items()},
-    }
     numbers: dict[str, Any] = {
         "ytvis": {
             **common,
-            "stats": plain.stats,
-            "precision_mean_TKAM": plain.precision.mean(1).tolist(),
-            "recall_TKAM": plain.recall.tolist(),
-            "track_iou": _track_ious(found),
+            "stats": summarize(precision, recall, AREAS),
+            "precision_mean_TKAM": precision.mean(1).tolist(),
+            "recall_TKAM": recall.tolist(),
+            "track_iou": track_ious,
         }
     }
-    if len(found.ranges) > len(AREAS):
-        numbers["ovis"] = {**common, "stats": found.stats}
+    if len(scores.ranges) > areas:
+        numbers["ovis"] = {**common, "stats": scores.stats}
     return numbers
 
 
-def _video_name(video: Mapping[str, Any]) -> str:
-    first = next(iter(video.get("file_names") or ()), "")
-    return str(video.get("name") or os.path.dirname(first) or video["id"])
-
-
 def score_per_video(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The scores of `summarize` for each video as if it were the only one, by the name of its folder.
+    """The scores of `summarize` for each video alone, by the name of its folder.
 
-    A category that a video has no truth of is left out of that video's means.
+    A category without a true track in a video is left out of that video's means.
     """
-    scores = {}
+    scores = score(truth, results)
+    by_name: dict[str, dict[str, float]] = {}
     for video in truth["videos"]:
-        alone = {
-            **truth,
-            "videos": [video],
-            "annotations": [a for a in truth["annotations"] if a["video_id"] == video["id"]],
-        }
-        name = _video_name(video)
-        name = f"{name} ({video['id']})" if name in scores else name
-        scores[name] = score(alone, [entry for entry in results if entry["video_id"] == video["id"]])["stats"]
-    return scores
+        first = next(iter(video.get("file_names") or ()), "")
+        name = str(video.get("name") or os.path.dirname(first) or video["id"])
+        by_name[f"{name} ({video['id']})" if name in by_name else name] = scores.stats_of([video["id"]])
+    return by_name
 
 
 def _load_truth(truth: Any) -> Mapping[str, Any]:
@@ -310,22 +229,19 @@ def _load_truth(truth: Any) -> Mapping[str, Any]:
     if hasattr(truth, "truth"):
         loaded: Mapping[str, Any] = truth.truth()
         return loaded
-    try:
-        parsed: Mapping[str, Any] = json.loads(Path(truth).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{truth}: no such annotation file") from error
-    except ValueError as error:
-        raise UserError(f"{truth}: not JSON: {error}") from error
+    if not Path(truth).exists():
+        raise UserError(f"{truth}: no such annotation file")
+    parsed: Mapping[str, Any] = read_json(truth)
     return parsed
 
 
 class YTVISEvaluator:
-    """Collects tracks video by video, in the shape that detectron2's and detrex's loops expect.
+    """Evaluator with the interface of detectron2's and detrex's evaluation loops.
 
     Args:
-        truth: YouTube-VIS annotations as a dict, the path of their file, or a dataset with a `truth()`.
-        classes: {id, name} per label; entry k gives the category id of label k.
-        output_dir: where `evaluate` writes `results.json`; None writes nothing.
+        truth: YouTube-VIS annotations as a dict, the path of their file, or a dataset with a method `truth()`.
+        classes: {id, name} per label; entry k has the category id of label k.
+        output_dir: folder in which `evaluate` writes `results.json`; None writes nothing.
 
     Raises:
         UserError: the file cannot be read, or none of the classes is a category of the truth.
@@ -346,18 +262,18 @@ class YTVISEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything processed."""
-        self._found: dict[int, list[dict[str, Any]]] = {}
+        """Discards all processed videos."""
+        self._videos: dict[int, list[dict[str, Any]]] = {}
 
     def process(self, inputs: Sequence[Clip], outputs: Sequence[VideoResult]) -> None:
-        """Reads the results' masks; a video seen before is passed over."""
+        """Reads the tracks of each result; a video that was processed before is skipped."""
         for result in outputs:
-            if result.video_id in self._found:
+            if result.video_id in self._videos:
                 continue
-            # Several tracks may share a slot and differ in class only: its masks are read and kept once.
+            # Tracks of one slot under several classes share one list of masks.
             masks = {slot: list(result.read(slot)) for slot in set(result.slots.tolist())}
             tracks = zip(result.slots.tolist(), result.labels.tolist(), result.scores.tolist(), strict=True)
-            self._found[result.video_id] = [
+            self._videos[result.video_id] = [
                 {
                     "video_id": result.video_id,
                     "category_id": self.categories[label],
@@ -368,26 +284,25 @@ class YTVISEvaluator:
             ]
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """The scores of all ranks' videos, on rank 0; {} on the others.
+        """Scores the videos of all ranks, on rank 0; the other ranks return {}.
 
         Returns:
-            {"segm": scores}: AP, AP50, AP75, APs, APm, APl, AR1, AR10 in percent (and AP_occ_light, _medium,
-            _heavy where the truth has occlusion levels).  A score that is undefined, because no truth belongs
-            to its group, is -1 and never NaN.  {} too for a truth without annotations, such as a challenge's
-            public `valid.json`: then `results.json` is all there is.
+            {"segm": scores}: AP, AP50, AP75, APs, APm, APl, AR1, AR10 in percent, and AP_occ_light, AP_occ_medium,
+            AP_occ_heavy if the truth has occlusion levels.  -1 is undefined: no true track belongs to the group.  A
+            truth without annotations, such as a challenge's `valid.json`, gives {}.
         """
-        from .gather import gather, is_first  # only here torch is needed, which `l2g score` does without
+        from .gather import gather, is_first  # imports torch, which `l2g score` does not need
 
-        found = gather(self._found)
+        videos = gather(self._videos)
         if not is_first():
             return {}
-        results = [entry for video in sorted(found) for entry in found[video]]
+        results = [entry for video in sorted(videos) for entry in videos[video]]
         if self.output_dir is not None:
             self._write(results, self.output_dir)
         if self.truth.get("annotations") is None:
             return {}
         oddities = Oddities()
-        stats = score(self.truth, results, oddities)["stats"]
+        stats = score(self.truth, results, oddities).stats
         for line in oddities.lines():
             logging.getLogger(__name__).warning(line)
         names = [name for name in stats if name.startswith("AP") or name in ("AR1", "AR10")]
@@ -396,12 +311,8 @@ class YTVISEvaluator:
     @staticmethod
     def _write(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "results.json.tmp"
-        with partial.open("w", encoding="utf-8") as file:
-            # Entry by entry: as one string the file of a whole data set would stand in memory twice.
-            separator = "["
-            for entry in results:
-                file.write(separator + json.dumps(entry))
-                separator = ",\n"
+        with atomic_path(folder / "results.json") as partial, partial.open("w", encoding="utf-8") as file:
+            # Entry by entry, so that the file of a whole data set is not held in memory as one string.
+            for index, entry in enumerate(results):
+                file.write((",\n" if index else "[") + json.dumps(entry))
             file.write("]\n" if results else "[]\n")
-        os.replace(partial, folder / "results.json")

@@ -1,13 +1,15 @@
-"""From frame predictions to panoptic maps: every pixel is given to one slot or to none, while the video plays.
+"""Online panoptic maps from frame predictions: each pixel is assigned to one slot or to void, frame by frame.
 
-A slot's class is the argmax of the running mean of its class scores, over the frames so far on which it was kept; the
-map of frame t is out before frame t + 1 is read.  A thing's id names its slot and its class, so a change of class opens
-a new id; the id of stuff is its class.
+A slot's class is the argmax of its mean class scores over the frames so far on which it was confident.  The map of
+frame t is emitted before frame t + 1 is read.  A thing's id encodes slot and class, so a change of class opens a new
+id; a stuff id encodes the class only.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -17,12 +19,12 @@ import torch
 from torch import Tensor
 
 from ..structures import Clip, FramePredictions, PanopticFrame, PanopticSegment, PanopticVideo
-from .instances import resize_logits
+from .masks import resize_logits
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """The slots of one frame that are sure enough of some class.
+class _Candidates:
+    """The slots of one frame whose best class score is above the threshold.
 
     Attributes:
         slots: (n,) int64 on the CPU.
@@ -37,14 +39,14 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Panoptic:
-    """How the slots share out a frame; the numbers are MaskDINO's and DVIS's.
+    """Settings of panoptic inference; the defaults are those of MaskDINO and DVIS.
 
     Attributes:
-        things: the first so many labels are things, the others stuff.
-        keep: a slot takes part in a frame if its best class score there is above this.
-        temperature: of the softmax over a slot's mean class scores that makes it bid for pixels.
-        overlap: a segment is dropped if the pixels that it wins are a smaller share of its mask than this.
-        final: whether frames are decided a second time with the means of the whole video.
+        things: labels below this number are things, the others stuff.
+        keep: a slot is a candidate on a frame if its best class score there is above this value.
+        temperature: temperature of the softmax over a slot's mean class scores, which weighs its mask.
+        overlap: a segment is dropped if it wins a smaller fraction of its mask's pixels than this value.
+        final: whether all frames are decided a second time with the mean scores of the whole video.
     """
 
     things: int
@@ -54,10 +56,10 @@ class Panoptic:
     final: bool = False
 
     def __call__(self, predictions: Iterable[FramePredictions], clip: Clip) -> PanopticVideo:
-        """The result of a video; predictions are read as the result is.
+        """The panoptic result of a video; predictions are consumed while the result is iterated.
 
         Args:
-            predictions: of the video's frames, B = 1.
+            predictions: one per frame, B = 1.
             clip: the video.
         """
         post = PanopticPostprocessor(self, clip.size)
@@ -65,17 +67,17 @@ class Panoptic:
             clip.video_id,
             clip.size,
             len(clip),
-            (post.update(one) for one in predictions),
+            (post.update(frame) for frame in predictions),
             post.redecide if self.final else None,
         )
 
 
 class PanopticPostprocessor:
-    """Takes the frames of one video in order and gives a map for each, in memory that does not grow with the video.
+    """Computes the panoptic map of each frame of one video.  Memory does not grow with the video.
 
     Args:
-        settings: how slots share out a frame.
-        size: (height, width) of the source, in which maps are made.
+        settings: settings of panoptic inference.
+        size: (height, width) of the source, the size of the maps.
     """
 
     def __init__(self, settings: Panoptic, size: tuple[int, int]) -> None:
@@ -83,13 +85,16 @@ class PanopticPostprocessor:
         self.size = (int(size[0]), int(size[1]))
         self.length = 0
         self._total = self._frames = torch.zeros(0)
-        self._spill = _Spill() if settings.final else None
+        self._file = _CandidateFile() if settings.final else None
 
     def update(self, predictions: FramePredictions) -> PanopticFrame:
-        """Takes the next frame's predictions (B = 1) and shares out its pixels.
+        """The map of the next frame.
+
+        Args:
+            predictions: predictions of one video's frame (B = 1).
 
         Raises:
-            ValueError: the predictions are of more than one video.
+            ValueError: the predictions have B > 1.
         """
         if len(predictions.logits) != 1:
             raise ValueError(f"expected the predictions of one video, got {len(predictions.logits)}")
@@ -101,86 +106,90 @@ class PanopticPostprocessor:
         self._total[slots] += scores[slots]
         self._frames[slots] += 1
         extent = (float(predictions.extent[0, 0]), float(predictions.extent[0, 1]))
-        kept = _Kept(slots.cpu(), predictions.masks[0, slots].float(), extent)
-        if self._spill is not None:
-            self._spill.write(kept)
+        candidates = _Candidates(slots.cpu(), predictions.masks[0, slots].float(), extent)
+        if self._file is not None:
+            self._file.append(candidates)
         self.length += 1
-        return self._decide(self.length - 1, kept)
+        return self._decide(self.length - 1, candidates)
 
     def redecide(self) -> Iterator[PanopticFrame]:
-        """The frames so far, decided anew with the means of all of them.
+        """The maps of all frames so far, decided again with the mean scores of all of them.
 
         Raises:
-            ValueError: the masks were not kept (`final=False`).
+            ValueError: the masks were not saved (`final=False`).
         """
-        if self._spill is None:
+        if self._file is None:
             raise ValueError("a second decision needs the masks: use final=True")
-        for index, kept in enumerate(self._spill.read()):
-            yield self._decide(index, kept)
+        for index, candidates in enumerate(self._file.read()):
+            yield self._decide(index, candidates)
 
-    def _decide(self, index: int, kept: _Kept) -> PanopticFrame:
-        means = self._total[kept.slots] / self._frames[kept.slots].clamp(min=1)[:, None]
+    def _decide(self, index: int, candidates: _Candidates) -> PanopticFrame:
+        means = self._total[candidates.slots] / self._frames[candidates.slots].clamp(min=1)[:, None]
         labels = means.argmax(1).tolist()
-        bids = (means / self.settings.temperature).softmax(1).amax(1).tolist()
-        best = torch.zeros(self.size, device=kept.masks.device)
+        weights = (means / self.settings.temperature).softmax(1).amax(1).tolist()
+        best = torch.zeros(self.size, device=candidates.masks.device)
         owner = torch.full(self.size, len(labels), device=best.device)
         inside = torch.zeros(self.size, dtype=torch.bool, device=best.device)
-        whole = []
-        # One slot after the other: a hundred maps at 720p would not fit a small machine.
-        for row, bid in enumerate(bids):
-            logits = resize_logits(kept.masks[row : row + 1], kept.extent, self.size)[0]
+        mask_areas = []
+        # One slot at a time: the upsampled logits of 100 slots at 720p need 370 MB.
+        for row, weight in enumerate(weights):
+            logits = resize_logits(candidates.masks[row : row + 1], candidates.extent, self.size)[0]
             positive = logits >= 0
-            whole.append(positive.sum())
-            bids_more = logits.sigmoid_().mul_(bid) > best
-            best = torch.where(bids_more, logits, best)
-            owner[bids_more] = row
-            inside = torch.where(bids_more, positive, inside)
+            mask_areas.append(positive.sum())
+            higher = logits.sigmoid_().mul_(weight) > best
+            best = torch.where(higher, logits, best)
+            owner[higher] = row
+            inside = torch.where(higher, positive, inside)
         won = owner.flatten().bincount(minlength=len(labels) + 1).tolist()
-        ids = [
-            self._identify(int(slot), label)
-            if positive and area and area >= self.settings.overlap * positive
-            else 0
-            for slot, label, area, positive in zip(
-                kept.slots, labels, won, (int(p) for p in whole), strict=False
-            )
-        ]
+        ids = [0] * len(labels)
+        for row, area in enumerate(int(area) for area in mask_areas):
+            if area and won[row] and won[row] >= self.settings.overlap * area:
+                ids[row] = self._segment_id(int(candidates.slots[row]), labels[row])
         ids_of = torch.tensor([*ids, 0], dtype=torch.int32, device=owner.device)
         maps = torch.where(inside, ids_of[owner], 0).cpu()
-        return PanopticFrame(index, maps, self._list(maps, ids, labels, means))
+        return PanopticFrame(index, maps, self._segments(maps, ids, labels, means))
 
-    def _identify(self, slot: int, label: int) -> int:
+    def _segment_id(self, slot: int, label: int) -> int:
         classes = self._total.shape[1]
         return 1 + label + (classes * (1 + slot) if label < self.settings.things else 0)
 
-    def _list(
-        self, maps: Tensor, ids: list[int], labels: list[int], means: Tensor
+    @staticmethod
+    def _segments(
+        maps: Tensor, ids: list[int], labels: list[int], means: Tensor
     ) -> tuple[PanopticSegment, ...]:
-        """Segments of a map with their areas; where slots are merged, the best one's score."""
-        found, areas = np.unique(maps.numpy(), return_counts=True)
-        pixels = dict(zip(found.tolist(), areas.tolist(), strict=True))
+        """The segments of a map with their areas.  Merged slots (stuff) report the best slot's score."""
+        present, areas = np.unique(maps.numpy(), return_counts=True)
+        pixels = dict(zip(present.tolist(), areas.tolist(), strict=True))
         segments: dict[int, PanopticSegment] = {}
-        for identity, label, score in sorted(zip(ids, labels, means.amax(1).tolist(), strict=True)):
-            if identity and identity in pixels:
-                segments[identity] = PanopticSegment(identity, label, pixels[identity], score)
+        for segment, label, score in sorted(zip(ids, labels, means.amax(1).tolist(), strict=True)):
+            if segment and segment in pixels:
+                segments[segment] = PanopticSegment(segment, label, pixels[segment], score)
         return tuple(segments.values())
 
 
-class _Spill:
-    """Kept slots frame by frame in a temporary file without a name, gone with the process however that ends."""
+class _CandidateFile:
+    """The candidates of every frame in an unnamed temporary file, deleted with this object or the process."""
 
     def __init__(self) -> None:
-        self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - it lives as long as the video
-        self._index: list[tuple[int, Tensor, tuple[int, ...], tuple[float, float], torch.device]] = []
+        self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by the finalizer
+        weakref.finalize(self, self._file.close)
+        self._device = torch.device("cpu")
+        self._length = 0
 
-    def write(self, kept: _Kept) -> None:
-        masks = kept.masks.cpu().numpy()
-        self._index.append((self._file.tell(), kept.slots, masks.shape, kept.extent, kept.masks.device))
-        self._file.write(masks.tobytes())
+    def append(self, candidates: _Candidates) -> None:
+        self._device = candidates.masks.device
+        self._file.seek(0, os.SEEK_END)
+        for array in (candidates.slots, candidates.masks.cpu(), candidates.extent):
+            np.save(self._file, np.asarray(array), allow_pickle=False)
+        self._length += 1
 
-    def read(self) -> Iterator[_Kept]:
-        for place, slots, shape, extent, device in self._index:
-            self._file.seek(place)
-            data = self._file.read(4 * int(np.prod(shape)))
-            masks = torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy()).to(device)
-            yield _Kept(slots, masks, extent)
-        self._file.seek(0, 2)
+    def read(self) -> Iterator[_Candidates]:
+        position = 0
+        for _ in range(self._length):
+            self._file.seek(position)  # on every frame, so that several readers may alternate
+            slots, masks, extent = (np.load(self._file, allow_pickle=False) for _ in range(3))
+            position = self._file.tell()
+            width, height = extent.tolist()
+            yield _Candidates(
+                torch.from_numpy(slots), torch.from_numpy(masks).to(self._device), (width, height)
+            )

@@ -1,8 +1,8 @@
-"""Panoptic maps as PNG files: a segment's id is R + 256 G + 65536 B, 0 is void (COCO panoptic, VIPSeg)."""
+"""Panoptic maps as PNG files: a segment's id is R + 256 G + 65536 B, and 0 is void (COCO panoptic, VIPSeg)."""
 
 from __future__ import annotations
 
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
+from .files import atomic_path
 
 Ids = NDArray[np.int32]
 
+#: Odd, so multiplication by it permutes the 24-bit numbers; consecutive numbers get clearly different colours.
 _SPREAD = 0x9E3779B1
-"""Odd, so that multiplying by it permutes the 24-bit numbers; neighbours become colours that eyes tell apart."""
 
 
 def segment_id(number: int) -> int:
-    """A segment id for a small number: another for every number in [1, 2^24), never 0, bright to look at."""
+    """A segment id with a distinct colour for a number in [1, 2^24): unique, and never 0."""
     return (number * _SPREAD) % (1 << 24)
 
 
@@ -36,10 +37,7 @@ def colours_to_ids(colours: NDArray[np.uint8]) -> Ids:
 
 
 def count_ids(ids: Ids) -> dict[int, int]:
-    """Pixels of every id that a map holds, by id, void included.
-
-    Runs of equal neighbours are counted, not pixels: a map has few.
-    """
+    """Number of pixels of every id in a map, void included; runs of equal neighbours are counted together."""
     flat = ids.ravel()
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     lengths = np.diff(np.append(starts, flat.size))
@@ -49,42 +47,42 @@ def count_ids(ids: Ids) -> dict[int, int]:
 
 
 def box_of(mask: NDArray[np.bool_]) -> list[int]:
-    """[x, y, width, height] of the pixels of an (H, W) mask that has any."""
+    """[x, y, width, height] in pixels of an (H, W) mask with at least one pixel."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = int(rows[0]), int(columns[0])
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
 def read_ids(path: Path) -> Ids:
-    """(H, W) segment ids of a panoptic PNG.
+    """(H, W) segment ids of a panoptic PNG; the checksums of all its chunks are verified.
 
     Raises:
-        UserError: if the file is missing, damaged, or has no colours of 8 bits.
+        UserError: the file is missing, damaged, or not RGB or RGBA with 8 bits per channel.
     """
     try:
-        with Image.open(path) as image:
-            # Pillow halves a PNG's 16-bit colours in silence, and calls them RGB.
+        data = path.read_bytes()
+        with Image.open(BytesIO(data)) as image:
+            image.verify()  # checksums, which the decoder does not check
+        with Image.open(BytesIO(data)) as image:
+            # Pillow reads a PNG of 16 bits per channel as RGB with 8 bits, without a warning.
             deep = image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
             if image.mode not in ("RGB", "RGBA") or deep:
                 kind = "of 16-bit colours" if deep else f"of mode {image.mode}"
                 problem = f"a panoptic PNG holds ids as RGB of 8 bits, this image is {kind}"
                 raise UserError(f"{path}: {problem}. Convert it, e.g. with `l2g data convert vipseg`.")
             picture = image.convert("RGB")
-            # Four bytes a pixel is how the decoder holds it: a copy, and no arithmetic.
+            # Pillow stores four bytes per pixel, so RGBX is a plain copy.
             ids = np.frombuffer(picture.tobytes("raw", "RGBX"), "<i4").reshape(picture.size[::-1])
     except FileNotFoundError:
         raise UserError(f"{path}: no such panoptic PNG.") from None
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
     return np.asarray(ids & np.int32(0xFFFFFF))
 
 
 def write_ids(ids: NDArray[Any], path: Path) -> None:
-    """Writes (H, W) segment ids below 2^24 as a panoptic PNG, put in place when it is whole."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
+    """Writes (H, W) segment ids below 2^24 as a panoptic PNG, atomically."""
+    with atomic_path(path) as partial:
         Image.fromarray(ids_to_colours(ids)).save(partial, format="PNG", compress_level=1)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,0 +1,40 @@
+"""JSON files of truth and predictions."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
+
+from ..errors import UserError
+
+
+def read_json(path: str | Path) -> Any:
+    """Parses a JSON file, or `results.json` in a zip file for an evaluation server.
+
+    Raises:
+        UserError: the file is missing, empty, a folder, a damaged zip, or not JSON.
+    """
+    path = Path(path)
+    try:
+        if is_zipfile(path):
+            with ZipFile(path) as bundle:
+                text = bundle.read("results.json").decode("utf-8-sig")
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: a folder; name the JSON file in it") from error
+    except (KeyError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: a zip without a sound results.json at its top") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not text:
+        raise UserError(f"{path}: the file is empty")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
