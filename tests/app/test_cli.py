@@ -207,7 +207,7 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
             for done in (1, 2, 3):
                 progress(done, None, 2)
             folder = output_dir / source.name
-            return Prediction(folder / "video.mp4", folder / "tracks.json", 3, 1.0)
+            return Prediction(folder, 3, {"dog": 2}, 1.0)
 
     def load(weights, device, overrides):
         assert overrides == ["model.tracker=bypass"]
@@ -226,7 +226,8 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
     text = capsys.readouterr().out
     assert text.startswith("identities are matched")
     assert str(tmp_path / "out" / "x" / "video.mp4") in text
-    assert str(tmp_path / "out" / "x-2" / "tracks.json") in text
+    assert str(tmp_path / "out" / "x-2" / "annotations.json") in text
+    assert "objects 2 dog" in text
 
 
 def test_sources_of_one_name_get_different_folders(monkeypatch):

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fake_stream import CLASSES, Fake
-from local2global.app.predict import L2G, find_weights, prefetch
+from local2global.app.predict import L2G, find_weights, finish, prefetch
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved
 from local2global.weights.checkpoint import save_checkpoint
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+FILES = ["annotations.json", "frames.jsonl", "results.json", "stream.json", "video.mp4"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def decoding() -> bool:
@@ -114,7 +125,7 @@ def test_the_annotated_video_has_the_rate_size_and_length_of_the_source(model, c
     assert (written.fps, written.size, written.length) == (12, (64, 96), 6)
     assert seen[0] == (1, 6, 2)
     assert seen[-1] == (6, 6, 1)
-    assert sorted(p.name for p in prediction.video.parent.iterdir()) == ["tracks.json", "video.mp4"]
+    assert names(prediction.folder) == FILES
     frame = next(iter(written)).float()
     assert (frame[:, 50, 20] - 90).abs().max() > 15, "inside the dog"
     assert (frame[:, 50, 80] - 90).abs().max() < 6, "outside everything"
@@ -131,29 +142,33 @@ def test_fewer_frames_than_declared_are_reported(model, clip, tmp_path, capsys):
     assert warning in capsys.readouterr().err
 
 
-def test_tracks_contain_the_streamed_masks(model, clip, tmp_path):
+def test_annotations_contain_the_streamed_masks(model, clip, tmp_path):
+    """Annotation ids are slots + 1; frames on which an object was not reported have no mask."""
     prediction = model.predict(clip, tmp_path / "out")
+    assert prediction.objects == {"dog": 1, "person": 1}
     content = json.loads(prediction.tracks.read_text())
-    assert content["videos"] == [
-        {"id": 1, "width": 96, "height": 64, "length": 6, "name": "clip", "fps": 12.0}
-    ]
+    video = {"id": 1, "width": 96, "height": 64, "length": 6, "name": "clip", "fps": 12.0}
+    assert content["videos"] == [{**video, "file_names": [f"clip/{t:05d}.jpg" for t in range(6)]}]
     assert content["categories"] == CLASSES
     tracks = content["annotations"]
-    assert [(t["id"], t["category_id"], t["video_id"]) for t in tracks] == [(0, 9, 1), (1, 5, 1)]
+    assert [(t["id"], t["category_id"], t["video_id"]) for t in tracks] == [(1, 9, 1), (2, 5, 1)]
     assert tracks[0]["score"] > tracks[1]["score"] > 0
     assert [rle is None for rle in tracks[1]["segmentations"]] == [False, True] * 3
     for t, result in enumerate(model.stream(clip)):
         masks = dict(zip(result.ids.tolist(), result.masks, strict=True))
         for track in tracks:
             rle = track["segmentations"][t]
+            assert (rle is not None) == (track["id"] - 1 in masks)
             if rle is not None:
-                assert torch.equal(torch.from_numpy(coco_mask.decode(rle)).bool(), masks[track["id"]])
+                mask = torch.from_numpy(coco_mask.decode(rle)).bool()
+                assert torch.equal(mask, masks[track["id"] - 1])
+                assert track["areas"][t] == int(mask.sum())
 
 
 def test_tracks_follow_the_class_filter(model, clip, tmp_path):
     prediction = model.predict(clip, tmp_path / "out", classes=["person"])
     tracks = json.loads(prediction.tracks.read_text())["annotations"]
-    assert [(t["id"], t["category_id"]) for t in tracks] == [(1, 5)]
+    assert [(t["id"], t["category_id"]) for t in tracks] == [(2, 5)]
 
 
 def test_a_video_without_objects_is_written(model, clip, tmp_path):
@@ -162,19 +177,20 @@ def test_a_video_without_objects_is_written(model, clip, tmp_path):
     assert open_source(prediction.video).length == 6
 
 
-def test_a_failure_leaves_no_files_and_no_threads(model, tmp_path):
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    with VideoWriter(tmp_path / "x.mp4", 10, (64, 96)) as writer:
-        for _ in range(3):
-            writer.write(torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8))
-    from PIL import Image
+def damaged_frames(folder: Path, first: int) -> Path:
+    """A folder of three frames that are truncated from index `first` on."""
+    folder.mkdir()
+    for t in range(3):
+        path = folder / f"{t}.jpg"
+        Image.fromarray(torch.randint(0, 255, (64, 96, 3), dtype=torch.uint8).numpy()).save(path)
+        if t >= first:
+            path.write_bytes(path.read_bytes()[:900])
+    return folder
 
-    for t, frame in enumerate(open_source(tmp_path / "x.mp4")):
-        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(frames / f"{t}.jpg")
-    last = frames / "2.jpg"
-    last.write_bytes(last.read_bytes()[:900])
-    with pytest.raises(UserError, match=r"2\.jpg"):
+
+def test_a_failure_on_the_first_frame_leaves_no_files_and_no_threads(model, tmp_path):
+    frames = damaged_frames(tmp_path / "frames", 0)
+    with pytest.raises(UserError, match=r"0\.jpg"):
         model.predict(frames, tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
     (tmp_path / "out").mkdir()
@@ -182,6 +198,104 @@ def test_a_failure_leaves_no_files_and_no_threads(model, tmp_path):
         model.predict(frames, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [], "an existing folder is not removed"
     assert not decoding()
+
+
+def test_a_later_failure_leaves_valid_files_of_the_frames_done(model, tmp_path):
+    frames = damaged_frames(tmp_path / "frames", 2)
+    folder = tmp_path / "out" / "frames"
+    with pytest.raises(UserError, match=rf"2\.jpg.*; the \d frames done are in {folder}"):
+        model.predict(frames, tmp_path / "out")
+    assert names(folder) == FILES
+    content = json.loads((folder / "annotations.json").read_text())
+    done = content["videos"][0]["length"]
+    assert 1 <= done <= 2
+    assert content["videos"][0]["file_names"] == ["frames/0.jpg", "frames/1.jpg"][:done]
+    assert open_source(folder / "video.mp4").length == done
+    assert not decoding()
+
+
+def test_an_interrupt_leaves_valid_files_of_the_frames_done(model, clip, tmp_path, caplog):
+    def interrupt(done: int, *_) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.predict(clip, tmp_path, progress=interrupt)
+    assert caplog.messages == [f"l2g: interrupted: the 4 frames done are in {tmp_path / 'clip'}"]
+    assert names(tmp_path / "clip") == FILES
+    assert open_source(tmp_path / "clip" / "video.mp4").length == 4
+    results = json.loads((tmp_path / "clip" / "results.json").read_text())
+    assert {len(track["segmentations"]) for track in results} == {4}
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from fake_stream import Fake
+from local2global.app.predict import L2G
+def kill(done, *_):
+    if done == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+L2G(Fake(), "cpu").predict({clip!r}, {out!r}, progress=kill)
+"""
+
+
+def test_a_killed_predict_is_finished_from_its_record(model, tmp_path):
+    """After kill -9 the partial video plays, and `finish` writes the other files."""
+    with VideoWriter(tmp_path / "clip.mp4", 10, (64, 96)) as writer:
+        for t in range(60):
+            writer.write(torch.full((3, 64, 96), 4 * t, dtype=torch.uint8))
+    code = KILLED.format(
+        tests=str(Path(__file__).parents[1]), clip=str(tmp_path / "clip.mp4"), out=str(tmp_path / "out")
+    )
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "out" / "clip"
+    assert names(folder) == ["frames.jsonl", "stream.json", "video.partial.mp4"]
+    assert sum(1 for _ in open_source(folder / "video.partial.mp4")) > 10
+    with (folder / "frames.jsonl").open("a") as file:
+        file.write('{"index": 40, "ti')
+    prediction = finish(folder)
+    assert (prediction.frames, prediction.objects) == (40, {"dog": 1, "person": 1})
+    assert names(folder) == FILES
+    assert 10 < open_source(folder / "video.mp4").length <= 40
+    whole = model.predict(tmp_path / "clip.mp4", tmp_path / "whole")
+    assert (folder / "frames.jsonl").read_text().splitlines()[:40] == (
+        whole.folder / "frames.jsonl"
+    ).read_text().splitlines()[:40]
+
+
+def test_a_folder_is_written_by_one_run_at_a_time(model, clip, tmp_path):
+    refused = []
+
+    def predict_again(*_) -> None:
+        with pytest.raises(UserError, match="another run writes to this folder") as error:
+            model.predict(clip, tmp_path)
+        refused.append(error)
+
+    prediction = model.predict(clip, tmp_path, progress=predict_again)
+    assert len(refused) == prediction.frames == open_source(prediction.video).length == 6
+
+
+def test_finish_needs_a_record(tmp_path):
+    with pytest.raises(UserError, match=r"no frames\.jsonl and stream\.json"):
+        finish(tmp_path)
+
+
+def test_outputs_are_accepted_by_data_check_and_score(model, clip, tmp_path):
+    """Scored against itself, `annotations.json` gives AP 1 for both results."""
+    from local2global.data.check import check_dataset
+    from local2global.evaluation.ytvis import score_files
+
+    frames = tmp_path / "shots"
+    frames.mkdir()
+    for t, frame in enumerate(open_source(clip)):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(frames / f"{t}.png")
+    prediction = model.predict(frames, tmp_path / "out")
+    report = check_dataset(prediction.tracks, tmp_path)
+    assert [str(finding) for finding in report.errors] == []
+    scores = score_files(prediction.tracks, prediction.folder / "results.json")
+    assert scores.stats["AP"] == pytest.approx(1.0)
 
 
 # --- Prefetching ---

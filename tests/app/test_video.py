@@ -92,7 +92,7 @@ def test_a_source_can_be_iterated_repeatedly(tmp_path):
 def test_a_failed_write_leaves_no_file(tmp_path):
     def broken() -> Iterator[Tensor]:
         yield from [plain(COLOURS[0])] * 40
-        assert [p.name for p in tmp_path.iterdir()] == ["half.mp4.tmp"]
+        assert [p.name for p in tmp_path.iterdir()] == ["half.partial.mp4"]
         raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):

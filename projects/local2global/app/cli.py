@@ -195,12 +195,12 @@ def ablate(
 @app.command()
 def predict(
     inputs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="INPUT... [KEY=VALUE]...",
             help="Videos, folders or globs of frames, images; and overrides of the model, model.KEY=VALUE.",
         ),
-    ],
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weights file (.pth, .safetensors), or the folder of a run.")
     ] = None,
@@ -215,14 +215,23 @@ def predict(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
+    finish: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a killed predict; no INPUT.")
+    ] = None,
 ) -> None:
-    """Segment and track the objects of videos; write an annotated mp4 and a tracks.json for each."""
+    """Segment and track the objects of videos; write an annotated mp4 and the objects as JSON for each."""
+    if finish is not None:
+        from .predict import finish as finish_folder
+
+        _report(finish_folder(finish))
+        return
     if weights is None:
         raise UserError(
             "no weights: add --weights with a .pth file or the folder of a run, e.g. of `l2g demo`"
         )
     from .predict import L2G
 
+    inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
     model = L2G.from_pretrained(weights, device, overrides)
@@ -411,11 +420,13 @@ def _rate(frames: int, seconds: float) -> str:
 
 def _report(prediction: Prediction) -> None:
     typer.echo(_rate(prediction.frames, prediction.seconds))
+    objects = ", ".join(f"{count} {name}" for name, count in prediction.objects.items())
+    typer.echo(f"  objects {objects or 'none'}")
     typer.echo(f"  video   {prediction.video}")
     typer.echo(f"  tracks  {prediction.tracks}")
     if prediction.frames < (prediction.announced or 0):
         typer.echo(
-            f"l2g: {prediction.video.parent.name}: the file declares {prediction.announced} frames, "
+            f"l2g: {prediction.folder.name}: the file declares {prediction.announced} frames, "
             f"{prediction.frames} could be read; is it complete?",
             err=True,
         )

@@ -4,19 +4,21 @@
     for frame in model.stream("video.mp4"):
         frame.ids, frame.labels, frame.scores, frame.masks
 
-Memory is constant in the length of the video: frames are decoded one by one, masks are spilled to disk as RLE.
+Memory is constant in the length of the video: frames are decoded one by one, results are written frame by frame.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -27,15 +29,16 @@ from torch import Tensor, nn
 from ..data.augment import resize_shortest_edge
 from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_resolved
-from ..results.instances import Aggregate, VideoPostprocessor, one_behind
-from ..results.tracks import best_tracks, write_tracks
+from ..results.exports.youtube_vis import write_annotations, write_results
+from ..results.instances import VideoPostprocessor, one_behind
+from ..results.record import RecordedTracks, RecordWriter, lock_record
 from ..structures import FramePredictions, FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
 from .draw import draw
-from .video import Source, VideoWriter, open_source
+from .output import write_json
+from .video import Source, VideoWriter, finish_video, open_source
 
-_ALL_PAIRS = 1 << 30  # number of (slot, class) pairs of a result: no drawn slot may be cut
 _PREFETCH = 4  # decoded frames ahead of the model: hides decoding, uses little memory
 _END = object()
 
@@ -49,7 +52,6 @@ class StreamingModel(Protocol):
     classes: Sequence[dict[str, Any]]
     test_size: tuple[int, int]
     threshold: float
-    aggregate: Aggregate
 
     def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
         """Yields the predictions of frame t before frame t + 1 is read."""
@@ -60,18 +62,28 @@ class Prediction:
     """The output of `L2G.predict`.
 
     Attributes:
-        video: annotated mp4.
-        tracks: tracks.json.
+        folder: output folder; it holds `video.mp4`, `annotations.json`, `results.json` and `frames.jsonl`.
         frames: number of frames.
+        objects: number of reported objects per class.
         seconds: elapsed time.
         announced: number of frames declared by the source, or None.
     """
 
-    video: Path
-    tracks: Path
+    folder: Path
     frames: int
-    seconds: float
+    objects: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
     announced: int | None = None
+
+    @property
+    def video(self) -> Path:
+        """The annotated mp4."""
+        return self.folder / "video.mp4"
+
+    @property
+    def tracks(self) -> Path:
+        """The tracks in the form of YouTube-VIS truth."""
+        return self.folder / "annotations.json"
 
 
 class L2G:
@@ -167,13 +179,13 @@ class L2G:
         max_objects: int | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
-        """Writes the annotated video `<output_dir>/<name>/video.mp4` and `tracks.json` beside it.
+        """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
-        The video has the size and rate of the source.  tracks.json follows YouTube-VIS: `videos`, `categories` and
-        `annotations` with `score` and `segmentations` (an RLE per frame, null for an empty mask).  It contains one
-        track per object that was drawn on at least one frame: its `id` is the drawn one, its class the best over the
-        video.  Its masks include the frames on which its score was below the threshold.  Files appear when they are
-        complete; after an exception there are none.
+        The video has the size and rate of the source.  `frames.jsonl` is the record: one line per frame, written while
+        the video runs.  `annotations.json` and `results.json` are made from it in the YouTube-VIS forms of truth and of
+        results.  Objects have masks on the frames on which they were reported; annotation id = drawn id + 1.
+
+        After an interrupt or an exception the files hold the frames done so far; there are none before the first frame.
 
         Args:
             source: a source, or a path for `open_source`.
@@ -184,28 +196,26 @@ class L2G:
             progress: called after every frame with (frames done, number of frames or None, objects on the frame).
 
         Raises:
-            UserError: if the source cannot be read, or a class name is unknown.
+            UserError: if the source cannot be read, a class name is unknown, or another run writes to the folder.
         """
         start = time.perf_counter()
         report = _Filter.of(self._model, threshold, classes, max_objects)
         opened = source if isinstance(source, Source) else open_source(source)
         folder = Path(output_dir) / opened.name
-        video, tracks = folder / "video.mp4", folder / "tracks.json"
-        post = VideoPostprocessor(
-            opened.size, threshold=report.threshold, aggregate=self._model.aggregate, keep=_ALL_PAIRS
-        )
-        drawn: set[int] = set()
-        with _new_folder(folder), post, VideoWriter(video, opened.fps, opened.size) as writer:
-            with closing(self._results(opened, report, post)) as results:
-                for frame, result in results:
-                    writer.write(draw(frame, result, self.classes))
-                    drawn.update(result.ids.tolist())
-                    if progress is not None:
-                        progress(writer.count, opened.length, len(result.ids))
-            final = post.result(video_id=1)
-            extra = {"name": opened.name, "fps": float(opened.fps)}
-            write_tracks(tracks, final, best_tracks(final, drawn, report.labels), self.classes, extra)
-        return Prediction(video, tracks, final.length, time.perf_counter() - start, opened.length)
+        post = VideoPostprocessor(opened.size, threshold=report.threshold, spill=False)
+        with (
+            _new_folder(folder),
+            _record(folder, opened, self.classes) as record,
+            post,
+            VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
+            closing(self._results(opened, report, post)) as results,
+        ):
+            for frame, result in results:
+                writer.write(draw(frame, result, self.classes))
+                record.append(result, record.count / float(opened.fps))
+                if progress is not None:
+                    progress(writer.count, opened.length, len(result.ids))
+        return replace(finish(folder), seconds=time.perf_counter() - start, announced=opened.length)
 
     def _stream(self, source: Source | Iterable[Tensor], report: _Filter) -> Iterator[FrameResult]:
         if isinstance(source, Source):
@@ -296,6 +306,60 @@ def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
     near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"The classes are {', '.join(known)}."
     raise UserError(f"no class '{name}'. {hint}")
+
+
+def finish(folder: Path) -> Prediction:
+    """Writes `annotations.json`, `results.json` and `video.mp4` from the record and the partial video in a folder.
+
+    Args:
+        folder: output folder of an interrupted `L2G.predict`.
+
+    Raises:
+        UserError: if the folder holds no record, the record is invalid, or a run still writes to it.
+    """
+    record, about = folder / "frames.jsonl", folder / "stream.json"
+    if not (record.is_file() and about.is_file()):
+        raise UserError(f"{folder}: no frames.jsonl and stream.json of l2g predict in this folder")
+    with lock_record(record):
+        return _finish(folder)
+
+
+def _finish(folder: Path) -> Prediction:
+    content = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+    names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    with RecordedTracks(folder / "frames.jsonl") as recorded:
+        write_annotations(folder / "annotations.json", recorded, content["video"], content["categories"])
+        write_results(folder / "results.json", recorded)
+        objects = Counter(names[track.category_id] for track in recorded.tracks.values())
+        length = recorded.length
+    finish_video(folder / "video.mp4")
+    return Prediction(folder, length, dict(objects.most_common()))
+
+
+@contextmanager
+def _record(folder: Path, source: Source, classes: Sequence[Mapping[str, Any]]) -> Iterator[RecordWriter]:
+    """Opens the record of a stream; after an exception, the other files are made of the frames done so far."""
+    height, width = source.size
+    video = {"name": source.name, "width": width, "height": height, "fps": float(source.fps)}
+    content = {
+        "video": {**video, "file_names": source.files},
+        "categories": [dict(entry) for entry in classes],
+    }
+    about = folder / "stream.json"
+    with RecordWriter(folder / "frames.jsonl", classes) as writer:
+        write_json(about, content, "--output")
+        try:
+            yield writer
+        except BaseException as error:
+            if writer.count == 0:
+                about.unlink()
+                raise
+            _finish(folder)
+            done = f"the {writer.count} frames done are in {folder}"
+            if isinstance(error, UserError):
+                raise UserError(f"{error}; {done}") from error
+            logging.getLogger(__name__).warning("l2g: interrupted: %s", done)
+            raise
 
 
 @contextmanager

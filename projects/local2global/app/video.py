@@ -41,6 +41,7 @@ class Source:
         size: (height, width) of every frame, upright.
         length: number of frames declared by the container, or None.
         read: returns an iterator of (3, H, W) uint8 RGB tensors, which raises UserError for corrupt frames.
+        files: names of the frames with their folder, such as "clip/00001.jpg"; None for video files.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     size: tuple[int, int]
     length: int | None
     read: Callable[[], Iterator[Tensor]] = field(repr=False)
+    files: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Iterates from the first frame."""
@@ -124,7 +126,10 @@ def _images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Source:
                 f"{path}: {other[1]}x{other[0]} pixels, but {paths[0].name} has {size[1]}x{size[0]}; "
                 "the frames of a video must all have one size"
             )
-    return Source(name, fps or FOLDER_FPS, size, len(paths), lambda: (_read_image(path) for path in paths))
+    names = tuple(f"{path.resolve().parent.name}/{path.name}" for path in paths)
+    return Source(
+        name, fps or FOLDER_FPS, size, len(paths), lambda: (_read_image(path) for path in paths), names
+    )
 
 
 @contextlib.contextmanager
@@ -225,31 +230,41 @@ def h264_encoder() -> str:
 class VideoWriter:
     """Context manager that writes an H.264 mp4 for browsers.
 
-    The data is written to `<path>.tmp`, which is renamed when the block ends without an exception and deleted
-    otherwise.  Frames of odd size are padded by repeating the last row or column, since 4:2:0 needs even sizes.
+    The frames are written to a fragmented mp4, `<name>.partial.mp4`, which plays even if the process is killed.  When
+    the block ends, it is copied to a regular mp4 without encoding again, and deleted.  Frames of odd size are padded
+    by repeating the last row or column, since 4:2:0 needs even sizes.
 
     Args:
         path: the file to write; its folder is created.
         fps: frames per second.
         size: (height, width) of the frames.
+        keep_partial: after an exception, finish the file with the frames written so far instead of deleting it.
     """
 
-    def __init__(self, path: str | Path, fps: Fraction | float, size: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        fps: Fraction | float,
+        size: tuple[int, int],
+        keep_partial: bool = False,
+    ) -> None:
         """Creates the folder and opens the encoder."""
         self.path = Path(path)
         self.size = size
         self.count = 0
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self.partial = self.path.with_suffix(".partial.mp4")
+        self._keep_partial = keep_partial
         rate = _rate(fps)
         encoder = h264_encoder()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"movflags": "+faststart"}
-        self._container = av.open(str(self._temporary), "w", format="mp4", container_options=options)
+        options = {"movflags": "+frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        self._container = av.open(str(self.partial), "w", format="mp4", container_options=options)
         stream: Any = self._container.add_stream(encoder, rate=rate, options=dict(ENCODERS[encoder]))
         stream.height, stream.width = (edge + edge % 2 for edge in size)
         stream.pix_fmt = "yuv420p"
         # Players guess the colour space of untagged videos from the frame size, and guess differently.
         context = stream.codec_context
+        context.gop_size = max(1, round(rate))  # one fragment per second
         context.colorspace = context.color_primaries = context.color_trc = int(Colorspace.ITU709)
         context.color_range = int(ColorRange.MPEG)
         self._stream = stream
@@ -293,11 +308,47 @@ class VideoWriter:
         try:
             if kind is None and self.count == 0:
                 raise ValueError(f"{self.path}: no frame was written")
-            if kind is None:
+            if self.count and (kind is None or self._keep_partial):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-                os.replace(self._temporary, self.path)
+                finish_video(self.path)
         finally:
             with contextlib.suppress(av.error.FFmpegError):
                 self._container.close()
-            self._temporary.unlink(missing_ok=True)
+            self.partial.unlink(missing_ok=True)
+
+
+def finish_video(path: Path) -> bool:
+    """Copies the fragmented `<name>.partial.mp4` of an interrupted `VideoWriter` to a regular mp4 and deletes it.
+
+    Args:
+        path: the mp4, replaced atomically.
+
+    Returns:
+        Whether there was a partial file with at least one complete fragment.
+    """
+    partial, temporary = path.with_suffix(".partial.mp4"), path.with_name(path.name + ".tmp")
+    if not partial.is_file():
+        return False
+    try:
+        with (
+            av.open(str(partial)) as source,
+            av.open(
+                str(temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
+            ) as target,
+        ):
+            stream: Any = target.add_stream_from_template(source.streams.video[0])
+            packets = 0
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+                    packets += 1
+        if packets:
+            os.replace(temporary, path)
+    except av.error.FFmpegError as error:
+        raise UserError(f"{partial}: this video cannot be read ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    partial.unlink()
+    return packets > 0

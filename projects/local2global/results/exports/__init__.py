@@ -1,0 +1,1 @@
+"""Files made from the record of a stream, one module per format."""

@@ -1,0 +1,100 @@
+"""YouTube-VIS files of one video: `annotations.json` in the form of truth, `results.json` in the form of results.
+
+Both are written mask by mask.  Frames on which an object was not reported have no mask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from pycocotools import mask as coco_mask
+
+from ..record import RecordedTrack, RecordedTracks
+
+VIDEO_ID = 1
+
+
+def write_results(path: Path, recorded: RecordedTracks) -> None:
+    """Writes a list of {video_id, category_id, score, segmentations}, the input of evaluation servers."""
+    with _atomic(path) as file:
+        separator = "["
+        for track in recorded.tracks.values():
+            head = {
+                "video_id": VIDEO_ID,
+                "category_id": track.category_id,
+                "score": round(track.score(recorded.length), 6),
+            }
+            file.write(f"{separator}{json.dumps(head)[:-1]}, ")
+            _write_masks(file, recorded, track)
+            file.write("}")
+            separator = ",\n"
+        file.write("[]\n" if separator == "[" else "]\n")
+
+
+def write_annotations(
+    path: Path,
+    recorded: RecordedTracks,
+    video: Mapping[str, Any],
+    categories: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes {videos, categories, annotations} as in a dataset.
+
+    An annotation has the usual keys, `score`, and the frames' scores in `scores`.  Its id is the slot + 1.
+
+    Args:
+        path: the file.
+        recorded: the tracks.
+        video: name, width, height, fps, and file_names or None.
+        categories: {id, name} of every class.
+    """
+    length = recorded.length
+    names = video.get("file_names") or [f"{video['name']}/{t:05d}.jpg" for t in range(length)]
+    entry = {**video, "id": VIDEO_ID, "length": length, "file_names": names[:length]}
+    size = {"width": video["width"], "height": video["height"], "length": length}
+    head = {"videos": [entry], "categories": [dict(category) for category in categories]}
+    with _atomic(path) as file:
+        file.write(f'{json.dumps(head)[:-1]},\n"annotations": [')
+        for count, track in enumerate(recorded.tracks.values()):
+            fields = {
+                "id": track.id + 1,
+                "video_id": VIDEO_ID,
+                "category_id": track.category_id,
+                "iscrowd": 0,
+                **size,
+                "score": round(track.score(length), 6),
+            }
+            file.write((",\n" if count else "\n") + json.dumps(fields)[:-1] + ", ")
+            lists = _write_masks(file, recorded, track)
+            file.write(f", {json.dumps(lists)[1:]}")
+        file.write("\n]}\n")
+
+
+def _write_masks(file: TextIO, recorded: RecordedTracks, track: RecordedTrack) -> dict[str, list[Any]]:
+    """Writes the `segmentations` of a track; returns the other lists that have one value per frame."""
+    lists: dict[str, list[Any]] = {"bboxes": [], "areas": [], "scores": []}
+    file.write('"segmentations": [')
+    for t, entry in enumerate(recorded.objects(track)):
+        rle = entry and entry["segmentation"]
+        file.write((", " if t else "") + json.dumps(rle))
+        lists["bboxes"].append(entry and entry["bbox"])
+        lists["areas"].append(entry and int(coco_mask.area(rle)))
+        lists["scores"].append(entry and entry["score"])
+    file.write("]")
+    return lists
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[TextIO]:
+    """Opens a temporary file that replaces `path` when the block ends, and is deleted after an exception."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""The record of a stream: `frames.jsonl`, one JSON line per frame, written while the stream runs.
+
+A line is {"index": t, "time": seconds, "objects": [...]}; an object is {"id": slot, "category_id", "score" in [0, 1],
+"bbox": [x, y, width, height] in pixels, "segmentation": compressed COCO RLE}.  There is no header.  If the process is
+killed, the file is valid up to its last complete line.  All other output files are made from it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ..errors import UserError
+from ..structures import FrameResult
+
+with suppress(ImportError):  # not on Windows
+    import fcntl
+
+
+class RecordWriter:
+    """Context manager that appends the results of a stream to `frames.jsonl`.
+
+    Args:
+        path: the file; an existing one is replaced.
+        classes: {id, name} of every class; label k of a result is the k-th.
+
+    Attributes:
+        count: number of frames written.
+
+    Raises:
+        UserError: if another process writes to the file.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[Mapping[str, Any]]) -> None:
+        """Opens and locks the file."""
+        self.path = path
+        self.count = 0
+        self._category_ids = [entry["id"] for entry in classes]
+        self._file = lock_record(path)
+        self._file.truncate(0)
+
+    def append(self, result: FrameResult, time: float) -> None:
+        """Writes the line of the next frame and flushes it.
+
+        Args:
+            result: the objects of the frame.
+            time: time stamp of the frame in seconds.
+        """
+        masks = np.asfortranarray(result.masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8)
+        rles = coco_mask.encode(masks) if len(result.ids) else []
+        fields = zip(result.ids.tolist(), result.labels.tolist(), result.scores.tolist(), rles, strict=True)
+        objects = [
+            {
+                "id": identity,
+                "category_id": self._category_ids[label],
+                "score": round(score, 6),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+            }
+            for identity, label, score, rle in fields
+        ]
+        line = {"index": self.count, "time": round(time, 6), "objects": objects}
+        self._file.write(json.dumps(line).encode("ascii") + b"\n")
+        self._file.flush()
+        self.count += 1
+
+    def __enter__(self) -> RecordWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file; deletes it if no frame was written."""
+        self._file.close()
+        if self.count == 0:
+            self.path.unlink(missing_ok=True)
+
+
+def lock_record(path: Path) -> BinaryIO:
+    """Opens a record for appending and locks it until it is closed.
+
+    Raises:
+        UserError: if another process holds the lock.
+    """
+    file = path.open("ab")
+    try:
+        if "fcntl" in globals():
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"{path.parent}: another run writes to this folder. Choose another with --output."
+        ) from error
+    return file
+
+
+def read_record(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the frames of a record; an incomplete last line is dropped.
+
+    Raises:
+        UserError: if a complete line is not valid.
+    """
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                frame = json.loads(line)
+                frame["objects"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{path}:{number}: not a frame of a record ({error})") from error
+            yield frame
+
+
+@dataclass
+class RecordedTrack:
+    """One object of a record.
+
+    Attributes:
+        id: slot.
+        category_id: class on the last frame, which is the class of the highest mean score over the video.
+        frames: the frames on which the object was reported.
+        scores: its score on each of these frames.
+    """
+
+    id: int
+    category_id: int = 0
+    frames: array[int] = field(default_factory=lambda: array("I"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    _offsets: array[int] = field(default_factory=lambda: array("Q"), repr=False)
+
+    def score(self, length: int) -> float:
+        """Video score: mean of the best quarter of a video's frames; a frame without the object counts as 0."""
+        best = max(1, length // 4)
+        return sum(sorted(self.scores, reverse=True)[:best]) / best
+
+
+class RecordedTracks:
+    """Context manager that gives access to a record by object; masks stay in a temporary file.
+
+    Args:
+        path: the record.
+
+    Attributes:
+        length: number of frames.
+        tracks: the objects by slot, in order of appearance.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Reads the record once."""
+        self.length = 0
+        self.tracks: dict[int, RecordedTrack] = {}
+        self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by `__exit__`
+        for frame in read_record(path):
+            for entry in frame["objects"]:
+                track = self.tracks.setdefault(entry["id"], RecordedTrack(entry["id"]))
+                track.category_id = entry["category_id"]
+                track.frames.append(self.length)
+                track.scores.append(entry["score"])
+                track._offsets.append(self._file.tell())
+                self._file.write(json.dumps(entry).encode("ascii") + b"\n")
+            self.length += 1
+
+    def objects(self, track: RecordedTrack) -> Iterator[dict[str, Any] | None]:
+        """Yields the object on every frame of the video, None where it was not reported."""
+        t = 0
+        for frame, offset in zip(track.frames, track._offsets, strict=True):
+            for _ in range(t, frame):
+                yield None
+            self._file.seek(offset)
+            yield json.loads(self._file.readline())
+            t = frame + 1
+        for _ in range(t, self.length):
+            yield None
+
+    def __enter__(self) -> RecordedTracks:
+        """The tracks themselves."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Deletes the temporary file."""
+        self._file.close()
