@@ -1,4 +1,4 @@
-"""Miniatures of the public datasets on disk: every folder and file that the readers look for, with tiny pictures."""
+"""Miniatures of the public datasets on disk: all folders and files that the readers expect, with tiny images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SIZE = (24, 32)
 
 
 def picture(path: Path, seed: int) -> None:
-    """A JPEG or PNG of random blocks."""
+    """Writes a JPEG or PNG of random blocks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     blocks = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize(SIZE[::-1], Image.Resampling.NEAREST).save(path)
 
 
 def runs(top: int, left: int, high: int, wide: int) -> dict[str, Any]:
-    """Uncompressed RLE of a rectangle in a picture."""
+    """Uncompressed RLE of a rectangle."""
     mask = np.zeros(SIZE, dtype=int)
     mask[top : top + high, left : left + wide] = 1
     flat = np.concatenate([[0], mask.T.ravel()])
@@ -37,7 +37,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_videos(
     images: Path, file: Path, classes: Sequence[dict[str, Any]], annotated: bool = True, videos: int = 3
 ) -> None:
-    """Videos of three frames with one object each, of the first and last class in turn."""
+    """Writes videos of three frames with one object each, alternately of the last and the first class."""
     content: dict[str, Any] = {"videos": [], "categories": [dict(c) for c in classes]}
     annotations = []
     for v in range(1, videos + 1):
@@ -54,7 +54,7 @@ def write_videos(
 
 
 def write_images(images: Path, file: Path, categories: Sequence[dict[str, Any]], ids: Sequence[int]) -> None:
-    """Four images: a polygon each, the last with a crowd and nothing else."""
+    """Writes four images: three with a polygon, the last with a crowd only."""
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": [dict(c) for c in categories]}
     for i in range(1, 5):
         picture(images / f"{i:012d}.jpg", i)
@@ -68,7 +68,7 @@ def write_images(images: Path, file: Path, categories: Sequence[dict[str, Any]],
 
 
 def write_panoptic(root: Path, split: str, classes: Sequence[dict[str, Any]]) -> None:
-    """Two videos of two frames: a thing before stuff; the thing is gone from the second frame."""
+    """Writes two videos of two frames: a thing in front of stuff; the second frame has no thing."""
     thing, stuff = classes[0]["id"], classes[-1]["id"]
     content: dict[str, Any] = {"videos": [], "annotations": [], "categories": [dict(c) for c in classes]}
     for name in (f"1_{split}", f"2_{split}"):

@@ -1,7 +1,7 @@
-"""COCO 2017 instances: 80 classes; images are videos of one frame, `$DETECTRON2_DATASETS/coco` (default `datasets/`).
+"""COCO 2017 instances: 80 classes, images as videos of one frame, below `$DETECTRON2_DATASETS/coco`.
 
-Any set in COCO's format will do: `dataloader.train.dataset` and `dataloader.test.dataset` are an image folder and an
-annotation file each.  Scores are YouTube-VIS's, on videos of one frame: COCO's but for the ten results an image.
+Any dataset in COCO's format can be used: `dataloader.train.dataset` and `dataloader.test.dataset` have an image folder
+and an annotation file each.  Scores are those of YouTube-VIS on videos of one frame, with ten results per image.
 Class list: github.com/facebookresearch/detectron2, detectron2/data/datasets/builtin_meta.py.
 """
 

@@ -1,8 +1,8 @@
-"""Your own videos or images: an image folder and a file in YouTube-VIS's or COCO's format; classes are the file's.
+"""Custom videos or images: an image folder and a file in YouTube-VIS's or COCO's format, which has the classes.
 
     l2g train configs/custom/l2g_r50.py data.images=my/JPEGImages data.annotations=my/instances.json
 
-A tenth of the videos, drawn by `data.seed`, is kept for scores and never trained on.  A file of its own for scores is
+A tenth of the videos, drawn by `data.seed`, is held out for evaluation.  To evaluate on another file, set
 `dataloader.test.dataset={_target_:local2global.data.readers.layouts.load_annotated,images:...,annotations:...}`.
 """
 

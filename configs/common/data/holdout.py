@@ -1,9 +1,9 @@
-"""A local score where validation truth is on a server only: part of the training videos is kept for it.
+"""Evaluation on held-out training videos, for datasets whose validation truth is not public.
+
+In a config:
 
 from ..common.data.holdout import hold_out
 hold_out(dataloader, fraction=0.1, seed=0)
-
-in a config turns its recipe into one with a score of its own.
 """
 
 from copy import deepcopy
@@ -13,7 +13,7 @@ from local2global.lazy import LazyCall as L
 
 
 def hold_out(dataloader, fraction, seed):
-    """Train on the others, test on the videos kept; a mixture's videos are its last dataset."""
+    """Holds out training videos and evaluates on them; the videos of a mixture are its last dataset."""
     train = dataloader.train.dataset
     place, key = (
         (train.datasets, len(train.datasets) - 1) if "datasets" in train else (dataloader.train, "dataset")

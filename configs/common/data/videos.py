@@ -1,10 +1,12 @@
-"""What YouTube-VIS and OVIS share: videos below `$DETECTRON2_DATASETS`, and clips made of COCO images among them.
+"""Data loaders of YouTube-VIS and OVIS: videos below `$DETECTRON2_DATASETS`, mixed with COCO pseudo-clips.
 
-from .videos import numbered, video_dataloader
-CLASSES = numbered("newt toad")
+A dataset in one of their layouts (`data/readers/layouts.py`) is
+
+from .videos import video_dataloader
+CLASSES = [dict(id=1, name="newt"), dict(id=2, name="toad")]
 dataloader = video_dataloader("pond", CLASSES, pseudo_clips="coco2pond_train.json", share=0.5)
 
-is a dataset of that layout (`data/layouts.py`): of 1 + 0.5 clips, 1 is made of an image of `pseudo_clips`.
+where pseudo-clips and clips of videos are drawn 1 : 0.5.
 """
 
 import os
@@ -19,18 +21,13 @@ from local2global.lazy import LazyCall as L
 DATASETS = os.environ.get("DETECTRON2_DATASETS", "datasets")
 
 
-def numbered(names):
-    """A class list whose ids count from 1, in the order of the names."""
-    return [dict(id=i, name=name) for i, name in enumerate(names.split(), start=1)]
-
-
 def video_dataloader(folder, classes, pseudo_clips, share):
-    """Four-frame clips of images and of `folder`'s training videos, 1 : `share`; its validation videos for scores.
+    """Four-frame pseudo-clips and clips of `folder`'s training videos, drawn 1 : `share`; its validation videos.
 
-    Validation truth is on a server only: the evaluator scores what the file holds, and writes `results.json` for it.
+    The evaluator scores the annotations that the validation file has, and writes `results.json` in the server's format.
     """
     root = f"{DATASETS}/{folder}"
-    # ids are mapped in this file, names often are not
+    # In this file category ids are mapped to the video dataset, names often are not.
     images = L(load_coco)(
         images=f"{DATASETS}/coco/train2017",
         annotations=f"{DATASETS}/coco/annotations/{pseudo_clips}",

@@ -1,18 +1,14 @@
-"""YouTube-VIS 2019: 40 classes; under `$DETECTRON2_DATASETS/ytvis_2019` (default `datasets/`), see `data/layouts.py`.
+"""YouTube-VIS 2019: 40 classes, below `$DETECTRON2_DATASETS/ytvis_2019` (layouts: `data/readers/layouts.py`).
 
-Clips made of COCO images are mixed in, 1 : 0.75, from `coco/annotations/coco2ytvis2019_train.json`.
-Validation truth is on the server only: `dataloader.evaluator` scores what the file holds, and writes `results.json` for
-the server.  `hold_out` of `common/data/holdout.py` keeps a part of the training set for scores.
-Class list: github.com/miranheo/GenVIS, vita/data/datasets/ytvis.py.
+Pseudo-clips of COCO images are mixed in, 1 : 0.75, from `coco/annotations/coco2ytvis2019_train.json`.
+Validation truth is not public: `dataloader.evaluator` scores the annotations that the file has, and writes
+`results.json` in the server's format.  `hold_out` of `common/data/holdout.py` holds out training videos for scores.
 """
 
-from .videos import numbered, video_dataloader
+from local2global.config.class_lists import VIDEO_CLASSES
 
-NAMES = (
-    "person giant_panda lizard parrot skateboard sedan ape dog snake monkey hand rabbit duck cat cow fish train "
-    "horse turtle bear motorbike giraffe leopard fox deer owl surfboard airplane truck zebra tiger elephant "
-    "snowboard boat shark mouse frog eagle earless_seal tennis_racket"
-)
-CLASSES = numbered(NAMES)
+from .videos import video_dataloader
+
+CLASSES = VIDEO_CLASSES["ytvis2019"]
 
 dataloader = video_dataloader("ytvis_2019", CLASSES, pseudo_clips="coco2ytvis2019_train.json", share=0.75)

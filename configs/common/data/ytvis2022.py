@@ -1,7 +1,7 @@
-"""YouTube-VIS 2022: trained on 2021's videos and classes, scored on `$DETECTRON2_DATASETS/ytvis_2022/valid`.
+"""YouTube-VIS 2022: trained on 2021's videos and classes, evaluated on `$DETECTRON2_DATASETS/ytvis_2022/valid`.
 
-Some report the mean of the scores on its short videos (2021's) and its 71 long ones, others one score on all; the
-server gives both.
+Published numbers are either the mean of the scores on its short videos (2021's) and its 71 long videos, or the score on
+the long videos.
 """
 
 from .videos import DATASETS

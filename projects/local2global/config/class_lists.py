@@ -1,7 +1,7 @@
-"""The class lists of the public datasets, and which of COCO's classes each video dataset has.
+"""Class lists of the public datasets, and mappings from COCO's categories to them.
 
-Names and ids as the datasets' own files and the public code of GenVIS, VITA and DVIS have them; VIPSeg's as its
-`panoVIPSeg_categories.json`.
+Names and ids are those of the datasets' files and of the public code of GenVIS, VITA and DVIS; VIPSeg's are those of
+its `panoVIPSeg_categories.json`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _YTVIS_2021 = (
     "giant_panda giraffe horse leopard lizard monkey motorbike mouse parrot person rabbit shark skateboard "
     "snake snowboard squirrel surfboard tennis_racket tiger train truck turtle whale zebra"
 )
-"""Ids from 1; those of 2022 are the same."""
+"""Ids from 1; also the classes of 2022."""
 
 _OVIS = (
     "Person Bird Cat Dog Horse Sheep Cow Elephant Bear Zebra Giraffe Poultry Giant_panda Lizard Parrot Monkey "
     "Rabbit Tiger Fish Turtle Bicycle Motorcycle Airplane Boat Vehical"
 )
-"""Ids from 1; the dataset spells "Vehical" so."""
+"""Ids from 1; "Vehical" is the dataset's spelling."""
 
 _VIPSEG = (
     "wall ceiling door stair ladder escalator Playground_slide handrail_or_fence window rail goal pillar pole "
@@ -44,66 +44,11 @@ _VIPSEG = (
 )
 """Ids from 0."""
 
-_VIPSEG_THINGS = {
-    2,
-    4,
-    8,
-    10,
-    41,
-    43,
-    44,
-    46,
-    47,
-    48,
-    49,
-    50,
-    51,
-    52,
-    54,
-    55,
-    56,
-    60,
-    61,
-    62,
-    63,
-    64,
-    65,
-    72,
-    74,
-    76,
-    77,
-    78,
-    79,
-    82,
-    83,
-    84,
-    85,
-    86,
-    87,
-    88,
-    89,
-    90,
-    91,
-    92,
-    95,
-    96,
-    97,
-    99,
-    100,
-    101,
-    102,
-    106,
-    107,
-    108,
-    109,
-    114,
-    115,
-    116,
-    117,
-    118,
-    122,
-    123,
-}
+_VIPSEG_THINGS = (
+    "2 4 8 10 41 43 44 46 47 48 49 50 51 52 54 55 56 60 61 62 63 64 65 72 74 76 77 78 79 82 83 84 85 "
+    "86 87 88 89 90 91 92 95 96 97 99 100 101 102 106 107 108 109 114 115 116 117 118 122 123"
+)
+"""Ids of the thing classes."""
 
 
 def _numbered(names: str) -> list[dict[str, Any]]:
@@ -118,80 +63,28 @@ VIDEO_CLASSES: dict[str, list[dict[str, Any]]] = {
 """{id, name} of every class of a dataset, by id."""
 
 VIPSEG_CLASSES: list[dict[str, Any]] = [
-    {"id": k, "name": name, "isthing": int(k in _VIPSEG_THINGS)} for k, name in enumerate(_VIPSEG.split())
+    {"id": k, "name": name, "isthing": int(str(k) in _VIPSEG_THINGS.split())}
+    for k, name in enumerate(_VIPSEG.split())
 ]
-"""{id, name, isthing}; raw VIPSeg masks hold id + 1."""
+"""{id, name, isthing} by id; raw VIPSeg masks contain id + 1."""
+
+_COCO_TO_VIDEO = {
+    "ytvis2019": (
+        "1:1 2:21 3:6 4:21 5:28 7:17 8:29 9:34 17:14 18:8 19:18 21:15 22:32 23:20 24:30 25:22 35:33 "
+        "36:33 41:5 42:27 43:40"
+    ),
+    "ytvis2021": (
+        "1:26 2:23 3:5 4:23 5:1 7:36 8:37 9:4 16:3 17:6 18:9 19:19 21:7 22:12 23:2 24:40 25:18 34:14 "
+        "35:31 36:31 41:29 42:33 43:34"
+    ),
+    "ovis": ("1:1 2:21 3:25 4:22 5:23 6:25 8:25 9:24 17:3 18:4 19:5 20:6 21:7 22:8 23:9 24:10 25:11"),
+}
 
 COCO_TO_VIDEO: dict[str, dict[int, int]] = {
-    "ytvis2019": {
-        1: 1,
-        2: 21,
-        3: 6,
-        4: 21,
-        5: 28,
-        7: 17,
-        8: 29,
-        9: 34,
-        17: 14,
-        18: 8,
-        19: 18,
-        21: 15,
-        22: 32,
-        23: 20,
-        24: 30,
-        25: 22,
-        35: 33,
-        36: 33,
-        41: 5,
-        42: 27,
-        43: 40,
-    },
-    "ytvis2021": {
-        1: 26,
-        2: 23,
-        3: 5,
-        4: 23,
-        5: 1,
-        7: 36,
-        8: 37,
-        9: 4,
-        16: 3,
-        17: 6,
-        18: 9,
-        19: 19,
-        21: 7,
-        22: 12,
-        23: 2,
-        24: 40,
-        25: 18,
-        34: 14,
-        35: 31,
-        36: 31,
-        41: 29,
-        42: 33,
-        43: 34,
-    },
-    "ovis": {
-        1: 1,
-        2: 21,
-        3: 25,
-        4: 22,
-        5: 23,
-        6: 25,
-        8: 25,
-        9: 24,
-        17: 3,
-        18: 4,
-        19: 5,
-        20: 6,
-        21: 7,
-        22: 8,
-        23: 9,
-        24: 10,
-        25: 11,
-    },
+    name: {int(coco): int(video) for coco, video in (pair.split(":") for pair in pairs.split())}
+    for name, pairs in _COCO_TO_VIDEO.items()
 }
-"""The video dataset's category id of COCO's; what is not listed has none.
+"""The video dataset's category id of each COCO category that it has.
 
-The maps on which VITA, GenVIS, GRAttVIS, DVIS, DVIS++, CAVIS and CTVIS agree.
+The mappings on which VITA, GenVIS, GRAtt-VIS, DVIS, DVIS++, CAVIS and CTVIS agree.
 """

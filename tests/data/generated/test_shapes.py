@@ -290,7 +290,7 @@ def test_a_stream_ends_after_its_length():
 def test_a_frame_outside_the_video_is_an_error(t):
     video = load_shapes("demo", 1, length=12).videos[0]
     for ask in (video.frame, video.masks, video.present):
-        with pytest.raises(IndexError, match=f"frames 0 to 11, asked for {t}"):
+        with pytest.raises(IndexError, match=f"frames 0 to 11, not {t}"):
             ask(t)
 
 

@@ -1,7 +1,7 @@
-"""Grounds of generated videos: what is behind the objects, as one texture or as regions of stuff whose borders move.
+"""Backgrounds of generated panoptic videos: regions of stuff with moving borders.
 
-A class of stuff is told by colour and texture, wherever its region lies.  As in `scene.py`, everything is closed
-form in the time t.
+A stuff class is recognisable by colour and texture, independent of the position of its region.  As in `scene.py`, all
+quantities are closed-form functions of the time t.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .scene import Background, Floats
 
 @dataclass(frozen=True)
 class Material:
-    """What a class of stuff looks like.
+    """The appearance of a stuff class.
 
     Attributes:
         colour: (r, g, b) in [0, 1].
-        waves: how many plane waves make its texture.
-        lengths: their shortest and longest wavelength, in short edges of the frame.
-        turn: the least and most angle of a wave's direction from the horizontal.
+        waves: the number of plane waves in its texture.
+        lengths: the shortest and longest wavelength, as a fraction of the frame's shorter edge.
+        turn: the smallest and largest angle of a wave's direction from the horizontal, in radians.
         strength: amplitude of the texture.
-        hardness: how sharply bright passes into dark.
+        hardness: sharpness of the transition from bright to dark.
     """
 
     colour: tuple[float, float, float]
@@ -37,7 +37,7 @@ class Material:
     hardness: float
 
     def draw(self, draw: Generator, size: tuple[int, int]) -> Background:
-        """A texture of this material for frames of (height, width)."""
+        """A random texture of this material for frames of (height, width)."""
         turn = draw.uniform(*self.turn, self.waves)
         wavelength = draw.uniform(*self.lengths, self.waves) * min(size)
         waves = np.stack([np.cos(turn), np.sin(turn), draw.uniform(0, 1, self.waves) * wavelength], 1)
@@ -58,21 +58,21 @@ MATERIALS = {
     "grass": Material((0.25, 0.48, 0.16), 5, (0.05, 0.15), (0, np.pi), 0.12, 3.0),
     "sand": Material((0.80, 0.68, 0.46), 2, (0.10, 0.22), (0.5, 1.0), 0.06, 4.0),
 }
-"""The classes of stuff."""
+"""The stuff classes."""
 
 
 @dataclass(frozen=True)
 class Border:
-    """The upper border of a region: a wave that runs sideways, rises and falls, and tilts.
+    """The upper border of a region: a travelling wave that rises, falls and tilts.
 
     Attributes:
-        level: its mean height, y in pixels.
-        swing: how far the whole border rises and falls, in pixels.
-        wave: height of the wave along it, in pixels.
-        length: the wave's length in pixels.
-        tilt: the most that it tilts, in pixels of y for each of x.
-        period: frames until its movements repeat.
-        phase: of all of them, in turns.
+        level: mean height, y in pixels.
+        swing: amplitude of the vertical movement of the whole border, in pixels.
+        wave: amplitude of the wave, in pixels.
+        length: wavelength in pixels.
+        tilt: the largest slope.
+        period: frames of a full cycle of the movements.
+        phase: phase of the movements, in cycles.
     """
 
     level: float
@@ -84,7 +84,7 @@ class Border:
     phase: float
 
     def height(self, t: float, width: int) -> Floats:
-        """(width,) y of the border above each column's centre."""
+        """(width,) y of the border at each column's centre."""
         x = np.arange(width, dtype=np.float32) + np.float32(0.5)
         turn = 2 * math.pi * (t / self.period + self.phase)
         along = np.sin(np.float32(2 * math.pi / self.length) * x + np.float32(1.7 * turn))
@@ -94,12 +94,12 @@ class Border:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Regions of stuff, one below another; a later one lies before the earlier ones.
+    """Regions of stuff, one below another; a later region covers earlier ones.
 
     Attributes:
-        labels: positions in `MATERIALS`, all different.
-        textures: what each looks like.
-        borders: the upper borders of all but the first, which is everywhere else.
+        labels: distinct positions in `MATERIALS`.
+        textures: the texture of each region.
+        borders: the upper border of each region but the first, which fills the remaining pixels.
     """
 
     labels: tuple[int, ...]
@@ -123,13 +123,13 @@ class Landscape:
         y = np.arange(size[0], dtype=np.float32)[:, None] + np.float32(0.5)
         owner = np.zeros(size, np.int64)
         for row, border in enumerate(self.borders, 1):
-            # Whatever lies below a later border is that region's, also where borders cross.
+            # Pixels below a later border belong to its region, also where borders cross.
             owner[y > border.height(t, size[1])] = row
         return np.asarray(owner == np.arange(len(self.labels))[:, None, None])
 
 
 def draw_landscape(draw: Generator, size: tuple[int, int], stuff: tuple[str, ...]) -> Landscape:
-    """Two or three regions of different materials, out of those named."""
+    """Two or three regions of different materials from the named ones."""
     height, width = size
     count = min(len(stuff), int(draw.integers(2, 4)))
     names = [stuff[i] for i in draw.permutation(len(stuff))[:count]]

@@ -1,7 +1,7 @@
-"""What a generated frame shows: textured bodies on their paths before a panning background, and its painting.
+"""Scenes of generated videos: textured bodies that move along paths in front of a panning background.
 
-The pixel in column c and row r has its centre at x = c + 1/2, y = r + 1/2.  Everything is closed form in the
-time t, so no frame needs another.
+The pixel in column c and row r has its centre at x = c + 1/2, y = r + 1/2.  All quantities are closed-form functions of
+the time t, so frames can be rendered in any order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 SHUTTER = 0.3
-"""The part of a frame's time in which light falls on the sensor: what moves is smeared over it."""
+"""Exposure time in frames, the length of motion blur."""
 
 REACH = 1.16
-"""No outline goes further from its centre, in units of an object's radius."""
+"""The largest distance of an outline from its centre, in radii of the object."""
 
 
 def _disc(x: Floats, y: Floats) -> Floats:
@@ -37,7 +37,7 @@ def _triangle(x: Floats, y: Floats) -> Floats:
 
 
 def _star(x: Floats, y: Floats) -> Floats:
-    """Five points: every tenth of the plane is folded onto the one between a notch, at angle 0, and a tip."""
+    """Five points: each tenth of the plane is folded onto the one between a notch, at angle 0, and a tip."""
     half, notch = math.pi / 5, 0.5
     angle = np.abs(np.mod(np.arctan2(y, x), np.float32(2 * half)) - np.float32(half))
     along, across = REACH * math.cos(half) - notch, REACH * math.sin(half)
@@ -64,16 +64,16 @@ OUTLINES: dict[str, Callable[[Floats, Floats], Floats]] = {
     "cross": _cross,
     "ring": _ring,
 }
-"""Signed distance from each class's outline in units of the radius, negative within."""
+"""Signed distance from each class's outline in radii, negative inside."""
 
 _OUTLINES = tuple(OUTLINES.values())
 
 SOLID = tuple(k for k, name in enumerate(OUTLINES) if name in ("disc", "square"))
-"""Labels of the classes that can hide another: a circle of 0.82 radii fits into them."""
+"""Labels of the classes that can occlude another object: they contain a circle of 0.82 radii."""
 
 
 class Path(Protocol):
-    """Where an object's centre is."""
+    """The position of an object's centre over time."""
 
     def __call__(self, t: float) -> tuple[float, float]:
         """(x, y) in pixels at time t."""
@@ -81,7 +81,7 @@ class Path(Protocol):
 
 @dataclass(frozen=True)
 class Orbit:
-    """A Lissajous curve round the middle of the frame: it crosses everything and never ends."""
+    """A Lissajous curve around the middle of the frame."""
 
     middle: tuple[float, float]
     reach: tuple[float, float]
@@ -100,14 +100,14 @@ class Orbit:
 
 @dataclass(frozen=True)
 class Meeting:
-    """An object's own path, left every `cycle` frames to stay for `stay` frames at another object's centre.
+    """An object's own path, interrupted every `cycle` frames by `stay` frames at another object's centre.
 
     Attributes:
-        own: the path elsewhere.
-        host: the path of the object that is met.
+        own: the path outside of meetings.
+        host: the path of the other object.
         at: the middle of a meeting, in frames.
-        stay: how long both centres are one.
-        ramp: frames of coming, and again of going.
+        stay: frames for which both centres coincide.
+        ramp: frames of approach, and of departure.
         cycle: frames from one meeting to the next.
     """
 
@@ -129,13 +129,13 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Look:
-    """Two colours mixed by a pattern of two waves that turns and grows with its object.
+    """The texture of an object: two colours mixed by two waves in object coordinates.
 
     Attributes:
         colours: (2, 3) RGB in [0, 1].
         waves: (2, 3) radians per radius along x and along y, and phase.
-        mix: weights of the first wave, the second, and their product.
-        hardness: how sharply one colour passes into the other.
+        mix: weights of the first wave, the second wave, and their product.
+        hardness: sharpness of the transition between the colours.
     """
 
     colours: Floats
@@ -147,14 +147,24 @@ class Look:
         """(3, h, w) RGB at object coordinates (h, w)."""
         first, second = (np.sin(kx * x + ky * y + phase) for kx, ky, phase in self.waves)
         tone = self.mix[0] * first + self.mix[1] * second + self.mix[2] * first * second
-        share = 0.5 + 0.5 * np.tanh(self.hardness * tone)
+        weight = 0.5 + 0.5 * np.tanh(self.hardness * tone)
         dark, light = self.colours[:, :, None, None]
-        return np.asarray(dark + share * (light - dark), np.float32)
+        return np.asarray(dark + weight * (light - dark), np.float32)
 
 
 @dataclass(frozen=True)
 class Body:
-    """One object."""
+    """One object.
+
+    Attributes:
+        label: position in `OUTLINES`.
+        look: its texture.
+        radius: its mean radius in pixels.
+        path: the position of its centre.
+        angle: its rotation at time 0, in radians.
+        spin: radians per frame.
+        pulse: relative amplitude of the change of its radius.
+    """
 
     label: int
     look: Look
@@ -165,7 +175,7 @@ class Body:
     pulse: float
 
     def local(self, t: float, x: Floats, y: Floats) -> tuple[Floats, Floats, float]:
-        """Object coordinates, in radii, of the pixels (1, w), (h, 1), and the radius at time t in pixels."""
+        """Object coordinates, in radii, of the pixels x (1, w) and y (h, 1); the radius at time t in pixels."""
         centre_x, centre_y = self.path(t)
         radius = self.size(t)
         turn = self.angle + self.spin * t
@@ -179,12 +189,12 @@ class Body:
         return self.radius * (1 + self.pulse * math.sin(0.11 * t + self.angle))
 
     def depth_within(self, t: float, x: Floats, y: Floats) -> Floats:
-        """(h, w) pixels from the outline, positive within."""
+        """(h, w) distance from the outline in pixels, positive inside."""
         u, v, radius = self.local(t, x, y)
         return -radius * _OUTLINES[self.label](u, v)
 
     def window(self, t: float, size: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the frame that the object and its smear can touch."""
+        """The rows and columns of the frame that the object and its motion blur can cover."""
         (x, y), (dx, dy) = self.path(t), self.path(t + SHUTTER / 2)
         far = REACH * self.size(t) + 2
         top, left = y - far - abs(dy - y), x - far - abs(dx - x)
@@ -196,14 +206,14 @@ class Body:
 
 @dataclass(frozen=True)
 class Background:
-    """Waves that pan: smooth noise, a gradient, or stripes.
+    """A panning texture of plane waves: smooth noise, a gradient, or stripes.
 
     Attributes:
         mean: (3,) RGB in [0, 1].
-        tint: (3, n) what each wave adds to each channel.
+        tint: (3, n) amplitude of each wave in each channel.
         waves: (n, 3) radians per pixel along x and along y, and phase.
-        pan: pixels a frame along x and y.
-        hardness: how sharply bright passes into dark.
+        pan: pixels per frame along x and y.
+        hardness: sharpness of the transition from bright to dark.
     """
 
     mean: Floats
@@ -214,12 +224,12 @@ class Background:
 
     @property
     def means(self) -> Floats:
-        """(1, 3) the colour that objects should stand out from."""
+        """(1, 3) the background colour that objects contrast with."""
         return self.mean[None]
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """No region of it has a class."""
+        """No labels: the background has no class."""
         return ()
 
     def regions(self, t: float, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -229,7 +239,7 @@ class Background:
     def paint(self, t: float, size: tuple[int, int]) -> Floats:
         """(3, H, W) RGB at time t.
 
-        A plane wave is a sum of two products of one wave in x and one in y, so a frame is one matrix product.
+        A plane wave is the sum of two products of a wave in x and a wave in y, so a frame is one matrix product.
         """
         kx, ky, phase = self.waves.T[:, :, None]
         x = kx * (np.arange(size[1]) + self.pan[0] * t)
@@ -242,30 +252,30 @@ class Background:
 
 
 class Ground(Protocol):
-    """What is behind the objects: a `Background`, or regions of stuff."""
+    """The background: a `Background`, or regions of stuff (`Landscape`)."""
 
     @property
     def means(self) -> Floats:
-        """(n, 3) colours that objects should stand out from."""
+        """(n, 3) background colours that objects contrast with."""
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The class of every region; none where nothing of it is to be told."""
+        """The class of every region; empty for a background without classes."""
 
     def paint(self, t: float, size: tuple[int, int]) -> Floats:
         """(3, H, W) RGB at time t."""
 
     def regions(self, t: float, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """(len(labels), H, W) the pixels of each region: together the whole frame, if there are any."""
+        """(len(labels), H, W) the pixels of each region, a partition of the frame."""
 
 
 @dataclass(frozen=True)
 class Cover:
-    """Who is where on one frame.
+    """The ground truth of one frame.
 
     Attributes:
-        masks: (M, H, W) the visible part of each object, then of each region of the ground.
-        inside: (M,) whether any part of it, hidden or not, lies in the frame.
+        masks: (M, H, W) the visible pixels of each object, then of each region of the background.
+        inside: (M,) whether any part of the object or region, occluded or not, lies in the frame.
     """
 
     masks: NDArray[np.bool_]
@@ -274,13 +284,13 @@ class Cover:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a video shows.
+    """The content of a video.
 
     Attributes:
-        bodies: nearest first.
-        background: the ground behind them.
-        noise: standard deviation in grey levels.
-        blur: weight of a neighbouring pixel where focus is worst.
+        bodies: the objects, nearest first.
+        background: the background.
+        noise: standard deviation of the sensor noise in grey levels of 255.
+        blur: weight of each neighbouring pixel at the worst focus.
     """
 
     bodies: tuple[Body, ...]
@@ -289,7 +299,7 @@ class Scene:
     blur: float
 
     def cover(self, t: int, size: tuple[int, int]) -> Cover:
-        """Who is where on frame `t` of (height, width) pixels."""
+        """The ground truth of frame `t` of (height, width) pixels."""
         regions = self.background.regions(t, size)
         masks = np.zeros((len(self.bodies) + len(regions), *size), dtype=np.bool_)
         masks[len(self.bodies) :] = regions
@@ -305,10 +315,10 @@ class Scene:
         return Cover(masks, inside)
 
     def paint(self, t: int, size: tuple[int, int]) -> Floats:
-        """(3, H, W) RGB of frame `t` in [0, 1], give or take, without the sensor's noise."""
+        """(3, H, W) RGB of frame `t`, approximately in [0, 1], without sensor noise."""
         image = self.background.paint(t, size)
         for body in reversed(self.bodies):
-            _lay(image, body, t)
+            _draw_body(image, body, t)
         return _defocus(image, self.blur * (0.5 + 0.5 * math.sin(0.13 * t)))
 
 
@@ -319,8 +329,8 @@ def _pixels(window: tuple[slice, slice]) -> tuple[Floats, Floats]:
     return x, np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5)
 
 
-def _lay(image: Floats, body: Body, t: int) -> None:
-    """Paint one object over (3, H, W) `image`; edges are a pixel wide, smeared over the shutter's time."""
+def _draw_body(image: Floats, body: Body, t: int) -> None:
+    """Paints an object onto (3, H, W) `image` in place, with antialiased edges and motion blur."""
     rows, columns = window = body.window(t, (image.shape[1], image.shape[2]))
     if rows.start == rows.stop or columns.start == columns.stop:
         return
@@ -328,15 +338,15 @@ def _lay(image: Floats, body: Body, t: int) -> None:
     (left, top), (right, bottom) = body.path(t - SHUTTER / 2), body.path(t + SHUTTER / 2)
     samples = min(max(math.ceil(math.hypot(right - left, bottom - top)), 2), 5)
     moments = [t + SHUTTER * (i / (samples - 1) - 0.5) for i in range(samples)]
-    share = sum(np.clip(body.depth_within(s, x, y) + np.float32(0.5), 0, 1) for s in moments)
-    share = share / np.float32(samples)
+    alpha = sum(np.clip(body.depth_within(s, x, y) + np.float32(0.5), 0, 1) for s in moments)
+    alpha = alpha / np.float32(samples)
     along, across, _ = body.local(t, x, y)
     under = image[:, rows, columns]
-    under += share * (body.look.paint(along, across) - under)
+    under += alpha * (body.look.paint(along, across) - under)
 
 
 def _defocus(image: Floats, weight: float) -> Floats:
-    """(3, H, W) with each pixel mixed with its four neighbours', borders repeated."""
+    """(3, H, W) with each pixel mixed with its four neighbours; borders are replicated."""
     for axis in (1, 2):
         padding = [(1, 1) if a == axis else (0, 0) for a in range(3)]
         padded = np.moveaxis(np.pad(image, padding, mode="edge"), axis, 0)

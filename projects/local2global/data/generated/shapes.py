@@ -1,9 +1,8 @@
-"""Generated videos: textured shapes that move, cross, hide one another, leave and come back; no file needed.
+"""Generated videos: textured shapes that move, cross, occlude one another, leave the frame and return.
 
-A video is a function of (seed, id) and a frame a function of (video, t) alone: any frame can be asked for in
-any order, a dataset of thousands of videos costs nothing until a frame is asked for, and a stream has no end.
-What an object is follows from its outline; colour and texture are drawn without looking at it, unless a preset is
-`coloured`.
+A video is a function of (seed, id), and a frame is a function of (video, t).  Frames can be rendered in any order,
+datasets of any size are lazy, and streams are endless.  The class of an object is its outline; colour and texture are
+independent of the class, unless a preset is `coloured`.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from .scene import OUTLINES, REACH, SOLID, Background, Body, Cover, Ground, Look
 Range = tuple[float, float]
 
 CLASSES = [{"id": k, "name": name} for k, name in enumerate(OUTLINES, 1)]
-"""What an object is called, by its outline."""
+"""{id, name} of the object classes: one per outline."""
 
 STUFF = [{"id": k, "name": name} for k, name in enumerate(MATERIALS, len(OUTLINES) + 1)]
-"""What a region of the ground is called, by its texture and colour."""
+"""{id, name} of the stuff classes: one per material."""
 
 PATTERNS = {
     "plain": (0.0, 0.0, 0.0),
@@ -40,35 +39,35 @@ PATTERNS = {
     "checks": (0.0, 0.0, 1.0),
     "blobs": (0.6, 0.6, 0.0),
 }
-"""Textures, as the weights of a look's first wave, its second, and their product."""
+"""Textures: the weights of a look's first wave, its second wave, and their product."""
 
 CONTRAST = 0.5
-"""Distance in RGB, [0, 1] each, that an object's colour keeps from the background's mean."""
+"""The smallest distance in RGB, [0, 1] each, of an object's colour from the background's mean."""
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What videos are drawn from; every pair is a range, drawn from evenly, ends included.
+    """The distribution of videos; every pair is the range of a uniform distribution, ends included.
 
     Attributes:
         size: (height, width) in pixels.
         length: frames of a video.
-        objects: objects of a video, the occluder counted.
-        radius: of an object, in short edges of the frame.
-        orbit: width and height of an object's path, in those of the frame; beyond 1 its centre leaves.
-        leaving: the share of objects with a path that takes them wholly out of the frame and back.
-        period: frames until a path repeats.
-        spin: the most that an object turns, radians a frame.
-        pulse: the most that its radius swells and shrinks, as a share of it.
-        noise: standard deviation of the sensor's noise in grey levels of 255.
-        blur: weight that a pixel gives to each of its neighbours where focus is worst, at most 1/3.
-        occluder: radius of an object behind which others hide, or None for chance meetings only.
-        hidden: frames for which a hiding object stays behind the occluder's centre.
-        group: the most objects that look exactly alike (outline, size, texture and colour).
-        outlines: names of the outlines to draw from, which are the classes; all of them where there is an occluder.
-        coloured: whether colour tells the class too: an object is mostly red, green or blue by its class modulo three.
-        named: whether an outline is a class; else all there is are objects.
-        stuff: names of the materials that the ground is made of, classes too; none for a ground that has no class.
+        objects: objects of a video, including the occluder.
+        radius: radius of an object, as a fraction of the frame's shorter edge.
+        orbit: width and height of an object's path, as fractions of the frame's; above 1 its centre leaves the frame.
+        leaving: the fraction of objects whose path takes them completely out of the frame and back.
+        period: frames of a full cycle of a path.
+        spin: the largest rotation, in radians per frame.
+        pulse: the largest relative change of the radius.
+        noise: standard deviation of the sensor noise in grey levels of 255.
+        blur: weight of each neighbouring pixel at the worst focus, at most 1/3.
+        occluder: radius of an object behind which others are occluded, or None for random occlusions only.
+        hidden: frames for which an occluded object stays behind the occluder's centre.
+        group: the largest number of objects with identical outline, size, texture and colour.
+        outlines: names of the outlines, which are the classes; must be all of them with an occluder.
+        coloured: whether colour depends on the class: an object is mostly red, green or blue by its class modulo three.
+        named: whether outlines are classes; else all objects are of the class "object".
+        stuff: names of the materials of the background, which are classes; empty for a background without class.
     """
 
     size: tuple[int, int] = (96, 160)
@@ -92,9 +91,9 @@ class Difficulty:
 
     @property
     def classes(self) -> list[dict[str, Any]]:
-        """{id, name} of the outlines drawn from, with one id in all presets; of "object" where they have no name.
+        """{id, name} of the outlines, with the same ids in all presets; of "object" if outlines are not classes.
 
-        With stuff, those of {id, name, isthing}, things first.
+        With stuff: {id, name, isthing}, things first.
         """
         things = [dict(c) for c in CLASSES if c["name"] in self.outlines]
         if not self.named:
@@ -119,8 +118,10 @@ PRESETS = {
         group=3,
     ),
 }
-PRESETS["hard_unnamed"] = replace(PRESETS["hard"], named=False)  # the same videos, where only identity counts
-PRESETS["demo_unnamed"] = replace(PRESETS["demo"], named=False)  # no two alike, and only identity counts
+PRESETS["hard_unnamed"] = replace(
+    PRESETS["hard"], named=False
+)  # the same videos with one class: identity only
+PRESETS["demo_unnamed"] = replace(PRESETS["demo"], named=False)  # likewise, without identical-looking objects
 PRESETS["panoptic"] = replace(PRESETS["demo"], leaving=0.1, stuff=tuple(MATERIALS))
 
 
@@ -152,7 +153,7 @@ def _draw_background(draw: Generator, size: tuple[int, int]) -> Background:
 
 
 def _draw_look(draw: Generator, ground: Ground, strongest: int | None = None) -> Look:
-    """A look of its own whose colours both stand out from the ground; mostly of one primary, if told so."""
+    """A random look whose colours contrast with the background; mostly of one primary colour if `strongest` is set."""
     colours = draw.uniform(0, 1, (64, 3))
     if strongest is not None:
         colours = np.stack([np.roll(c, strongest - int(c.argmax())) for c in colours])
@@ -203,7 +204,7 @@ def _draw_body(
 
 
 def _draw_bodies(draw: Generator, difficulty: Difficulty, ground: Ground, count: int) -> list[Body]:
-    """Objects in groups of look-alikes, in random order of depth."""
+    """Objects in groups of identical looks, in random order of depth."""
     bodies: list[Body] = []
     while len(bodies) < count:
         outline = difficulty.outlines[int(draw.integers(len(difficulty.outlines)))]
@@ -217,7 +218,7 @@ def _draw_bodies(draw: Generator, difficulty: Difficulty, ground: Ground, count:
 
 
 def _hide_behind(draw: Generator, difficulty: Difficulty, body: Body, host: Body, at: float) -> Body:
-    """The same object with a path that takes it behind `host`, in plain view some time before and after."""
+    """The object with a path that takes it behind `host`, visible for some time before and after."""
     apart = host.radius + body.radius
     height, width = difficulty.size
 
@@ -243,7 +244,7 @@ def _hide_behind(draw: Generator, difficulty: Difficulty, body: Body, host: Body
 
 
 def _add_occluder(draw: Generator, difficulty: Difficulty, bodies: list[Body], look: Look) -> list[Body]:
-    """Put a large object before all others but, in some videos, one; all behind it hide behind it in turn."""
+    """Adds a large object in front of all others or, in some videos, of all but one; it occludes each of them once."""
     assert difficulty.occluder is not None
     path = _draw_orbit(draw, difficulty, (0.1, 0.35), 0)
     label, radius = int(draw.choice(SOLID)), float(draw.uniform(*difficulty.occluder))
@@ -278,12 +279,12 @@ def _cover(video: ShapeVideo, t: int) -> Cover:
 
 @dataclass(frozen=True)
 class ShapeVideo:
-    """A `VideoRecord` that is drawn when asked for; rows of its truth are objects, nearest first, then stuff.
+    """A `VideoRecord` that is rendered on access; its instances are objects, nearest first, then stuff.
 
     Attributes:
         id: the video's id, from 1.
-        seed: of the whole dataset.
-        difficulty: what the video is drawn from; its `size` is the video's.
+        seed: seed of the dataset.
+        difficulty: the distribution of the video; its `size` is the video's.
         length: the number of frames.
     """
 
@@ -294,7 +295,7 @@ class ShapeVideo:
 
     @property
     def name(self) -> str:
-        """Zero-padded id."""
+        """The name: `shapes-` and the zero-padded id."""
         return f"shapes-{self.id:05d}"
 
     @property
@@ -304,7 +305,7 @@ class ShapeVideo:
 
     @property
     def scene(self) -> Scene:
-        """What the video shows."""
+        """The content of the video."""
         return _scene(self.seed, self.id, self.difficulty)
 
     @property
@@ -330,9 +331,9 @@ class ShapeVideo:
         return torch.from_numpy(np.ascontiguousarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8)))
 
     def masks(self, t: int) -> Tensor:
-        """(M, H, W) bool: the pixels of frame `t` whose centre lies in the object and in no nearer one.
+        """(M, H, W) bool: the pixels of frame `t` whose centre lies in the object and in no nearer object.
 
-        Regions of stuff have the pixels that no object has.
+        Regions of stuff consist of the pixels outside all objects.
         """
         return torch.from_numpy(_cover(self, self._check(t)).masks.copy())
 
@@ -341,18 +342,18 @@ class ShapeVideo:
         return np.asarray(_cover(self, self._check(t)).masks.any(axis=(1, 2)))
 
     def inside(self, t: int) -> NDArray[np.bool_]:
-        """(M,) which objects have a part in frame `t`, be it hidden: absent but inside is occluded."""
+        """(M,) which objects have a part in frame `t`, visible or not; an object inside but not present is occluded."""
         return np.array(_cover(self, self._check(t)).inside)
 
     def _check(self, t: int) -> int:
         if not 0 <= t < self.length:
-            raise IndexError(f"{self.name} has frames 0 to {self.length - 1}, asked for {t}")
+            raise IndexError(f"{self.name} has frames 0 to {self.length - 1}, not {t}")
         return int(t)
 
 
 @dataclass(frozen=True)
 class _ShapeList(Sequence[VideoRecord]):
-    """`total` videos, each made when it is asked for."""
+    """A lazy list of `total` videos."""
 
     total: int
     seed: int
@@ -377,16 +378,16 @@ class _ShapeList(Sequence[VideoRecord]):
 
 @dataclass(frozen=True)
 class ShapeDataset(VideoDataset):
-    """Generated videos; their truth is made once, when asked for, and names only objects that are seen."""
+    """Generated videos; their ground truth is computed once, on access, and has only visible objects."""
 
     @cached_property
     def _truth(self) -> dict[str, Any]:
         truth = super().truth()
-        seen = [a for a in truth["annotations"] if any(a["segmentations"])]
-        return {**truth, "annotations": seen}
+        visible = [a for a in truth["annotations"] if any(a["segmentations"])]
+        return {**truth, "annotations": visible}
 
     def truth(self) -> dict[str, Any]:
-        """The YouTube-VIS dict of these videos; read it, don't change it."""
+        """The YouTube-VIS dict of these videos; it is cached and must not be modified."""
         return self._truth
 
 
@@ -404,17 +405,17 @@ def load_shapes(
     length: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> ShapeDataset:
-    """A dataset of generated videos, ids from 1; video i is the same whatever `num_videos` and `length`.
+    """A dataset of generated videos, ids from 1; video i does not depend on `num_videos` and `length`.
 
     Args:
-        preset: a name in `PRESETS`, or what to draw from.
-        num_videos: how many; they cost nothing until their frames are asked for.
+        preset: a name in `PRESETS`, or a distribution.
+        num_videos: the number of videos, which are rendered on access.
         seed: other seeds give other videos.
         length: frames of every video; None draws it from the preset's range.
-        size: (height, width) in pixels; None takes the preset's.
+        size: (height, width) in pixels; None uses the preset's.
 
     Raises:
-        UserError: for an unknown preset, or a number that makes no video.
+        UserError: for an unknown preset or an invalid number.
     """
     if num_videos < 0 or (length is not None and length < 1) or (size is not None and min(size) < 16):
         raise UserError(
@@ -428,9 +429,9 @@ def load_shapes(
 def stream_shapes(
     preset: str | Difficulty, seed: int, length: int, size: tuple[int, int] | None = None
 ) -> Iterator[Tensor]:
-    """The first `length` frames, (3, H, W) uint8, of an endless video, made one at a time in constant memory.
+    """The first `length` frames, (3, H, W) uint8, of an endless video, rendered one at a time in constant memory.
 
-    It is video 1 of `load_shapes(preset, 1, seed, length, size)`, which has its truth.
+    The video is that of `load_shapes(preset, 1, seed, length, size)`, which has its ground truth.
 
     Raises:
         UserError: as `load_shapes`.
