@@ -17,6 +17,7 @@ from local2global.config.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES, VIPSEG
 from local2global.data.check import Options, check_dataset
 from local2global.data.convert import (
     convert_coco,
+    convert_cocovid,
     convert_davis,
     convert_labelme,
     convert_mots,
@@ -377,3 +378,84 @@ def test_real_coco_images_pass_the_check_under_video_classes(shared, tmp_path):
     report = check_dataset(done.files[0], source.parent / "train2017", options=Options(decode=False))
     assert report.errors == []
     assert report.summaries[0].videos == done.videos > 50
+
+
+# --- CocoVID ---
+
+
+def cocovid(root: Path) -> dict[str, Any]:
+    """Two videos, the frames of "goat" out of order; a goat in both frames, an ape in one, a box without a mask."""
+    frames(root / "JPEGImages" / "goat", ["0.jpg", "1.jpg"])
+    frames(root / "JPEGImages" / "empty", ["0.jpg"])
+    names = [("goat/1.jpg", 1, 1), ("goat/0.jpg", 1, 0), ("empty/0.jpg", 2, 0)]
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [
+        {"id": k, "file_name": name, "video_id": video, "frame_id": t, **size}
+        for k, (name, video, t) in enumerate(names, 1)
+    ]
+    left, right = [[2, 2, 6, 2, 6, 6, 2, 6]], [[8, 2, 12, 2, 12, 6, 8, 6]]
+    rows = [(1, 7, 1, right), (2, 7, 1, left), (2, 8, 2, right), (2, 9, 1, [])]
+    annotations = [
+        {
+            "id": k,
+            "image_id": image,
+            "instance_id": i,
+            "category_id": c,
+            "iscrowd": 0,
+            "segmentation": polygon,
+        }
+        for k, (image, i, c, polygon) in enumerate(rows, 1)
+    ]
+    videos = [{"id": 1, "name": "goat", **size}, {"id": 2, "name": "empty", **size}]
+    categories = [{"id": 1, "name": "goat"}, {"id": 2, "name": "ape"}]
+    content = {"videos": videos, "images": images, "annotations": annotations, "categories": categories}
+    (root / "cocovid.json").write_text(json.dumps(content))
+    return content
+
+
+@pytest.mark.parametrize("source", ["", "cocovid.json"])
+def test_cocovid_annotations_become_tracks_in_the_order_of_frame_id(tmp_path, source):
+    cocovid(tmp_path / "C")
+    done = convert_cocovid(tmp_path / "C" / source, tmp_path / "out")
+    assert (done.videos, done.frames, done.instances) == (2, 3, 2)
+    assert done.skipped == {"annotations without a mask": 1}
+    dataset, content = read(tmp_path / "out")
+    assert content["videos"][0]["file_names"] == ["goat/0.jpg", "goat/1.jpg"]
+    goat = dataset.videos[0]
+    assert goat.labels.tolist() == [0, 1]
+    assert [goat.present(t).tolist() for t in (0, 1)] == [[True, True], [True, False]]
+    assert goat.masks(0)[0].nonzero()[0].tolist() == [2, 2]
+    assert goat.masks(1)[0].nonzero()[0].tolist() == [2, 8]
+
+
+@pytest.mark.parametrize(
+    ("entry", "change", "problem"),
+    [
+        (1, {"instance_id": None}, "annotation 2: its instance_id is null"),
+        (2, {"instance_id": 7}, "annotation 3: object 7 is of category 1 and of 2"),
+        (2, {"category_id": 9}, "annotation 3: category_id 9 is not among"),
+        (0, {"segmentation": [[1, 1]]}, "annotation 1 (image 1): a polygon of 2 coordinates"),
+    ],
+)
+def test_an_invalid_cocovid_annotation_is_refused(tmp_path, entry, change, problem):
+    content = cocovid(tmp_path / "C")
+    content["annotations"][entry].update(change)
+    (tmp_path / "C" / "cocovid.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        convert_cocovid(tmp_path / "C", tmp_path / "out")
+    assert problem in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cocovid_video_names_cannot_leave_the_output_folder(tmp_path):
+    content = cocovid(tmp_path / "C")
+    content["videos"][0]["name"], content["videos"][1]["name"] = "../../goat", ".."
+    (tmp_path / "C" / "cocovid.json").write_text(json.dumps(content))
+    convert_cocovid(tmp_path / "C", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out" / "JPEGImages").iterdir()) == ["..-..-goat", "video2"]
+
+
+def test_a_folder_without_a_cocovid_file_is_refused(tmp_path):
+    coco(tmp_path / "coco.json")
+    with pytest.raises(UserError, match="no CocoVID file"):
+        convert_cocovid(tmp_path, tmp_path / "out")

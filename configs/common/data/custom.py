@@ -2,7 +2,8 @@
 
     l2g train configs/custom/l2g_r50.py data.images=my/JPEGImages data.annotations=my/instances.json
 
-A tenth of the videos, drawn by `data.seed`, is held out for evaluation.  To evaluate on another file, set
+A tenth of the videos, drawn by `data.seed`, is held out for evaluation.  Invalid annotations are
+errors; `data.skip_invalid_annotations=true` skips and counts them.  To evaluate on another file, set
 `dataloader.test.dataset={_target_:local2global.data.readers.layouts.load_annotated,images:...,annotations:...}`.
 """
 
@@ -14,11 +15,20 @@ from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 
 data = dict(
-    images="datasets/custom/JPEGImages", annotations="datasets/custom/instances.json", fraction=0.1, seed=0
+    images="datasets/custom/JPEGImages",
+    annotations="datasets/custom/instances.json",
+    fraction=0.1,
+    seed=0,
+    skip_invalid_annotations=False,
 )
 
 CLASSES = "${classes_of:${data.annotations}}"
-_videos = L(load_annotated)(images="${data.images}", annotations="${data.annotations}", classes=CLASSES)
+_videos = L(load_annotated)(
+    images="${data.images}",
+    annotations="${data.annotations}",
+    classes=CLASSES,
+    skip_invalid_annotations="${data.skip_invalid_annotations}",
+)
 _part = dict(dataset=_videos, fraction="${data.fraction}", seed="${data.seed}")
 
 dataloader = dict(

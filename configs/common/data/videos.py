@@ -33,11 +33,15 @@ def video_dataloader(folder, classes, pseudo_clips, share):
         annotations=f"{DATASETS}/coco/annotations/{pseudo_clips}",
         classes=classes,
         check_names=False,
+        skip_invalid_annotations=False,
     )
     return dict(
         train=L(build_train_loader)(
             dataset=L(Mixture)(
-                datasets=[images, L(load_split)(root=root, split="train", classes=classes)],
+                datasets=[
+                    images,
+                    L(load_split)(root=root, split="train", classes=classes, skip_invalid_annotations=False),
+                ],
                 weights=[1.0, share],
                 augments=[L(ClipAugmentation)(turn=L(Turn)()), None],
             ),
@@ -48,7 +52,7 @@ def video_dataloader(folder, classes, pseudo_clips, share):
             seed="${train.seed}",
         ),
         test=L(build_test_loader)(
-            dataset=L(load_split)(root=root, split="valid", classes=classes),
+            dataset=L(load_split)(root=root, split="valid", classes=classes, skip_invalid_annotations=False),
             short_edge=360,
             max_size=1333,
             num_workers=2,

@@ -115,6 +115,21 @@ def coco(
 
 
 @convert_app.command()
+def cocovid(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A CocoVID file, or its folder.")],
+    out: Out,
+    images: Annotated[
+        Path | None, typer.Option(help="The folder of the frames; by default it is searched.")
+    ] = None,
+    link: Link = False,
+) -> None:
+    """CocoVID (mmtracking, BDD100K) to YouTube-VIS."""
+    from ..data.convert import convert_cocovid
+
+    _report(convert_cocovid(source, out, images, link))
+
+
+@convert_app.command()
 def vipseg(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Contains imgs/ and panomasks/.")],
     out: Out,

@@ -23,6 +23,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..data.readers.images import rgb_pixels
 from ..errors import UserError
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
@@ -151,7 +152,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 def _read_image(path: Path) -> Tensor:
     with _image(path) as image:
-        return _to_tensor(np.array(image.convert("RGB")))
+        return _to_tensor(rgb_pixels(image))
 
 
 def _to_tensor(pixels: np.ndarray[Any, Any]) -> Tensor:

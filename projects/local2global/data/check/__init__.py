@@ -9,11 +9,11 @@ from typing import Any
 
 from ...errors import UserError
 from ..readers.entries import read_json
-from ..readers.layouts import COCO, VIPSEG, YOUTUBE_VIS, layout_of
+from ..readers.formats import COCO, COCOVID, REMEDIES, VIPSEG, YOUTUBE_VIS, format_of
+from ..readers.places import annotation_files, find_images
 from ..readers.vipseg import objects
 from .coco import check_coco
 from .findings import Finding, Notes, Options, Report, Sample, Summary
-from .places import annotation_files, find_images
 from .vipseg import check_vipseg
 from .youtube_vis import check_youtube_vis
 
@@ -65,7 +65,7 @@ class _Check:
                 except UserError as error:
                     self._not_json(file, error)
                     continue
-                if layout_of(content):
+                if format_of(content):
                     self._content(file, content)
                 else:
                     others.append(file)
@@ -85,7 +85,7 @@ class _Check:
         except UserError as error:
             self._not_json(file, error)
             return
-        if layout_of(content) is None:
+        if format_of(content) is None:
             forms = '"videos" (YouTube-VIS, VIPSeg) or "images" (COCO), "annotations" and "categories"'
             problem, fix = "neither YouTube-VIS, COCO nor VIPSeg", f"A dataset has {forms}"
             Notes(self.report, file.name).error("not-a-dataset", "", problem, fix)
@@ -98,7 +98,11 @@ class _Check:
         Notes(self.report, file.name).error("not-json", "", problem, fix)
 
     def _content(self, file: Path, content: dict[str, Any]) -> None:
-        layout, notes = layout_of(content), Notes(self.report, file.name)
+        layout, notes = format_of(content), Notes(self.report, file.name)
+        if layout == COCOVID:
+            problem = "CocoVID's form, one annotation per frame and object"
+            notes.error("cocovid", "", problem, REMEDIES[COCOVID])
+            return
         names = {YOUTUBE_VIS: _youtube_vis_names, COCO: _coco_names, VIPSEG: _vipseg_names}[str(layout)]
         images = self._find(file, names(content), self.images, "images", "frames", notes)
         summary = Summary(file, str(layout), images)

@@ -7,11 +7,12 @@ from typing import Any
 
 from ..readers.coco import ImageEntry, parse_annotation, parse_images
 from ..readers.entries import check_category, parse_categories, walk
+from ..readers.images import image_path
 from ..readers.records import AnnotatedVideo, Track
 from ..readers.rle import count_pixels, outline_counts
 from .findings import Notes, Options, Sample, Summary, sample_positions
 from .images import ExpectedImage, check_images
-from .masks import check_area, check_box, check_crowd, check_id, check_range
+from .masks import check_area, check_backslashes, check_box, check_crowd, check_id, check_range
 
 
 def check_coco(content: Mapping[str, Any], summary: Summary, notes: Notes, options: Options) -> None:
@@ -50,7 +51,7 @@ def check_coco(content: Mapping[str, Any], summary: Summary, notes: Notes, optio
     for image_id, listed in tracks.items():
         entry = images[image_id]
         if summary.images is not None and entry.size is not None:
-            file = summary.images / entry.file
+            file = image_path(summary.images, entry.file)
             record = AnnotatedVideo(image_id, file.stem, entry.size, (file,), tuple(listed))
             notes.report.samples.append(Sample(record, classes))
 
@@ -69,10 +70,13 @@ def _check_files(images: Mapping[int, ImageEntry], summary: Summary, notes: Note
             notes.warn("repeated-frame", f"image {image.id}", problem, "Keep one of the two")
     if summary.images is not None:
         expected = [
-            ExpectedImage(summary.images / image.file, image.size, f"{notes.file}: image {image.id}")
+            ExpectedImage(
+                image_path(summary.images, image.file), image.size, f"{notes.file}: image {image.id}"
+            )
             for image in images.values()
         ]
         check_images(expected, notes, options)
+    check_backslashes((image.file for image in images.values()), notes)
 
 
 def _check_mask(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..readers.images import upright_size
+from ..readers.images import exif_hint, upright_size
 from .findings import Notes, Options
 
 _BATCH = 256
@@ -66,7 +66,8 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     if image.size is not None and size != image.size:
         problem = f"{_text(size)} pixels (height x width), but its annotations say {_text(image.size)}"
         fix = "Resize the image, or correct height and width and redraw the masks"
-        return ImageProblem("frame-size", problem, fix)
+        hint = exif_hint(image.path, image.size).strip(" .")
+        return ImageProblem("frame-size", problem, hint or fix)
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -15,6 +15,14 @@ _TINY = 64
 """Pixels below which rounding alone may put an area or a box far off."""
 _SLACK = 1.5
 """Tolerance of a box edge in pixels: some tools round, some write width - 1."""
+
+
+def check_backslashes(names: Iterable[str], problems: Problems) -> None:
+    """Reports file names with backslashes, as annotation tools on Windows write them."""
+    name = next((name for name in names if "\\" in name), None)
+    if name is not None:
+        problem = f"file names contain backslashes, e.g. {shown(name)}"
+        problems.warn("backslash", "", problem, "Write / instead; the readers here accept both")
 
 
 def check_crowd(annotation: Mapping[str, Any], where: str, problems: Problems) -> bool:

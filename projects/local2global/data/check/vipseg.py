@@ -14,12 +14,19 @@ from ...results.segment_ids import Ids, box_of, count_ids, read_ids
 from ..readers.entries import shown
 from ..readers.records import AnnotatedVideo, Track
 from ..readers.rle import encode_mask
-from ..readers.vipseg import FrameEntry, VideoEntry, map_file, parse_classes, parse_segments, parse_videos
+from ..readers.vipseg import (
+    FrameEntry,
+    VideoEntry,
+    frame_path,
+    map_file,
+    parse_classes,
+    parse_segments,
+    parse_videos,
+)
 from .findings import Notes, Options, Sample, Summary, sample_positions
 from .images import ExpectedImage, check_images
 from .masks import check_crowd, is_box
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _BATCH = 32
 
 
@@ -78,17 +85,11 @@ def check_vipseg(
             notes.report.samples += _sample(video, segments, classes, summary.images, maps)
 
 
-def _image_file(folder: Path, file: str) -> Path:
-    """The frame of a map: the same name with an image's suffix, as VIPSeg has JPEG frames for PNG maps."""
-    places = (folder / Path(file).with_suffix(suffix) for suffix in _SUFFIXES)
-    return next((path for path in places if path.is_file()), folder / Path(file).with_suffix(".jpg"))
-
-
 def _expected(videos: Mapping[str, VideoEntry], images: Path, notes: Notes) -> Iterator[ExpectedImage]:
     for video in videos.values():
         for identity, frame in video.frames.items():
             where = f"{notes.file}: video {video.name}, image {identity}"
-            yield ExpectedImage(_image_file(images / video.name, frame.file), frame.size, where)
+            yield ExpectedImage(frame_path(images / video.name, frame.file), frame.size, where)
 
 
 def _check_frames(
@@ -199,7 +200,7 @@ def _sample(
         masks = (ids == identity for ids in decoded)
         outlines = tuple(encode_mask(mask)["counts"] if mask.any() else None for mask in masks)
         tracks.append(Track(number, ordered.index(category), outlines))
-    files = tuple(_image_file(images / video.name, frame.file) for frame in video.frames.values())
+    files = tuple(frame_path(images / video.name, frame.file) for frame in video.frames.values())
     height, width = decoded[0].shape
     record = AnnotatedVideo(video.position + 1, video.name, (height, width), files, tuple(tracks))
     return [Sample(record, [{"id": k, "name": classes[k]["name"]} for k in ordered])]

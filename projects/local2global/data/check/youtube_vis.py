@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..readers.entries import check_category, is_id, parse_categories, shown, walk
+from ..readers.images import image_path
 from ..readers.records import AnnotatedVideo, Track
 from ..readers.rle import count_pixels
 from ..readers.youtube_vis import VideoEntry, find_video, parse_masks, parse_videos
 from .findings import Notes, Options, Sample, Summary, sample_positions
 from .images import ExpectedImage, check_images
-from .masks import check_area, check_box, check_crowd, check_id, check_range
+from .masks import check_area, check_backslashes, check_box, check_crowd, check_id, check_range
 
 _LISTS = ("areas", "bboxes", "occlusion")
 """Keys of an annotation with one value per frame, besides `segmentations`."""
@@ -32,7 +33,9 @@ def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes
     _check_videos(content, videos, summary, notes)
     if summary.images is not None:
         expected = [
-            ExpectedImage(summary.images / file, video.size, f"{notes.file}: {video.title}, frame {t}")
+            ExpectedImage(
+                image_path(summary.images, file), video.size, f"{notes.file}: {video.title}, frame {t}"
+            )
             for video in videos.values()
             for t, file in enumerate(video.files)
         ]
@@ -54,7 +57,7 @@ def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes
     for identity, listed in tracks.items():
         video = videos[identity]
         if summary.images is not None and video.size is not None and video.files:
-            files = tuple(summary.images / file for file in video.files)
+            files = tuple(image_path(summary.images, file) for file in video.files)
             record = AnnotatedVideo(identity, video.name, video.size, files, tuple(listed))
             notes.report.samples.append(Sample(record, classes))
 
@@ -64,6 +67,7 @@ def _check_videos(
 ) -> None:
     if not content["videos"]:
         notes.error("no-videos", "", "no video is listed", "List the videos and their frames")
+    check_backslashes((file for video in videos.values() for file in video.files), notes)
     for video in videos.values():
         summary.add_video(video.size, len(video.files))
         for file, times in Counter(video.files).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .coco import convert_coco
+from .cocovid import convert_cocovid
 from .common import Converted
 from .davis import convert_davis
 from .labelme import convert_labelme
@@ -12,6 +13,7 @@ from .vipseg import convert_vipseg
 __all__ = [
     "Converted",
     "convert_coco",
+    "convert_cocovid",
     "convert_davis",
     "convert_labelme",
     "convert_mots",

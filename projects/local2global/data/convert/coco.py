@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ...config.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES
 from ...errors import UserError, make_folder
-from ..readers.coco import FORM
-from ..readers.entries import read_content
+from ..readers.formats import COCO, read_content
 from ..readers.vipseg import objects
 from ..writers import write_json
 from .common import Converted
@@ -31,7 +30,7 @@ def convert_coco(annotations: str | Path, out: str | Path, target: str) -> Conve
     if target not in COCO_TO_VIDEO:
         raise UserError(f'no class list "{target}". Choose one of: {", ".join(COCO_TO_VIDEO)}.')
     mapping = COCO_TO_VIDEO[target]
-    content = read_content(source, "images", FORM)
+    content = read_content(source, COCO)
     entries = objects(content.get("annotations"))
     for annotation in entries:
         for key in ("image_id", "category_id"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import UserError
@@ -18,14 +18,13 @@ from .entries import (
     class_list,
     is_id,
     parse_size,
-    read_content,
     shown,
     walk,
 )
+from .formats import COCO, read_content
+from .images import image_path
 from .records import AnnotatedVideo, Track
 from .rle import Outline, outline_counts, parse_outline
-
-FORM = "a COCO annotation file"
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def load_coco(
     root, path = Path(images), Path(annotations)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder.")
-    content, problems = read_content(path, "images", FORM), RaiseProblems(path)
+    content, problems = read_content(path, COCO), RaiseProblems(path)
     listed = class_list(content, classes, problems, check_names)
     labels = {c["id"]: k for k, c in enumerate(listed)}
     entries = parse_images(content, problems)
@@ -140,9 +139,9 @@ def load_coco(
     records = [
         AnnotatedVideo(
             id=image.id,
-            name=Path(image.file).stem,
+            name=PurePosixPath(image.file.replace("\\", "/")).stem,
             size=image.size or (0, 0),
-            files=(root / image.file,),
+            files=(image_path(root, image.file),),
             tracks=tuple(tracks[image.id]),
         )
         for image in entries.values()

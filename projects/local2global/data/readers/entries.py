@@ -94,11 +94,20 @@ def read_json(path: Path) -> Any:
         UserError: if the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        text = path.read_bytes()
+        content = json.loads(text)
+        if b"\\ud" in text.lower():
+            # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: a text with half of a surrogate pair (\\ud800 to \\udfff). Remove it."
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text.") from None
     except json.JSONDecodeError as error:
@@ -108,18 +117,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not an annotation file: its lists are nested too deeply.") from None
     except ValueError as error:
         raise UserError(f"{path}: not an annotation file: {str(error).split(';')[0]}.") from None
-
-
-def read_content(path: Path, key: str, form: str) -> dict[str, Any]:
-    """The object in a JSON file that has a list `key`, e.g. "videos".
-
-    Raises:
-        UserError: if the file has no such list, and is therefore not a file of the named form.
-    """
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f'{path.name}: no list "{key}": not {form}.')
-    return content
 
 
 def is_int(value: Any) -> TypeGuard[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -15,6 +16,12 @@ from ...errors import UserError
 
 #: EXIF's tag of the camera's orientation; 1 is upright, values above 4 swap height and width.
 ORIENTATION = 0x0112
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """The path of an image named in an annotation file.  Backslashes are read as slashes unless such a file exists."""
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not path.is_file() else path
 
 
 @contextmanager
@@ -48,9 +55,29 @@ def read_image(path: Path, shrink: int = 1) -> Tensor:
         divides = width % shrink == 0 == height % shrink
         if shrink > 1 and divides and image.getexif().get(ORIENTATION, 1) == 1:
             image.draft("RGB", (width // shrink, height // shrink))
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels = rgb_pixels(ImageOps.exif_transpose(image))
     # A view, not a copy: the crop that is drawn from it is copied once.
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of an image of any depth.
+
+    16-bit values are divided by 256, as Pillow does for colour images.  Floating-point values must lie in [0, 1].
+    `Image.convert` would clip both at 255.
+
+    Raises:
+        ValueError: if the values are out of range.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        low, high = (float(value) for value in (values.min(), values.max()))
+        top = 1.0 if image.mode == "F" else 65535.0
+        if not 0 <= low <= high <= top:
+            raise ValueError(f"values from {low:g} to {high:g}, expected 0 to {top:g} in mode {image.mode}")
+        scaled = np.rint(values * np.float32(255)) if image.mode == "F" else values >> 8
+        return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=-1)
+    return np.array(image.convert("RGB"))
 
 
 def read_sized(path: Path, size: tuple[int, int], shrink: int = 1) -> Tensor:
@@ -63,8 +90,18 @@ def read_sized(path: Path, size: tuple[int, int], shrink: int = 1) -> Tensor:
     height, width = image.shape[1:]
     if (height, width) not in (size, (size[0] // shrink, size[1] // shrink)):
         problem = f"{height}x{width} pixels (height x width), but its annotations say {size[0]}x{size[1]}"
-        raise UserError(f"{path}: {problem}.")
+        raise UserError(f"{path}: {problem}.{exif_hint(path, size)}")
     return image
+
+
+def exif_hint(path: Path, size: tuple[int, int]) -> str:
+    """A sentence if only the EXIF rotation of a readable file makes its size differ from `size`, else ""."""
+    with Image.open(path) as image:
+        if image.size[::-1] == size and image.getexif().get(ORIENTATION, 1) > 4:
+            return (
+                " Its EXIF data rotate it by 90 degrees: annotate the rotated image, or remove the EXIF data."
+            )
+    return ""
 
 
 def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
@@ -86,6 +123,8 @@ def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
                 # Every byte is parsed, but few pixels are computed.
                 image.draft("L", (1, 1))
             image.load()
+            if image.mode == "F" or image.mode.startswith("I"):
+                rgb_pixels(image)
     return (width, height) if rotated else (height, width)
 
 

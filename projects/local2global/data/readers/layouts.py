@@ -1,4 +1,4 @@
-"""Where datasets are on disk: the folders and files of a split, and the format of an annotation file.
+"""Where datasets are on disk: the folders and files of a split.
 
 <root>/{train,valid,test}/JPEGImages    <root>/{train,valid,test}.json                      YouTube-VIS
 <root>/train/JPEGImages                 <root>/annotations/instances_{train,val}_sub.json   YouTube-VIS, SeqFormer's
@@ -21,6 +21,7 @@ from ...errors import UserError
 from ..datasets import VideoDataset
 from .coco import load_coco
 from .entries import RaiseProblems, parse_categories, read_json
+from .formats import COCO, format_of
 from .vipseg import load_panoptic
 from .youtube_vis import load_youtube_vis
 
@@ -37,23 +38,6 @@ FILES = (
 )
 #: Image folders of a split, in the order in which they are tried.
 FOLDERS = ("{split}/JPEGImages", "{split}")
-
-YOUTUBE_VIS, COCO, VIPSEG = "YouTube-VIS", "COCO", "VIPSeg"
-_PROBES = 8
-
-
-def layout_of(content: Any) -> str | None:
-    """The format of an annotation file's content; None if it is not a format that can be read."""
-    if not isinstance(content, dict):
-        return None
-    videos, annotations, images = (content.get(key) for key in ("videos", "annotations", "images"))
-    if isinstance(videos, list):
-        panoptic = any(isinstance(v, dict) and ("images" in v or "video_id" in v) for v in videos[:_PROBES])
-        return VIPSEG if panoptic else YOUTUBE_VIS
-    if isinstance(images, list) and "categories" in content and isinstance(annotations, list):
-        first = [a for a in annotations[:_PROBES] if isinstance(a, dict)]
-        return None if any("segments_info" in a for a in first) else COCO
-    return None
 
 
 def load_split(
@@ -119,14 +103,9 @@ def load_annotated(
         UserError: as `load_youtube_vis` and `load_coco`.
     """
     skip = skip_invalid_annotations
-    if _is_coco(read_json(Path(annotations))):
+    if format_of(read_json(Path(annotations))) == COCO:
         return load_coco(images, annotations, classes, skip_invalid_annotations=skip)
     return load_youtube_vis(images, annotations, classes, skip_invalid_annotations=skip)
-
-
-def _is_coco(content: Any) -> bool:
-    lists = content if isinstance(content, dict) else {}
-    return isinstance(lists.get("images"), list) and not isinstance(lists.get("videos"), list)
 
 
 def classes_of(path: str | Path) -> list[dict[str, Any]]:

@@ -14,6 +14,9 @@ from torch import Tensor
 #: A validated mask: compressed RLE counts, or polygons as the bytes of their float64 coordinates.
 Outline = str | tuple[bytes, ...]
 
+#: The largest coordinate of a polygon, in longer sides of the frame.
+MAX_DISTANCE = 10
+
 
 def encode_mask(mask: Tensor | NDArray[Any]) -> dict[str, Any]:
     """An (H, W) bool mask as compressed COCO RLE whose counts are a str, ready for JSON."""
@@ -52,11 +55,11 @@ def parse_outline(segmentation: Any, size: tuple[int, int]) -> Outline:
     if isinstance(segmentation, Mapping):
         return _parse_rle(segmentation, size)
     if isinstance(segmentation, list) and segmentation:
-        return tuple(_parse_polygon(polygon).tobytes() for polygon in segmentation)
+        return tuple(_parse_polygon(polygon, size).tobytes() for polygon in segmentation)
     raise ValueError("neither an RLE nor a list of polygons")
 
 
-def _parse_polygon(polygon: Any) -> NDArray[np.float64]:
+def _parse_polygon(polygon: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     try:
         points = np.array(polygon)
     except ValueError:
@@ -67,6 +70,10 @@ def _parse_polygon(polygon: Any) -> NDArray[np.float64]:
         raise ValueError(f"a polygon of {len(points)} coordinates: three points or more are needed")
     if not np.isfinite(points).all():
         raise ValueError("a polygon with a coordinate that is not finite")
+    far = float(np.abs(points).max())
+    if far > MAX_DISTANCE * max(size):
+        # The C code of pycocotools visits every pixel of an edge, and overflows beyond 2^31 / 5.
+        raise ValueError(f"a polygon with coordinate {far:g} in a frame of {size[0]}x{size[1]}")
     return points.astype(np.float64)
 
 

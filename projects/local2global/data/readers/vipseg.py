@@ -25,13 +25,12 @@ from .entries import (
     is_int,
     parse_categories,
     parse_size,
-    read_content,
     shown,
 )
-from .images import read_sized
+from .formats import VIPSEG, read_content
+from .images import image_path, read_sized
 from .records import FileVideo
 
-FORM = "a panoptic video annotation file"
 #: A segment id in a PNG is red + 256 green + 65536 blue.
 WEIGHTS = torch.tensor([1, 256, 65536], dtype=torch.int32)
 MAX_ID = (1 << 24) - 1
@@ -162,6 +161,18 @@ def _parse_annotations(
     return annotations
 
 
+def frame_path(folder: Path, file: str) -> Path:
+    """The image file of a frame.
+
+    In VIPSeg as published, `file_name` is that of the PNG map, and the frame is the JPEG file with the same stem.
+    """
+    listed = image_path(folder, file)
+    if listed.is_file():
+        return listed
+    places = [listed.with_suffix(suffix) for suffix in (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")]
+    return next((path for path in places if path.is_file()), places[0])
+
+
 def map_file(video: VideoEntry, identity: str) -> str:
     """The file name of a frame's panoptic PNG: the annotation's, else the image's with the suffix of a PNG."""
     stated = video.annotations.get(identity, {}).get("file_name")
@@ -261,7 +272,7 @@ def load_panoptic(
         UserError: for invalid input: one line with the file, the video and the frame.
     """
     path = Path(annotations)
-    content, problems = read_content(path, "videos", FORM), RaiseProblems(path)
+    content, problems = read_content(path, VIPSEG), RaiseProblems(path)
     videos = parse_videos(content, problems)
     annotated = any(video.annotations for video in videos.values())
     for folder in (Path(images), Path(maps)) if annotated else (Path(images),):
@@ -284,7 +295,7 @@ def load_panoptic(
                 id=number,
                 name=video.name,
                 size=next(iter(frames)).size or (0, 0),
-                files=tuple(Path(images, video.name, frame.file) for frame in frames),
+                files=tuple(frame_path(Path(images, video.name), frame.file) for frame in frames),
                 maps=tuple(Path(maps, video.name, map_file(video, identity)) for identity in video.frames),
                 instances=tuple(enumerate(labels, first)),
                 segments=segments,

@@ -19,14 +19,13 @@ from .entries import (
     class_list,
     is_id,
     parse_size,
-    read_content,
     shown,
     walk,
 )
+from .formats import YOUTUBE_VIS, read_content
+from .images import image_path
 from .records import AnnotatedVideo, Track
 from .rle import count_pixels, describe_masks, outline_counts, parse_outline
-
-FORM = "a YouTube-VIS annotation file"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[int, Vi
 
 
 def _folder(files: Sequence[str]) -> str:
-    return PurePosixPath(files[0]).parent.name if files else ""
+    return PurePosixPath(files[0].replace("\\", "/")).parent.name if files else ""
 
 
 def _parse_files(entry: Mapping[str, Any], where: str, problems: Problems) -> list[str]:
@@ -190,7 +189,7 @@ class _File:
 def _open(
     path: Path, classes: Sequence[Mapping[str, Any]] | None, skip_invalid: bool, names: bool = True
 ) -> _File:
-    content, problems = read_content(path, "videos", FORM), RaiseProblems(path)
+    content, problems = read_content(path, YOUTUBE_VIS), RaiseProblems(path)
     listed = class_list(content, classes, problems, names)
     return _File(path, content, parse_videos(content, problems), listed, skip_invalid)
 
@@ -263,7 +262,7 @@ def load_youtube_vis(
             id=video.id,
             name=video.name,
             size=video.size or (0, 0),
-            files=tuple(root / file for file in video.files),
+            files=tuple(image_path(root, file) for file in video.files),
             tracks=tuple(tracks[video.id]),
         )
         for video in source.videos.values()

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from .images import image_path
+
 _PROBES = 8
 _MAX_FILES = 200
 """A folder with more JSON files than this is not a dataset, but e.g. one file per frame."""
@@ -29,7 +31,9 @@ def find_images(annotations: Path, names: Iterable[str]) -> Path | None:
     probes = list(islice(names, _PROBES))
     best, most = None, 0
     for folder in _folders(annotations):
-        count = sum(any(folder.glob(name)) if "*" in name else (folder / name).is_file() for name in probes)
+        count = sum(
+            any(folder.glob(name)) if "*" in name else image_path(folder, name).is_file() for name in probes
+        )
         if count > most:
             best, most = folder, count
         if probes and count == len(probes):

@@ -1,0 +1,257 @@
+"""Invalid annotation files: refused in one line with the entry's id, or skipped and counted on request."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local2global.data.augment import ClipAugmentation
+from local2global.data.check import Options, Report, check_dataset
+from local2global.data.loader import build_train_loader
+from local2global.data.readers.coco import load_coco
+from local2global.data.readers.layouts import load_annotated, load_split, load_vipseg
+from local2global.data.readers.youtube_vis import load_youtube_vis
+from local2global.errors import UserError
+from miniatures import SIZE, write_images, write_json, write_panoptic, write_videos
+
+CLASSES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]
+PANOPTIC = [{"id": 5, "name": "cat", "isthing": 1}, {"id": 2, "name": "sky", "isthing": 0}]
+
+
+def edited(file: Path, change: Any) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    write_json(file, content)
+
+
+def error_of(call: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def check(path: Path, **folders: Path) -> Report:
+    return check_dataset(path, **folders, options=Options(workers=1))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> tuple[Path, Path]:
+    write_videos(tmp_path / "JPEGImages", tmp_path / "instances.json", CLASSES)
+    return tmp_path / "JPEGImages", tmp_path / "instances.json"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> tuple[Path, Path]:
+    write_images(tmp_path / "images", tmp_path / "coco.json", CLASSES, [1, 7])
+    return tmp_path / "images", tmp_path / "coco.json"
+
+
+@pytest.mark.parametrize("far", [1e3, 1e8, 1e10, 1e15, -1e10, 1e300])
+def test_a_polygon_far_outside_its_frame_is_refused(videos, images, far):
+    polygon = [[0, 0, far, 1, 1, far]]
+    edited(videos[1], lambda c: c["annotations"][0]["segmentations"].__setitem__(1, polygon))
+    edited(images[1], lambda c: c["annotations"][0].update(segmentation=polygon))
+    place = 'annotation 1 (video 1, "video1"): frame 1: a polygon with coordinate '
+    assert place in error_of(lambda: load_youtube_vis(*videos))
+    assert "annotation 101 (image 1): a polygon with coordinate " in error_of(lambda: load_coco(*images))
+    for folder, file in (videos, images):
+        assert "malformed-mask" in {f.kind for f in check(file, images=folder).errors}
+
+
+def test_a_polygon_somewhat_outside_its_frame_is_clipped(images):
+    """A frame of 24x32: the part of a rectangle from (-40, 2) to (90, 6) inside is 4 rows of 32."""
+    outside = [[-40, 2, 90, 2, 90, 6, -40, 6]]
+    edited(images[1], lambda c: c["annotations"][0].update(segmentation=outside))
+    assert int(load_coco(*images).videos[0].masks(0).sum()) == 4 * SIZE[1]
+
+
+@pytest.mark.parametrize("identity", [1 << 63, -(1 << 63) - 1, 10**30, True, 1.5])
+@pytest.mark.parametrize("key", ["annotations", "videos", "categories"])
+def test_an_id_that_is_not_a_64_bit_integer_is_refused(videos, key, identity):
+    edited(videos[1], lambda c: c[key][0].update(id=identity))
+    assert " at position 0: its id is " in error_of(lambda: load_youtube_vis(*videos))
+    assert "empty-id" in {f.kind for f in check(videos[1], images=videos[0]).errors}
+
+
+@pytest.mark.parametrize("size", [0, -1, 1 << 15 | 1, 10**9, 10**30, "24", True])
+def test_an_impossible_frame_size_is_refused(videos, size):
+    edited(videos[1], lambda c: c["videos"][0].update(height=size))
+    assert "video 1: height " in error_of(lambda: load_youtube_vis(*videos))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"videos": [' + '{"a":' * 100_000, "nested too deeply"),
+        ('{"videos": [' + "9" * 5000 + "]}", "limit"),
+        ('{"videos": [{"id": 1, "file_names": ["\\ud800.jpg"]}]}', "surrogate"),
+        ('{"videos": [{"id": 1, "file_names": ["\\uDfff.jpg"]}]}', "surrogate"),
+        ("\x00", "not JSON"),
+    ],
+)
+def test_hostile_json_is_refused(tmp_path, text, problem):
+    file = tmp_path / "instances.json"
+    file.write_text(text)
+    assert problem in error_of(lambda: load_youtube_vis(tmp_path, file))
+    assert problem in error_of(lambda: load_annotated(tmp_path, file))
+    assert [f.kind for f in check(file).errors] == ["not-json"]
+
+
+def test_escaped_surrogate_pairs_are_text(videos):
+    edited(videos[1], lambda c: c["categories"][0].update(name="\U0001f600"))
+    assert load_youtube_vis(*videos).classes[0]["name"] == "\U0001f600"
+
+
+@pytest.mark.parametrize("absolute", ["nested/", ""])
+def test_backslashes_in_file_names_are_read_as_slashes(videos, absolute):
+    images, file = videos
+    folder = images.parent if absolute else images
+    prefix = f"{images.name}\\" if absolute else ""
+    edited(
+        file,
+        lambda c: [
+            v.update(file_names=[prefix + n.replace("/", "\\") for n in v["file_names"]]) for v in c["videos"]
+        ],
+    )
+    video = load_youtube_vis(folder, file).videos[0]
+    assert video.name == "video1"
+    assert video.frame(2).shape == (3, *SIZE)
+    report = check(file)
+    assert report.errors == []
+    assert "backslash" in {f.kind for f in report.warnings}
+
+
+def test_a_file_whose_name_contains_a_backslash_is_read(videos):
+    (videos[0] / "video1" / "00000.jpg").rename(videos[0] / "video1\\00000.jpg")
+    edited(videos[1], lambda c: c["videos"][0]["file_names"].__setitem__(0, "video1\\00000.jpg"))
+    assert load_youtube_vis(*videos).videos[0].frame(0).shape == (3, *SIZE)
+
+
+# ---------------------------------------------------------------------------------------- skipped on request
+
+INVALID = [
+    {"segmentation": [[1, 1, 2, 2]]},
+    {"segmentation": [[1, 1, 2, 2]], "iscrowd": 1},
+    {"segmentation": [[4, 2, 20, 2, 20, 18], [1, 1, 2, 2]]},
+    {"segmentation": {"size": [1, 1], "counts": [1]}},
+    {"segmentation": None},
+    {"category_id": 99},
+    {"image_id": 99},
+    {"id": None},
+    {"id": 102},
+]
+
+
+@pytest.mark.parametrize("change", INVALID)
+def test_an_invalid_annotation_of_an_image_is_skipped_and_counted(images, caplog, change):
+    edited(images[1], lambda c: c["annotations"][2].update(change))
+    assert "skip_invalid_annotations=true" in error_of(lambda: load_coco(*images))
+    dataset = load_coco(*images, skip_invalid_annotations=True)
+    assert [video.id for video in dataset.videos] == [1, 2]
+    assert {a["id"] for a in dataset.truth()["annotations"]} == {101, 102}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("coco.json: skipped 1 invalid annotation. First: coco.json: annotation ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"segmentations": [[[1, 1, 2, 2]], None, None]},
+        {"segmentations": [[[1, 1, 2, 2]], None, None], "iscrowd": 1},
+        {"segmentations": [None]},
+        {"segmentations": None},
+        {"category_id": 99},
+        {"video_id": 99},
+    ],
+)
+def test_an_invalid_annotation_of_a_video_is_skipped_in_records_and_ground_truth(videos, caplog, change):
+    """A crowd's masks are read for the ground truth only."""
+    edited(videos[1], lambda c: c["annotations"][1].update(change))
+    assert "skip_invalid_annotations=true" in error_of(lambda: load_youtube_vis(*videos).truth())
+    dataset = load_annotated(*videos, skip_invalid_annotations=True)
+    assert [video.ids.tolist() for video in dataset.videos] == [[1], [], [3]]
+    assert [a["id"] for a in dataset.truth()["annotations"]] == [1, 3]
+    assert all("skipped 1 invalid annotation." in record.getMessage() for record in caplog.records)
+    assert caplog.records
+
+
+def test_valid_annotations_log_nothing(videos, images, caplog):
+    load_annotated(*videos, skip_invalid_annotations=True)
+    load_coco(*images, skip_invalid_annotations=True)
+    assert not caplog.records
+
+
+def test_other_errors_are_not_skipped(videos):
+    edited(videos[1], lambda c: c["videos"][0].update(file_names=[]))
+    assert "no file_names" in error_of(lambda: load_youtube_vis(*videos, skip_invalid_annotations=True))
+
+
+def test_a_split_can_skip_invalid_annotations(tmp_path):
+    write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES)
+    edited(tmp_path / "train.json", lambda c: c["annotations"][0].update(category_id=99))
+    dataset = load_split(tmp_path, "train", skip_invalid_annotations=True)
+    assert [len(video.ids) for video in dataset.videos] == [0, 1, 1]
+
+
+# ------------------------------------------------------------------------------------- VIPSeg, other formats
+
+
+def test_frames_of_vipseg_are_found_by_the_name_of_their_map(tmp_path):
+    """VIPSeg as published: `file_name` of an image is that of its PNG map."""
+    write_panoptic(tmp_path, "train", PANOPTIC)
+    by_jpeg = load_vipseg(tmp_path, "train").videos[0].files
+    for video in json.loads((tmp_path / "panoptic_gt_VIPSeg_train.json").read_text())["videos"]:
+        assert all(image["file_name"].endswith(".jpg") for image in video["images"])
+    edited(
+        tmp_path / "panoptic_gt_VIPSeg_train.json",
+        lambda c: [i.update(file_name=f"{i['id']}.png") for v in c["videos"] for i in v["images"]],
+    )
+    video = load_vipseg(tmp_path, "train").videos[0]
+    assert video.files == by_jpeg
+    assert video.frame(1).shape == (3, *SIZE)
+    assert video.masks(0).any()
+    assert check(tmp_path).errors == []
+
+
+def test_a_missing_frame_of_vipseg_is_reported_as_a_jpeg(tmp_path):
+    write_panoptic(tmp_path, "train", PANOPTIC)
+    (tmp_path / "images" / "1_train" / "00000000.jpg").unlink()
+    video = load_vipseg(tmp_path, "train").videos[0]
+    assert "00000000.jpg: no such image file" in error_of(lambda: video.frame(0))
+
+
+def test_a_vipseg_video_without_annotations_has_no_instances(tmp_path):
+    write_panoptic(tmp_path, "train", PANOPTIC)
+    edited(tmp_path / "panoptic_gt_VIPSeg_train.json", lambda c: c["annotations"].pop(0))
+    dataset = load_vipseg(tmp_path, "train")
+    assert [len(video.labels) for video in dataset.videos] == [0, 2]
+    assert dataset.videos[0].masks(1).shape == (0, *SIZE)
+    loader = build_train_loader(dataset, 2, ClipAugmentation(edges=(24,), max_size=90), 2, num_workers=0)
+    clips = [clip for batch in islice(loader, 3) for clip in batch]
+    assert {len(clip.targets) for clip in clips if clip.video_id == 1} == {0}
+    assert {len(clip.targets) > 0 for clip in clips if clip.video_id == 2} == {True}
+
+
+def cocovid(content: dict[str, Any]) -> None:
+    """Changes a COCO file to CocoVID's form."""
+    content["videos"] = [{"id": 1, "name": "v", "height": SIZE[0], "width": SIZE[1]}]
+    for t, image in enumerate(content["images"]):
+        image.update(video_id=1, frame_id=t)
+
+
+def test_a_file_of_another_format_is_refused_with_a_remedy(videos, images, tmp_path):
+    write_panoptic(tmp_path, "train", PANOPTIC)
+    vipseg = tmp_path / "panoptic_gt_VIPSeg_train.json"
+    assert "a VIPSeg annotation file, not YouTube-VIS" in error_of(lambda: load_annotated(tmp_path, vipseg))
+    edited(images[1], cocovid)
+    for load in (load_annotated, load_youtube_vis, load_coco):
+        assert "l2g data convert cocovid" in error_of(lambda load=load: load(*images))
+    (finding,) = check(images[1]).errors
+    assert finding.kind == "cocovid"
+    assert "l2g data convert cocovid" in finding.fix
