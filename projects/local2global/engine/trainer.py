@@ -154,43 +154,61 @@ class Trainer:
                 hook(self)
 
     def step(self, model: nn.Module, batches: Iterator[Any]) -> None:
-        """One optimizer step over `train.accumulate` batches, with the learning rates of this iteration."""
+        """One optimizer step over `train.accumulate` batches, with the learning rates of this iteration.
+
+        A model with a method `normalizer(clips)` computes the loss divisors of all clips of the step at once and
+        receives them as `model(batch, normalizer)`; the losses of the batches are then summed.  The gradient equals
+        that of one batch of all clips up to rounding, except that a batch pads its frames to its own largest frame
+        (padding enters the GroupNorm of the pixel encoder).  For other models the losses are averaged over batches.
+        """
         begin = time.perf_counter()
         # The argument stays below 1, where some schedules are undefined.
         factor = self.schedule(self.iteration / self.max_iter)
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = float(base * factor)
         self.optimizer.zero_grad(set_to_none=True)
-        count = self.settings.accumulate
+        micro_batches = list(itertools.islice(batches, self.settings.accumulate))
+        data_time = time.perf_counter() - begin
+        extra, divisor = self._normalization(micro_batches)
         parts: list[tuple[dict[str, Tensor], Any]] = []
-        data_time = 0.0
-        for part in range(count):
-            fetch = time.perf_counter()
-            batch = next(batches)
-            data_time += time.perf_counter() - fetch
-            synchronise = part + 1 == count or not isinstance(model, DistributedDataParallel)
+        for i, batch in enumerate(micro_batches, start=1):
+            synchronise = i == len(micro_batches) or not isinstance(model, DistributedDataParallel)
             with nullcontext() if synchronise else model.no_sync():  # type: ignore[operator]
-                parts.append((self._backward(model, batch, count), batch))
+                parts.append((self._backward(model, batch, extra, divisor), batch))
         norm = self._clip()
         self._check_finite(parts, norm)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
+        # A loss scaler skips a step with overflowed gradients and lowers its scale.
+        if self.average is not None and self.scaler.get_scale() >= scale:
             self.average.update(self.model)
-        means = {name: sum(losses[name] for losses, _ in parts) / count for name in parts[0][0]}
-        self._measure({**means, "total_loss": _total(means)}, norm, time.perf_counter() - begin, data_time)
+        losses = {
+            name: torch.stack([losses[name] for losses, _ in parts]).sum(dim=0) / divisor
+            for name in parts[0][0]
+        }
+        self._measure({**losses, "total_loss": _total(losses)}, norm, time.perf_counter() - begin, data_time)
 
-    def _backward(self, model: nn.Module, batch: Any, count: int) -> dict[str, Tensor]:
+    def _normalization(self, micro_batches: Sequence[Any]) -> tuple[tuple[Any, ...], int]:
+        """Further arguments of the model, and the divisor of the sum of losses over the batches of a step."""
+        normalizer = getattr(self.model, "normalizer", None)
+        if normalizer is None or len(micro_batches) == 1:
+            return (), len(micro_batches)
+        return (normalizer([clip for batch in micro_batches for clip in batch]),), 1
+
+    def _backward(
+        self, model: nn.Module, batch: Any, extra: tuple[Any, ...], divisor: int
+    ) -> dict[str, Tensor]:
         """Accumulate the gradients of one batch; return its detached losses."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             try:
-                losses = model(batch)
+                losses = model(batch, *extra)
             except UserError as error:
                 where = f"in clips of {name_clips(batch)}"
                 raise UserError(f"iteration {self.iteration}: {error}, {where}.") from error
         if isinstance(losses, Tensor):
             losses = {"loss": losses}
-        self.scaler.scale(_total(losses) / count).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(_total(losses) / divisor).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
     def _clip(self) -> Tensor | None:

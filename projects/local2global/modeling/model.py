@@ -94,19 +94,28 @@ class Local2Global(nn.Module):
         return self.tracker.link(past, predictions)
 
     def forward(
-        self, clips: Sequence[Clip]
+        self, clips: Sequence[Clip], normalizer: Tensor | None = None
     ) -> dict[str, Tensor] | list[VideoResult] | Iterator[PanopticVideo]:
         """Losses of clips of equal length while training, else the result of each clip as a whole video."""
         if self.training:
-            return self.losses(clips)
+            return self.losses(clips, normalizer)
         if self.panoptic is not None:
             # One after the other: a panoptic result is made while it is read.
             decide = self.panoptic
             return (decide(self.stream(clip.frames), clip) for clip in clips)
         return [self.segment(clip) for clip in clips]
 
-    def losses(self, clips: Sequence[Clip]) -> dict[str, Tensor]:
-        """Weighted losses of clips of equal length T with targets; gradients flow through the queries of a clip."""
+    def normalizer(self, clips: Sequence[Clip]) -> Tensor:
+        """The loss divisors of all clips of an optimizer step, for gradient accumulation (`Criterion.normalizer`)."""
+        return self.criterion.normalizer(clips, self.device)
+
+    def losses(self, clips: Sequence[Clip], normalizer: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted losses of clips of equal length T with targets; gradients flow through the queries of a clip.
+
+        Args:
+            clips: B clips.
+            normalizer: loss divisors if the batch is a part of an optimizer step.
+        """
         lengths = {len(clip) for clip in clips}
         if len(lengths) != 1:
             raise ValueError(f"the clips of a batch must have one length, got {sorted(lengths)}")
@@ -116,7 +125,7 @@ class Local2Global(nn.Module):
         for step in features:
             past = predictions[-1].queries if predictions else None
             predictions.append(self.step(step, past))
-        return self.criterion(clips, features, predictions)
+        return self.criterion(clips, features, predictions, normalizer)
 
     @torch.no_grad()
     def segment(self, clip: Clip) -> VideoResult:
