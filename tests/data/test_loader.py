@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +120,29 @@ def test_a_curriculum_switches_at_an_iteration_for_any_gradient_accumulation(ite
     clips = [clip for (clip,) in islice(curriculum, 3 * accumulate)]
     due = [i for i in range(iteration, iteration + 3) for _ in range(accumulate)]
     assert [len(clip) for clip in clips] == [1 if i < 2 else 2 for i in due]
-    start = iteration * accumulate
-    assert [clip.key[1] for clip in clips] == list(range(start, start + 3 * accumulate))
+    assert [clip.key[1:] for clip in clips] == [(due[i], i % accumulate) for i in range(len(due))]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_accumulated_batches_hold_the_clips_of_one_large_batch(world_size):
+    """Two batches of 2 per iteration, against one of 4: equal clips and keys, over all processes together."""
+
+    def iterations(total, accumulate, count=2):
+        loaders = [
+            build_train_loader(videos(3), 2, AUGMENT, total, num_workers=0, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        for loader in loaders:
+            loader.seek(1, accumulate)
+        streams = [islice(loader, count * accumulate) for loader in loaders]
+        clips = [[clip for batch in parts for clip in batch] for parts in zip(*streams, strict=True)]
+        steps = [list(chain(*clips[i : i + accumulate])) for i in range(0, len(clips), accumulate)]
+        return [sorted(step, key=lambda clip: clip.key) for step in steps]
+
+    whole, parts = iterations(4, 1), iterations(2, 2)
+    assert [[clip.key for clip in step] for step in whole] == [[(0, i, n) for n in range(4)] for i in (1, 2)]
+    assert [[clip.key for clip in step] for step in parts] == [[clip.key for clip in step] for step in whole]
+    assert_same(parts, whole)
 
 
 def test_seek_does_not_affect_a_running_iterator():

@@ -11,7 +11,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count, islice, pairwise
 from typing import Any, overload
@@ -174,14 +174,24 @@ class TrainClips(Dataset[ClipOrErrors]):
 
 @dataclass(frozen=True)
 class _RankBatches(Sampler[list[tuple[int, int]]]):
-    """The (iteration, clip index) pairs of one process in every iteration from `start` on, without end."""
+    """The (iteration, clip index) pairs of one process in every batch from batch `start` on, without end.
+
+    Attributes:
+        start: the first batch.
+        indices: clip indices of this process in a batch.
+        batch_size: clips of a batch over all processes.
+        accumulate: batches per iteration; their clips are numbered through.
+    """
 
     start: int
     indices: range
+    batch_size: int
+    accumulate: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for iteration in count(self.start):
-            yield [(iteration, index) for index in self.indices]
+        for batch in count(self.start):
+            iteration, part = divmod(batch, self.accumulate)
+            yield [(iteration, part * self.batch_size + index) for index in self.indices]
 
 
 def _as_list(items: list[ClipOrErrors]) -> list[ClipOrErrors]:
@@ -219,18 +229,24 @@ class TrainLoader:
         self.prefetch = prefetch
         self.indices = range(rank * per_rank, (rank + 1) * per_rank)
         self.start: int | None = None
+        self.accumulate = 1
         self.skipped: Counter[str] = Counter()
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
-        """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches."""
-        self.start = iteration * accumulate
+        """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches.
+
+        The clips of an iteration, their order and their keys depend on the number of clips of the iteration only, not
+        on the number of batches.
+        """
+        self.start, self.accumulate = iteration * accumulate, accumulate
 
     def __iter__(self) -> Iterator[list[Clip]]:
         """Batches from the iteration set by `seek`, else from the iteration of a running detectron2 trainer."""
         start = _trainers_iteration() if self.start is None else self.start
+        batch_size = self.clips.total_batch_size
         loader = DataLoader(
-            self.clips,
-            batch_sampler=_RankBatches(start, self.indices),
+            replace(self.clips, total_batch_size=batch_size * self.accumulate),
+            batch_sampler=_RankBatches(start, self.indices, batch_size, self.accumulate),
             num_workers=self.num_workers,
             collate_fn=_as_list,
             prefetch_factor=self.prefetch if self.num_workers else None,
@@ -434,7 +450,7 @@ class Curriculum:
         for loader, end in zip(self.loaders, [*ends, None], strict=True):
             if end is not None and position >= end:
                 continue
-            loader.seek(position)
+            loader.seek(position // self.accumulate, self.accumulate)
             for batch in islice(loader, None if end is None else end - position):
                 yield batch
                 position += 1
