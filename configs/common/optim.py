@@ -1,6 +1,6 @@
-"""AdamW as GenVIS trains on video: 5e-5, weight decay .05, a tenth of the rate for the backbone.
+"""AdamW with GenVIS's settings for video: rate 5e-5, weight decay .05, backbone rate x 0.1.
 
-The trainer sets `optimizer.params.model`.  `betas` is torch's own default: named here, it would reach the
+The trainer sets `optimizer.params.model`.  `betas` is left at torch's default: a list in the config would enter the
 optimizer's checkpoint as a config object under detectron2.
 """
 
