@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `L2G` on first use: the command line must answer before torch is loaded."""
+    """Import `L2G` on first use, so that importing the package does not import torch."""
     if name == "L2G":
         from .app.predict import L2G
 

@@ -1,4 +1,4 @@
-"""What a person did that cannot work, said in one line."""
+"""Errors caused by user input."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Bad input: the message says what, where and how to fix it; the command prints it without a traceback."""
+    """Invalid input.  The message names the problem, its place and the remedy, and is printed without a traceback."""
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Make an output folder, with those above it; nothing happens if it is there.
+    """Create an output folder and its parents, if they do not exist.
 
     Args:
         folder: the folder.
-        setting: what the user changes to get another one, e.g. "--output".
+        setting: the option that selects another folder, such as "--output".
 
     Raises:
-        UserError: if it cannot be made.
+        UserError: if it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: this folder cannot be made ({error.strerror}). Choose another with {setting}."
+            f"{folder}: this folder cannot be created ({error.strerror}). Choose another with {setting}."
         ) from error

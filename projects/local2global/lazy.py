@@ -1,8 +1,7 @@
-"""The one seam: lazy configs by detectron2 where it is installed, by ours with the same meaning elsewhere.
+"""LazyConfig: detectron2's implementation if it is installed, otherwise an equivalent one.
 
-A config is a Python file whose dictionaries describe objects to be built: `LazyCall(target)(**arguments)`
-notes a call, `instantiate` makes it.  `L2G_STANDALONE=1` in the environment keeps an installed
-detectron2 out.
+A config is a Python file whose dictionaries describe objects: `LazyCall(target)(**arguments)` records a call and
+`instantiate` makes it.  The environment variable `L2G_STANDALONE=1` disables an installed detectron2.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from .config.overrides import apply_overrides
-from .config.saved import load_resolved, resolve, save_resolved, write_text
+from .config.saved import load_resolved, load_yaml_config, resolve, save_resolved, write_text
 from .config.targets import FLAGS, locate, nearest, short_name, target_name
 from .errors import UserError
 
@@ -49,36 +48,36 @@ __all__ = [
 _MODULE = "local2global_config"
 _CONFIG_MODULES = (_MODULE, "detectron2._cfg_loader")
 
-# `num_classes="${len:${..classes}}"`: a config states its class list once.
+# A config states its class list once: `num_classes="${len:${..classes}}"`.
 OmegaConf.register_new_resolver("len", len, replace=True)
 
 
-# --- Our LazyCall, instantiate and LazyConfig ---
+# --- LazyCall, instantiate and LazyConfig without detectron2 ---
 
 
 class OwnLazyCall:
-    """`OwnLazyCall(target)(**arguments)`: a config node that describes the call instead of making it."""
+    """`OwnLazyCall(target)(**arguments)` is a config node that describes the call without making it."""
 
     def __init__(self, target: Callable[..., Any] | str | Mapping[Any, Any]) -> None:
         if not (callable(target) or isinstance(target, (str, Mapping))):
             raise TypeError(
                 f"LazyCall takes a callable, its name or a config that builds one, got {target!r}"
             )
-        # omegaconf would take a dataclass for a schema, so such a target goes by its name.
+        # omegaconf treats a dataclass as a schema, so a dataclass is stored by name.
         self._target = target_name(target) if dataclasses.is_dataclass(target) else target
 
     def __call__(self, **arguments: Any) -> DictConfig:
-        """The node: the arguments and `_target_`."""
+        """The config node: the arguments and `_target_`."""
         content: dict[Any, Any] = {**arguments, "_target_": self._target}
         return DictConfig(content, flags=FLAGS)
 
 
 def own_instantiate(cfg: Any) -> Any:
-    """Builds what a config describes: calls, innermost first, and lists item by item; the rest stays.
+    """Make the calls that a config describes, innermost first and also in lists; other values are unchanged.
 
     Raises:
-        UserError: a value is missing ("???") or a target's name leads nowhere.
-        TypeError: a target does not take the arguments; the message names the config key.
+        UserError: if a value is missing ("???") or a target does not exist.
+        TypeError: if a target rejects its arguments; the message names the config key.
     """
     if isinstance(cfg, (ListConfig, list)):
         return [own_instantiate(item) for item in cfg]
@@ -107,7 +106,7 @@ def _as_config(value: Any) -> Any:
 def _import_relative(
     path: str, chain: tuple[str, ...], name: str, names: Sequence[str], level: int
 ) -> ModuleType:
-    """`from ..folder.file import names` in a config: by place alone, run afresh, dicts as DictConfigs."""
+    """`from ..folder.file import names` in a config: the file is run again, and dicts become DictConfigs."""
     if not name or "*" in names:
         raise ImportError("a config imports names from a file: `from .file import name`")
     folder = os.path.join(os.path.dirname(path), *[os.pardir] * (level - 1))
@@ -115,21 +114,22 @@ def _import_relative(
     if not os.path.isfile(file):
         raise ImportError(f"{file}: no such file.{_nearest_file(file)}")
     module = _run(file, chain)
-    for each in names:
-        if not hasattr(module, each):
-            raise ImportError(f"{file}: no '{each}' in it.{nearest(each, list(vars(module)))}")
-        setattr(module, each, _as_config(getattr(module, each)))
+    for imported in names:
+        if not hasattr(module, imported):
+            raise ImportError(f"{file}: no '{imported}' in it.{nearest(imported, list(vars(module)))}")
+        setattr(module, imported, _as_config(getattr(module, imported)))
     return module
 
 
 def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
-    """Runs a config file in a namespace of its own; nothing is patched and nothing is kept.
+    """Run a config file in a new namespace.
 
-    Its namespace has its own `__import__`: relative imports go by place, the interpreter's is untouched.
+    The namespace has its own `__import__`, which resolves relative imports by path.  The interpreter's import system is
+    not patched, and nothing is cached.
     """
     here = os.path.realpath(path)
     if here in chain:
-        raise ImportError(f"{path}: imports itself, by way of {', '.join(map(os.path.basename, chain))}")
+        raise ImportError(f"{path}: imports itself through {', '.join(map(os.path.basename, chain))}")
     module = ModuleType(f"{_MODULE}.{Path(path).stem}")
 
     def import_(
@@ -149,23 +149,23 @@ def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
 
 
 class _YamlLoader(yaml.FullLoader):  # type: ignore[misc, unused-ignore]
-    """Plain yaml, tuples, and names of classes and functions as detectron2 writes them; never an object."""
+    """Plain yaml, tuples, and names of classes and functions as detectron2 writes them; creates no objects."""
 
 
 _YamlLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, name, node: locate(name))
 
 
 class OwnLazyConfig:
-    """Loads, saves and overrides configs as detectron2's `LazyConfig` does."""
+    """Loads, saves and overrides configs like detectron2's `LazyConfig`."""
 
     @staticmethod
     def load(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """Loads a config file, .py or .yaml.
+        """Load a config file, .py or .yaml.
 
         Args:
             filename: its path.
-            keys: a name or names to return; without it one DictConfig of all dicts, DictConfigs and
-                ListConfigs whose name does not start with an underscore.
+            keys: names to return; by default one DictConfig of all dicts, DictConfigs and ListConfigs whose names do
+                not start with an underscore.
         """
         filename = os.fspath(filename)
         suffix = os.path.splitext(filename)[1]
@@ -191,13 +191,13 @@ class OwnLazyConfig:
 
     @staticmethod
     def load_rel(filename: str, keys: str | tuple[str, ...] | None = None) -> Any:
-        """`load` of a path relative to the file that calls this."""
+        """Load a path relative to the calling file."""
         caller = sys._getframe(1).f_code.co_filename
         return OwnLazyConfig.load(os.path.join(os.path.dirname(caller), filename), keys)
 
     @staticmethod
     def save(cfg: Any, filename: str) -> None:
-        """Writes yaml, interpolations kept; what yaml cannot hold becomes its `repr`, with a warning."""
+        """Write yaml with interpolations; a value that yaml cannot hold becomes its `repr`, with a warning."""
         content = _saveable(OmegaConf.to_container(cfg) if OmegaConf.is_config(cfg) else cfg, "")
         write_text(filename, yaml.dump(content, default_flow_style=None, allow_unicode=True, width=9999))
 
@@ -208,14 +208,14 @@ class OwnLazyConfig:
 
     @staticmethod
     def to_py(cfg: Any, prefix: str = "cfg.") -> str:
-        """The config as Python-like lines, one value or call a line, for people to read."""
+        """The config as readable Python-like lines, one value or call per line."""
         return "\n".join(_lines(OmegaConf.to_container(cfg, resolve=True), prefix.rstrip(".")))
 
 
 def _lines(value: Any, name: str) -> Iterator[str]:
     if isinstance(value, Mapping) and "_target_" not in value:
-        for key, each in value.items():
-            yield from _lines(each, f"{name}.{key}" if name else str(key))
+        for key, item in value.items():
+            yield from _lines(item, f"{name}.{key}" if name else str(key))
     else:
         yield f"{name} = {_expression(value)}"
 
@@ -224,10 +224,10 @@ def _expression(value: Any) -> str:
     if isinstance(value, Mapping) and "_target_" in value:
         target = value["_target_"]
         name = target if isinstance(target, str) else target_name(target) or repr(target)
-        inner = (f"{key}={_expression(each)}" for key, each in value.items() if key != "_target_")
+        inner = (f"{key}={_expression(item)}" for key, item in value.items() if key != "_target_")
         return f"{name}({', '.join(inner)})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_expression(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {_expression(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_expression, value)) + "]"
     return repr(value)
@@ -235,30 +235,30 @@ def _expression(value: Any) -> str:
 
 def _saveable(value: Any, key: str) -> Any:
     if isinstance(value, Mapping):
-        return {name: _saveable(each, f"{key}.{name}".lstrip(".")) for name, each in value.items()}
+        return {name: _saveable(item, f"{key}.{name}".lstrip(".")) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_saveable(each, f"{key}[{i}]") for i, each in enumerate(value))
+        return type(value)(_saveable(item, f"{key}[{i}]") for i, item in enumerate(value))
     if key.rpartition(".")[2] == "_target_" and (name := short_name(value)):
         return name
     try:
         yaml.dump(value)
     except (TypeError, AttributeError, pickle.PicklingError, yaml.YAMLError) as error:
-        warnings.warn(f"{key}: saved as text only, it cannot be loaded again ({error})", stacklevel=3)
+        warnings.warn(f"{key}: saved as text, which cannot be loaded again ({error})", stacklevel=3)
         return repr(value)
     return value
 
 
-# --- The seam ---
+# --- Choice of the implementation ---
 
 
 def _choose() -> tuple[type[OwnLazyCall], type[OwnLazyConfig], Callable[[Any], Any]]:
-    """detectron2's three where it can be imported, ours otherwise; overrides are checked in both."""
+    """The implementations of detectron2 if it can be imported, otherwise ours; both check overrides."""
     if os.environ.get("L2G_STANDALONE") or importlib.util.find_spec("detectron2") is None:
         return OwnLazyCall, OwnLazyConfig, own_instantiate
     try:
         from detectron2.config import LazyCall, LazyConfig, instantiate
     except ImportError as error:
-        warnings.warn(f"detectron2 is installed but broken ({error}); using our own configs", stacklevel=3)
+        warnings.warn(f"detectron2 cannot be imported ({error}); using the built-in LazyConfig", stacklevel=3)
         return OwnLazyCall, OwnLazyConfig, own_instantiate
     checked = type("LazyConfig", (LazyConfig,), {"apply_overrides": staticmethod(apply_overrides)})
     return LazyCall, checked, instantiate
@@ -267,7 +267,7 @@ def _choose() -> tuple[type[OwnLazyCall], type[OwnLazyConfig], Callable[[Any], A
 LazyCall, LazyConfig, instantiate = _choose()
 
 
-# --- Helpers of the commands ---
+# --- Functions for commands ---
 
 
 def _nearest_file(path: str) -> str:
@@ -282,7 +282,7 @@ def _nearest_file(path: str) -> str:
 
 
 def _where(error: BaseException, path: str) -> str:
-    """file:line of the innermost config line that an error came through."""
+    """file:line of the innermost config line in a traceback."""
     trace, place = error.__traceback__, path
     while trace is not None:
         names = (str(trace.tb_frame.f_globals.get(key, "")) for key in ("__name__", "__package__"))
@@ -293,22 +293,20 @@ def _where(error: BaseException, path: str) -> str:
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
-    """A config file with overrides applied.
+    """Load a config file and apply overrides.
 
     Args:
-        path: a .py or .yaml config.
+        path: a .py config, which is run, or a .yaml config, which may build only what `config/trusted.py` lists.
         overrides: see `apply_overrides`.
 
     Raises:
-        UserError: the file does not exist, does not run (file and line are named), or an override is refused.
+        UserError: if the file does not exist or fails (file and line are named), or an override is refused.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config.{_nearest_file(path)}")
     try:
-        # detectron2 would make any object that a yaml file names, so yaml is always read by ours.
-        loader = LazyConfig if path.endswith(".py") else OwnLazyConfig
-        cfg: Any = loader.load(path)
+        cfg: Any = LazyConfig.load(path) if path.endswith(".py") else load_yaml_config(path)
     except UserError:
         raise
     except SyntaxError as error:
@@ -318,7 +316,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except Exception as error:
         raise UserError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
     if not isinstance(cfg, DictConfig):
-        raise UserError(f"{path}: a config is a mapping of names, this is a list")
+        raise UserError(f"{path}: expected a mapping of names, got a list")
     try:
         return apply_overrides(cfg, overrides, variants_of(path) if overrides else None)
     except UserError as error:
@@ -326,10 +324,10 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def variants_of(path: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
-    """What a word stands for in overrides of a config: `variants` of `common/variants.py` beside or above it."""
+    """Named variants of a config: `variants` in `common/variants.py` of the folders that contain it."""
     for folder in Path(path).resolve().parents:
         file = folder / "common" / "variants.py"
         if file.is_file():
-            found: Mapping[str, Mapping[str, Any]] = OwnLazyConfig.load(str(file), "variants")
-            return found
+            variants: Mapping[str, Mapping[str, Any]] = OwnLazyConfig.load(str(file), "variants")
+            return variants
     return {}

@@ -1,7 +1,7 @@
-"""Keyed randomness: every draw comes from a generator named by what it is for, never from a global stream.
+"""Keyed random generators: each draw has its own generator, seeded by a key instead of a global stream.
 
-A draw keyed by (seed, iteration, global clip index, purpose) is the same after a resume and for any number of
-processes or workers.
+A draw with the key (seed, iteration, global clip index, purpose) does not change when training is resumed or the number
+of processes or workers changes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 
 
 def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on `key` alone (and on the kind of device that draws).
+    """A generator whose stream depends only on `key` and the type of `device`.
 
     Args:
-        key: integers and words, e.g. `keyed_generator(*clip.key, "skip")`.
-        device: where the numbers are drawn.
+        key: integers and words, such as `keyed_generator(*clip.key, "skip")`.
+        device: the device of the generator.
     """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

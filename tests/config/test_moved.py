@@ -1,4 +1,4 @@
-"""Runs that were saved before modules moved still load."""
+"""Configs of runs saved before modules moved still load."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ TARGETS = (HERE / "targets_of_version_0_1.txt").read_text().split()
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_every_target_that_version_0_1_saved_is_found(name):
+def test_every_target_of_version_0_1_is_found(name):
     assert callable(locate(name))
 
 
-def test_a_moved_module_is_needed():
-    """No entry of the table is itself the name of a module of today, and each leads to one."""
+def test_new_places_in_the_table_have_not_moved_again():
     for old, new in MOVED.items():
         assert current_name(f"local2global.{new}.Name") == f"local2global.{new}.Name", (old, new)
+
+
+def test_single_names_move_independently_of_their_module(monkeypatch):
+    monkeypatch.setitem(MOVED, "modeling.tracker.Old", "modeling.variants.New")
+    assert current_name("local2global.modeling.tracker.Old") == "local2global.modeling.variants.New"
+    assert current_name("local2global.modeling.tracker.Tracker") == "local2global.modeling.tracker.Tracker"
+    assert current_name("elsewhere.modeling.tracker.Old") == "elsewhere.modeling.tracker.Old"
 
 
 def test_a_run_of_version_0_1_is_built_from_its_config_yaml():

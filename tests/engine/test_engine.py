@@ -219,7 +219,7 @@ def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
         ("optimizer.lr=fast", "invalid config: optimizer: "),
         ("model.nois=1", "invalid config: model: "),
         ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
-        ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be made (Not a directory)"),
+        ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be created (Not a directory)"),
         ("model=null", "the config has no 'model'"),
         ("dataloader.train=null", "the config has no 'dataloader.train'"),
     ],

@@ -1,1 +1,1 @@
-"""Config files: overrides, the saved `config.yaml`, and what a config from a stranger may build."""
+"""Config files: lookup, overrides, the saved `config.yaml`, and the callables that a yaml file may name."""

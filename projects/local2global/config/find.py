@@ -1,4 +1,4 @@
-"""Which config file a name on the command line means."""
+"""Lookup of config files by name."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MERGED = {
 
 
 def find_config_file(name: str) -> Path:
-    """The config file that a name means: a path, or one relative to the project or to its configs/.
+    """Find a config file by path, also relative to the project or to its configs/.
 
     Raises:
-        UserError: if there is none, with the nearest names.
+        UserError: if there is none; the message suggests the most similar name.
     """
     roots = [Path(), *(root for root in Path(__file__).resolve().parents if (root / "configs").is_dir())]
     spellings = [name, f"{name}.py"]

@@ -1,50 +1,130 @@
-"""Overrides of a config by hydra's grammar; a key that nothing would read is refused with the nearest one."""
+"""Config overrides in hydra's grammar; unknown keys and values of the wrong type are errors."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
-from .targets import locate, nearest
+from .targets import nearest, parameters, type_error
+
+Variants = Mapping[str, Mapping[str, Any]]
 
 
-def _parameters(node: DictConfig) -> list[str]:
-    """The parameters that the target of a LazyCall node names in its signature."""
-    target = node.get("_target_")
+def apply_overrides(
+    cfg: DictConfig, overrides: Sequence[str], variants: Variants | None = None
+) -> DictConfig:
+    """Change a config in place and return it.
+
+    Args:
+        cfg: the config.
+        overrides: `key=value` for an existing key or a parameter of the node's target, `+key=value` for any other key,
+            `++key=value` for either, `~key` to remove a key.  Where a key holds text, an unquoted value is taken
+            literally, such as a path with `=` or brackets.
+        variants: by key, words that stand for a whole config node, such as `model.tracker=bypass`.
+
+    Raises:
+        UserError: if an override cannot be parsed, its key does not exist (the message suggests the most similar one),
+            or its value has the wrong type.
+    """
+    for text in overrides:
+        literal = _literal(cfg, text)
+        key, value, action = (*literal, "") if literal else _parse(text)
+        if action == "delete":
+            _delete(cfg, key, value)
+            continue
+        if action == "add":
+            _check_parents(cfg, key)
+        else:
+            _check_key(cfg, key, value)
+        variant = _variant(cfg, key, value, variants or {})
+        if variant is None and action != "add":
+            _check_type(cfg, key, value)
+        try:
+            if variant is not None:
+                OmegaConf.update(cfg, key, variant, merge=False, force_add=action == "add")
+            else:
+                OmegaConf.update(cfg, key, value, merge=True, force_add=action == "add")
+        except OmegaConfBaseException as error:
+            raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
+    return cfg
+
+
+# --- Parsing ---
+
+
+def _literal(cfg: DictConfig, text: str) -> tuple[str, str] | None:
+    """Key and literal value of `key=value`, if the key holds text and the value is not in yaml syntax.
+
+    A value in yaml syntax is null, quoted, a list, a mapping or an interpolation.
+    """
+    match = re.fullmatch(r"([\w.]+)=(.*)", text, re.DOTALL)
+    if match is None or match[2] == "null" or re.match(r"['\"\[{]|\$\{", match[2]):
+        return None
+    node, name = _parent(cfg, match[1])
+    if name not in _names(node) or isinstance(_child(node, name), (DictConfig, ListConfig)):
+        return None
     try:
-        target = locate(target) if isinstance(target, str) else target
-        found = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError, ImportError):
-        return []
-    return [each.name for each in found if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        is_text = isinstance(OmegaConf.select(cfg, match[1]), str)
+    except (OmegaConfBaseException, UserError):
+        return None
+    if not is_text:
+        return None
+    value = match[2]
+    return match[1], os.path.expanduser(value) if value.startswith("~/") else value
+
+
+def _parse(text: str) -> tuple[str, Any, str]:
+    """Key, value and action ("", "add" or "delete") of an override in hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        [override] = OverridesParser.create().parse_overrides([text])
+    except HydraException as error:
+        reason = " ".join(str(error).splitlines()[1:2])
+        reason = "" if set(reason) <= set(" ^") or "http" in reason else f": {reason}"
+        raise UserError(
+            f"'{text}' is not an override such as key=value{reason}. "
+            "Quote a value with special characters: key='\"value\"'."
+        ) from error
+    if override.is_sweep_override() or override.package is not None:
+        raise UserError(f"'{text}' sets more than one value; a list is written key=[1,2]")
+    added = override.is_add() or override.is_force_add()
+    action = "delete" if override.is_delete() else "add" if added else ""
+    return override.key_or_group, override.value(), action
+
+
+# --- Config nodes ---
 
 
 def _names(node: Any) -> list[str]:
-    """The keys that may be set in a node: those it has, and unset parameters of its target."""
+    """The keys that may be set in a node: existing keys, and parameters of its target."""
     if isinstance(node, DictConfig) and not OmegaConf.is_missing(node, "_target_"):
-        unset = _parameters(node) if "_target_" in node else []
+        unset = parameters(node.get("_target_")) if "_target_" in node else {}
         return list(dict.fromkeys([*map(str, node.keys()), *unset]))
     return [str(i) for i in range(len(node))] if isinstance(node, ListConfig) else []
 
 
 def _child(node: Any, name: str) -> Any:
-    """The node's value of that name; None where it has none of its own."""
+    """The value of a key; None if the key is absent, missing or an interpolation."""
     if isinstance(node, ListConfig):
         return node[int(name)] if name in _names(node) else None
-    if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 - `in` looks through interpolations
+    if not isinstance(node, DictConfig) or name not in node.keys():  # noqa: SIM118 - `in` resolves interpolations
         return None
     return None if OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name) else node[name]
 
 
 def _parent(cfg: DictConfig, key: str) -> tuple[Any, str]:
+    """The node that holds a dotted key, and the key's last part."""
     *path, last = key.split(".")
     node: Any = cfg
     for name in path:
@@ -59,40 +139,42 @@ def _all_keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield from _all_keys(_child(node, name), f"{prefix}{name}.")
 
 
-def _nearest_key(cfg: DictConfig, key: str) -> str:
-    """The key most like `key`: by the whole name, by the last part (also abbreviated), and by its parents."""
-    *parents, last = key.split(".")
-
-    def likeness(candidate: str) -> tuple[float, float]:
-        *above, end = candidate.split(".")
-        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
-        tail = difflib.SequenceMatcher(None, last, end).ratio()
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(last, end, strict=False))
-        shared = len(list(same)) / max(len(last), 1)
-        kin = sum(parent in above for parent in parents) / max(len(parents), 1)
-        return max(whole, tail), whole + max(tail, shared) + kin
-
-    scored = [(likeness(candidate), candidate) for candidate in _all_keys(cfg)]
-    near = [(score, candidate) for (best, score), candidate in scored if best > 0.5]
-    return f" Did you mean '{max(near)[1]}'?" if near else " A new key is added with '+' before it."
+# --- Checks ---
 
 
 def _check_key(cfg: DictConfig, key: str, value: Any) -> None:
-    """Refuses an override that nothing would read.
-
-    Raises:
-        UserError: with the nearest existing key.
-    """
+    """Refuse a key that does not exist, also inside a mapping."""
     node, name = _parent(cfg, key)
     if name not in _names(node):
         raise UserError(f"no key '{key}'.{_nearest_key(cfg, key)}")
     if isinstance(value, Mapping) and "_target_" not in value and isinstance(_child(node, name), DictConfig):
-        for inner, each in value.items():
-            _check_key(cfg, f"{key}.{inner}", each)
+        for inner, item in value.items():
+            _check_key(cfg, f"{key}.{inner}", item)
 
 
-def _check_room(cfg: DictConfig, key: str) -> None:
-    """Refuses a new key under a value that cannot hold keys."""
+def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
+    """Refuse a value of another type than the present one, or than the target's annotation."""
+    node, name = _parent(cfg, key)
+    present = _child(node, name)
+    if isinstance(value, Mapping):
+        for inner, item in value.items() if isinstance(present, DictConfig) else ():
+            _check_type(cfg, f"{key}.{inner}", item)
+        return
+    if value is None or "${" in str(value):
+        return
+    target = node.get("_target_") if isinstance(node, DictConfig) and "_target_" in node else None
+    annotation = parameters(target).get(name, "") if target is not None else ""
+    if isinstance(present, (bool, int, float, str)):
+        annotation = annotation or {"int": "float"}.get(type(present).__name__, type(present).__name__)
+    expected = type_error(value, annotation)
+    if isinstance(present, ListConfig) and not isinstance(value, list) and not annotation:
+        expected = "a list such as [1,2]"
+    if expected:
+        raise UserError(f"{key}={value}: expected {expected}")
+
+
+def _check_parents(cfg: DictConfig, key: str) -> None:
+    """Refuse a new key below a value that holds no keys."""
     node: Any = cfg
     parts = key.split(".")
     for depth, name in enumerate(parts[:-1], start=1):
@@ -100,86 +182,52 @@ def _check_room(cfg: DictConfig, key: str) -> None:
             return
         prefix = ".".join(parts[:depth])
         if isinstance(node, DictConfig) and OmegaConf.is_interpolation(node, name):
-            raise UserError(f"no room for '{key}': '{prefix}' takes its value from elsewhere in the config")
+            raise UserError(f"cannot add '{key}': '{prefix}' refers to another key of the config")
         node = _child(node, name)
         if node is not None and not OmegaConf.is_config(node):
-            raise UserError(
-                f"no room for '{key}': '{prefix}' is a {type(node).__name__}, not a group of keys"
-            )
+            raise UserError(f"cannot add '{key}': '{prefix}' is a {type(node).__name__}, not a group of keys")
 
 
-def apply_overrides(
-    cfg: DictConfig, overrides: Sequence[str], variants: Mapping[str, Mapping[str, Any]] | None = None
-) -> DictConfig:
-    """Changes a config in place by hydra's override grammar and returns it.
+def _nearest_key(cfg: DictConfig, key: str) -> str:
+    """Suggest the most similar key: by the whole name, by the last part (also abbreviated), and by its parents."""
+    *parents, last = key.split(".")
 
-    Args:
-        cfg: the config.
-        overrides: `key=value` for a key that exists or is a parameter of the node's target, `+key=value` for
-            any other, `++key=value` for either, `~key` to remove one.
-        variants: what a word stands for, by key: it replaces the value whole.
+    def similarity(candidate: str) -> tuple[float, float]:
+        *above, end = candidate.split(".")
+        whole = difflib.SequenceMatcher(None, key, candidate).ratio()
+        tail = difflib.SequenceMatcher(None, last, end).ratio()
+        prefix = list(itertools.takewhile(lambda ab: ab[0] == ab[1], zip(last, end, strict=False)))
+        shared = len(prefix) / max(len(last), 1)
+        common = sum(parent in above for parent in parents) / max(len(parents), 1)
+        return max(whole, tail), whole + max(tail, shared) + common
 
-    Raises:
-        UserError: an override cannot be read, or its key does not exist; the message names the nearest one.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
-    for text in overrides:
-        try:
-            [override] = parser.parse_overrides([text])
-        except HydraException as error:
-            reason = " ".join(str(error).splitlines()[1:2])
-            raise UserError(f"'{text}' is not an override such as key=value: {reason}") from error
-        if override.is_sweep_override() or override.package is not None:
-            raise UserError(f"'{text}' sets more than one value; a list is written key=[1,2]")
-        key, value = override.key_or_group, override.value()
-        if override.is_delete():
-            _delete(cfg, key, value)
-            continue
-        added = override.is_add() or override.is_force_add()
-        if added:
-            _check_room(cfg, key)
-        else:
-            _check_key(cfg, key, value)
-        variant = _variant(cfg, key, value, variants or {})
-        try:
-            if variant is not None:
-                OmegaConf.update(cfg, key, variant, merge=False, force_add=added)
-            else:
-                OmegaConf.update(cfg, key, value, merge=True, force_add=added)
-        except OmegaConfBaseException as error:
-            raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
-    return cfg
+    scored = [(similarity(candidate), candidate) for candidate in _all_keys(cfg)]
+    similar = [(score, candidate) for (best, score), candidate in scored if best > 0.5]
+    return f" Did you mean '{max(similar)[1]}'?" if similar else " A new key is added with '+' before it."
 
 
-def _variant(
-    cfg: DictConfig, key: str, value: Any, variants: Mapping[str, Mapping[str, Any]]
-) -> DictConfig | None:
-    """What the word `value` stands for; None where it is a value itself.
+# --- Variants and deletion ---
+
+
+def _variant(cfg: DictConfig, key: str, value: Any, variants: Variants) -> DictConfig | None:
+    """The config node that the word `value` stands for; None if it is a plain value.
 
     Raises:
-        UserError: a word for a group of keys, and no variant has that name.
+        UserError: if the key is a group of keys and the word names no variant.
     """
     if not isinstance(value, str) or "${" in value:
         return None
-    known = variants[key] if key in variants else {}  # noqa: SIM401 - a DictConfig would read the dots as a path
+    known = variants[key] if key in variants else {}  # noqa: SIM401 - DictConfig.get reads the dots as a path
     if value in known:
         chosen: DictConfig = copy.deepcopy(known[value])
         return chosen
     if known:
-        raise UserError(f"no variant '{value}' of '{key}'.{nearest(value, list(known)) or _listed(known)}")
+        hint = nearest(value, list(known)) or f" The variants are: {', '.join(known)}."
+        raise UserError(f"no variant '{value}' of '{key}'.{hint}")
     node, name = _parent(cfg, key)
     if isinstance(_child(node, name), DictConfig):
-        raise UserError(
-            f"'{key}={value}': '{key}' is a group of keys and has no variants by name; set its keys"
-        )
+        raise UserError(f"'{key}={value}': '{key}' is a group of keys without named variants; set its keys")
     return None
-
-
-def _listed(names: Iterable[str]) -> str:
-    return f" There are: {', '.join(names)}."
 
 
 def _delete(cfg: DictConfig, key: str, value: Any) -> None:

@@ -1,18 +1,20 @@
-"""Targets of a config: callables by their dotted names."""
+"""Targets of a config: callables by dotted name, and the arguments they accept."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import UserError
 
-#: The flags that detectron2 sets on every config node: values may be any objects.
+#: Flags that detectron2 sets on every config node: values may be any objects.
 FLAGS = {"allow_objects": True}
 
-#: Modules, and single names, that have moved since version 0.1.  Saved runs have the old names.
+#: Modules, and single names, that moved since version 0.1.  Saved runs name the old places.
 MOVED = {
     "coco": "weights.class_heads",
     "data.coco": "data.readers.coco",
@@ -29,40 +31,41 @@ MOVED = {
 
 
 def current_name(name: str) -> str:
-    """The dotted name of a target today, given its name when a run was saved."""
+    """Translate a dotted name of an earlier version to its present place."""
     package, _, rest = name.partition(".")
-    module, _, target = rest.rpartition(".")
     if package != "local2global":
         return name
-    moved = MOVED.get(rest) or (f"{MOVED[module]}.{target}" if module in MOVED else rest)
-    return f"{package}.{moved}"
+    if rest in MOVED:
+        return f"{package}.{MOVED[rest]}"
+    module, _, target = rest.rpartition(".")
+    return f"{package}.{MOVED[module]}.{target}" if module in MOVED else name
 
 
 def locate(name: str) -> Any:
-    """The object of a dotted name, its module imported.
+    """Import the object with a dotted name.
 
     Raises:
-        UserError: nothing has that name.
+        UserError: if there is none.
     """
     parts = current_name(name).split(".")
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
-            found: Any = importlib.import_module(module_name)
+            target: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
                 continue
             raise
         for part in parts[cut:]:
-            found = getattr(found, part, None)
-        if found is not None:
-            return found
+            target = getattr(target, part, None)
+        if target is not None:
+            return target
         break
-    raise UserError(f"no target '{name}': it must be the dotted name of something that can be imported")
+    raise UserError(f"no target '{name}': expected the dotted name of an importable object")
 
 
 def target_name(target: Any) -> str | None:
-    """The dotted name under which `locate` finds `target`; None where there is none, as for a lambda."""
+    """The dotted name by which `locate` finds `target`; None if there is none, as for a lambda."""
     name = f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', '<')}"
     try:
         return None if "<" in name or locate(name) != target else name
@@ -71,7 +74,7 @@ def target_name(target: Any) -> str | None:
 
 
 def short_name(target: Any) -> str | None:
-    """The shortest such name, as detectron2 saves it: `torch.optim.AdamW`, wherever torch defines it."""
+    """The shortest such name, as detectron2 saves it: `torch.optim.AdamW`, independent of torch's layout."""
     name = target_name(target)
     home = str(getattr(target, "__module__", "")).split(".")
     for depth in range(1, len(home)) if name is not None else ():
@@ -84,12 +87,57 @@ def short_name(target: Any) -> str | None:
     return name
 
 
+def parameters(target: Any) -> dict[str, str]:
+    """Names and annotations of the keyword parameters of a target, a callable or a dotted name."""
+    try:
+        target = locate(target) if isinstance(target, str) else target
+        signature = inspect.signature(target)
+    except (TypeError, ValueError, ImportError, UserError):
+        return {}
+    by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: _annotation(p) for p in signature.parameters.values() if p.kind in by_keyword}
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def type_error(value: Any, annotation: str) -> str:
+    """What a plain value should have been according to an annotation; "" if it is accepted.
+
+    Only annotations made of `bool`, `int`, `float`, `str`, `Path` and `None` are checked.
+    """
+    names = {name.strip() for name in annotation.split("|")}
+    if not re.fullmatch(r"[\w |]+", annotation) or not names <= set(_TYPES):
+        return ""
+    if value is None or isinstance(value, bool):
+        accepted = ("None" if value is None else "bool") in names
+    elif isinstance(value, (int, float)):
+        accepted = "float" in names or ("int" in names and isinstance(value, int))
+    else:
+        accepted = isinstance(value, str) and bool(names & {"str", "Path"})
+    return "" if accepted else " or ".join(dict.fromkeys(_TYPES[name] for name in sorted(names)))
+
+
+_TYPES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "Path": "text",
+    "None": "null",
+}
+
+
 def within(name: str, prefixes: Sequence[str]) -> bool:
-    """Whether a dotted name is one of `prefixes`, or lies in one."""
+    """Whether a dotted name is one of `prefixes` or below one."""
     return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """A question after the choice most like `word`, with a space before it; empty if none is like it."""
-    found = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f" Did you mean '{found[0]}'?" if found else ""
+    """The text " Did you mean '...'?" with the most similar choice; "" if none is similar."""
+    matches = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,163 @@
+"""A yaml config is data: it builds listed callables only, with arguments of the right type."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from local2global.config.saved import MAX_NODES, load_resolved, read_yaml, save_resolved
+from local2global.config.targets import current_name, locate, type_error
+from local2global.config.trusted import RUN_PARTS
+from local2global.errors import UserError
+from local2global.lazy import load_config, resolve
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(
+    str(path.relative_to(CONFIGS))
+    for path in CONFIGS.rglob("*.py")
+    if path.relative_to(CONFIGS).parts[0] not in ("common", "detrex", "custom")
+)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_config_reloads_from_its_config_yaml(name, tmp_path):
+    """As the config beside weights and as a yaml config; a function defined in a config file cannot be saved."""
+    cfg = load_config(CONFIGS / name)
+    save_resolved(cfg, tmp_path / "config.yaml")
+    model = load_resolved(tmp_path / "config.yaml", ("model",)).model
+    assert resolve(model) == resolve(cfg)["model"]
+    if "_unsaved_" in (tmp_path / "config.yaml").read_text():
+        with pytest.raises(UserError, match="could not be saved"):
+            load_config(tmp_path / "config.yaml")
+    else:
+        assert resolve(load_config(tmp_path / "config.yaml")) == resolve(cfg)
+
+
+@pytest.mark.parametrize("name", sorted(RUN_PARTS))
+def test_every_listed_callable_exists_under_its_present_name(name):
+    assert current_name(name) == name
+    assert callable(locate(name))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "local2global.results.tracks.write_tracks",
+        "local2global.postprocess.write_tracks",
+        "local2global.data.writers.write_youtube_vis",
+        "local2global.data.readers.vipseg.read_vipseg",
+        "local2global.evaluation.submission.write_bundle",
+        "local2global.modeling.backbone.torch.hub.load",
+        "local2global.data.loader.os.system",
+        "torch.nn.Module.load_state_dict",
+        "torch.optim.os.system",
+        "subprocess.run",
+    ],
+)
+@pytest.mark.parametrize("key", ["model", "dataloader"])
+def test_other_callables_are_refused_and_not_imported(tmp_path, target, key):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({key: {"part": {"_target_": target, "path": "x"}}}))
+    for load in (load_resolved, load_config):
+        with pytest.raises(UserError, match=rf"{key}\.part: a yaml config may not build|no target"):
+            load(path)
+
+
+def test_parts_of_a_run_are_refused_below_model(tmp_path):
+    evaluator = {"_target_": "local2global.evaluation.ytvis.YTVISEvaluator", "output_dir": "x"}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model": evaluator}))
+    with pytest.raises(UserError, match=r"model: a yaml config may not build"):
+        load_resolved(path, ("model",))
+    path.write_text(yaml.safe_dump({"dataloader": {"evaluator": evaluator}}))
+    load_resolved(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("torch.nn.Linear", {"in_features": "many", "out_features": 1}, "in_features=many: expected a whole"),
+        ("torch.nn.Linear", {"in_features": 1.5, "out_features": 1}, r"in_features=1\.5: expected a whole"),
+        ("torch.nn.Linear", {"in_features": 1, "out_features": 1, "bias": "no"}, "bias=no: expected true or"),
+        ("torch.nn.Dropout", {"p": "half"}, "p=half: expected a number"),
+    ],
+)
+def test_arguments_are_checked_by_the_annotations(tmp_path, target, arguments, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model": {"_target_": target, **arguments}}))
+    with pytest.raises(UserError, match=rf"config\.yaml: model\.{message}"):
+        load_resolved(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (1, "int", ""),
+        (1, "float", ""),
+        (1.0, "int", "a whole number"),
+        (True, "int", "a whole number"),
+        (None, "int | None", ""),
+        (None, "int", "a whole number"),
+        ("x", "str | Path | None", ""),
+        ("x", "bool | int", "true or false or a whole number"),
+        ("x", "Sequence[int]", ""),
+        ("x", "", ""),
+    ],
+)
+def test_plain_annotations_are_checked_and_others_are_not(value, annotation, expected):
+    assert type_error(value, annotation) == expected
+
+
+# --- Yaml files ---
+
+
+def test_a_yaml_config_may_interpolate_its_own_keys(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "train: {max_iter: 3}\nlr_multiplier: {a: '${train.max_iter}', b: '${len:${.c}}', c: [1, 2]}\n"
+    )
+    cfg = load_config(path)
+    assert (cfg.lr_multiplier.a, cfg.lr_multiplier.b) == (3, 2)
+
+
+@pytest.mark.parametrize("text", ["a: ${oc.env:HOME}", "a: [{b: 'x${classes_of:secret.json}'}]"])
+def test_a_yaml_config_calls_no_resolver(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"mine\.yaml: a.*calls a resolver"):
+        load_config(path)
+
+
+def bomb(depth=40):
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, depth)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (bomb(), "aliases that expand"),
+        ("a: &a [*a]", "aliases that expand"),
+        ("a: " + json.dumps(list(range(MAX_NODES + 1))), "more than"),
+        ("a: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("a: !!python/object/apply:os.system [ls]", "not yaml"),
+        ("a: \x00", "not yaml"),
+        ("#" * 4_000_001, "larger than"),
+    ],
+    ids=["aliases", "self", "long", "deep", "object", "control character", "large"],
+)
+def test_yaml_bombs_are_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "bomb.yaml"
+    path.write_text(text)
+    for load in (read_yaml, load_resolved, load_config):
+        with pytest.raises(UserError, match=message) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_aliases_of_moderate_size_are_read(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    assert read_yaml(path) == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
