@@ -36,3 +36,10 @@ def test_a_run_of_version_0_1_is_built_from_its_config_yaml():
     assert type(instantiate(config.model)).__name__ == "Local2Global"
     assert next(iter(instantiate(config.dataloader.train)))[0].targets is not None
     assert instantiate(config.dataloader.evaluator) is not None
+
+
+def test_a_single_name_can_move_out_of_its_module():
+    moved = "local2global.data.datasets.load_youtube_vis"
+    assert current_name(moved) == "local2global.data.readers.youtube_vis.load_youtube_vis"
+    assert callable(locate(moved))
+    assert current_name("local2global.data.datasets.merge") == "local2global.data.datasets.merge"

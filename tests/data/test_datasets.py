@@ -249,12 +249,12 @@ def test_a_class_list_of_another_dataset_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "problem"),
     [
-        ("video_id", "annotation 17: video_id null is not a video of this file"),
+        ("video_id", "annotation 17: video_id null, but the file has no such video"),
         (
             "category_id",
             'annotation 17 (video 4, "yard"): category_id null is not among the categories (3, 18)',
         ),
-        ("segmentations", 'annotation 17 (video 4, "yard"): no list of segmentations'),
+        ("segmentations", 'annotation 17 (video 4, "yard"): no segmentations'),
         ("id", "annotation at position 0: no id"),
     ],
 )
@@ -267,9 +267,9 @@ def test_a_missing_key_is_refused(tmp_path, key, problem):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"video_id": 5}, "annotation 17: video_id 5 is not a video of this file"),
-        ({"video_id": "4"}, 'annotation 17: video_id "4" is not a video of this file'),
-        ({"video_id": [4]}, "annotation 17: video_id [4] is not a video of this file"),
+        ({"video_id": 5}, "annotation 17: video_id 5, but the file has no such video"),
+        ({"video_id": "4"}, 'annotation 17: video_id "4", but the file has no such video'),
+        ({"video_id": [4]}, "annotation 17: video_id [4], but the file has no such video"),
         ({"id": 21}, "annotation 21: this id is used twice (positions 0 and 2)"),
         ({"id": None}, "annotation at position 0: its id is null"),
     ],

@@ -108,17 +108,17 @@ def test_escaped_surrogate_pairs_are_text(videos):
     assert load_youtube_vis(*videos).classes[0]["name"] == "\U0001f600"
 
 
-@pytest.mark.parametrize("absolute", ["nested/", ""])
-def test_backslashes_in_file_names_are_read_as_slashes(videos, absolute):
+@pytest.mark.parametrize("nested", [True, False])
+def test_backslashes_in_file_names_are_read_as_slashes(videos, nested):
     images, file = videos
-    folder = images.parent if absolute else images
-    prefix = f"{images.name}\\" if absolute else ""
-    edited(
-        file,
-        lambda c: [
-            v.update(file_names=[prefix + n.replace("/", "\\") for n in v["file_names"]]) for v in c["videos"]
-        ],
-    )
+    folder = images.parent if nested else images
+    prefix = f"{images.name}\\" if nested else ""
+
+    def change(content: dict[str, Any]) -> None:
+        for video in content["videos"]:
+            video["file_names"] = [prefix + name.replace("/", "\\") for name in video["file_names"]]
+
+    edited(file, change)
     video = load_youtube_vis(folder, file).videos[0]
     assert video.name == "video1"
     assert video.frame(2).shape == (3, *SIZE)

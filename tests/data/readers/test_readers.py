@@ -120,9 +120,9 @@ def test_name_checks_can_be_disabled_for_files_with_mapped_ids(coco):
     [
         (
             {"category_id": 3},
-            "instances.json: annotation 101: category_id 3 is not among the categories (1, 7). ",
+            "instances.json: annotation 101 (image 1): category_id 3 is not among the categories (1, 7). ",
         ),
-        ({"image_id": 77}, "instances.json: annotation 101: image_id 77 is not an image of this file. "),
+        ({"image_id": 77}, "instances.json: annotation 101: image_id 77, but the file has no such image. "),
         (
             {"segmentation": [[1, 2, 3, 4]]},
             "annotation 101 (image 1): a polygon of 4 coordinates: three points",

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..readers.coco import as_videos
 from ..readers.entries import read_json
 from ..readers.formats import COCO, COCOVID, REMEDIES, VIPSEG, YOUTUBE_VIS, format_of
 from ..readers.places import annotation_files, find_images
 from ..readers.vipseg import objects
-from .coco import check_coco
 from .findings import Finding, Notes, Options, Report, Sample, Summary
 from .vipseg import check_vipseg
 from .youtube_vis import check_youtube_vis
@@ -110,7 +110,7 @@ class _Check:
         if layout == YOUTUBE_VIS:
             check_youtube_vis(content, summary, notes, self.options)
         elif layout == COCO:
-            check_coco(content, summary, notes, self.options)
+            check_youtube_vis(as_videos(content), summary, notes, self.options, "image")
         else:
             maps = self._find(file, _vipseg_maps(content), self.maps, "maps", "panoptic PNGs", notes)
             check_vipseg(content, maps, summary, notes, self.options)

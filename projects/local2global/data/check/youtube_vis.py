@@ -1,4 +1,4 @@
-"""Checks a YouTube-VIS or OVIS file and its frames."""
+"""Checks a YouTube-VIS, OVIS or COCO file and its frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..readers.entries import check_category, is_id, parse_categories, shown, wa
 from ..readers.images import image_path
 from ..readers.records import AnnotatedVideo, Track
 from ..readers.rle import count_pixels
-from ..readers.youtube_vis import VideoEntry, find_video, parse_masks, parse_videos
+from ..readers.youtube_vis import VideoEntry, find_video, parse_masks, parse_videos, rasterise
 from .findings import Notes, Options, Sample, Summary, sample_positions
 from .images import ExpectedImage, check_images
 from .masks import check_area, check_backslashes, check_box, check_crowd, check_id, check_range
@@ -19,7 +19,9 @@ _LISTS = ("areas", "bboxes", "occlusion")
 """Keys of an annotation with one value per frame, besides `segmentations`."""
 
 
-def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes, options: Options) -> None:
+def check_youtube_vis(
+    content: Mapping[str, Any], summary: Summary, notes: Notes, options: Options, word: str = "video"
+) -> None:
     """Reports every problem, fills the summary and keeps some clips for pictures.
 
     Args:
@@ -27,14 +29,17 @@ def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes
         summary: filled with statistics; its `images` is the folder of the frames, None to skip them.
         notes: where problems are reported.
         options: how thoroughly to check.
+        word: "video", or "image" for the content of a COCO file (`readers.coco.as_videos`).
     """
     names = parse_categories(content, notes)
-    videos = parse_videos(content, notes)
+    videos = parse_videos(content, notes, word)
     _check_videos(content, videos, summary, notes)
     if summary.images is not None:
         expected = [
             ExpectedImage(
-                image_path(summary.images, file), video.size, f"{notes.file}: {video.title}, frame {t}"
+                image_path(summary.images, file),
+                video.size,
+                f"{notes.file}: {video.title}" + (f", frame {t}" if word == "video" else ""),
             )
             for video in videos.values()
             for t, file in enumerate(video.files)
@@ -43,16 +48,17 @@ def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes
     summary.annotated = content.get("annotations") is not None
     if not summary.annotated:
         return
-    sampled = sample_positions(len(videos), options.samples)
-    tracks: dict[int, list[Track]] = {video: [] for k, video in enumerate(videos) if k in sampled}
+    ids = [video.id for video in videos.values() if word == "video" or video.id in _annotated(content)]
+    tracks: dict[int, list[Track]] = {ids[k]: [] for k in sorted(sample_positions(len(ids), options.samples))}
     labels = {identity: k for k, identity in enumerate(sorted(names))}
-    checker = _Annotations(videos, names, summary, notes)
+    checker = _Annotations(videos, names, summary, notes, word)
     for where, annotation, valid in walk(content, "annotations", "annotation", notes):
         counts = checker.check(annotation, where)
         if counts is not None and valid and annotation["video_id"] in tracks:
             label = labels[annotation["category_id"]]
             tracks[annotation["video_id"]].append(Track(annotation["id"], label, counts))
-    checker.report_unannotated()
+    if word == "video":
+        checker.report_unannotated()
     classes = [{"id": identity, "name": names[identity]} for identity in sorted(names)]
     for identity, listed in tracks.items():
         video = videos[identity]
@@ -60,6 +66,10 @@ def check_youtube_vis(content: Mapping[str, Any], summary: Summary, notes: Notes
             files = tuple(image_path(summary.images, file) for file in video.files)
             record = AnnotatedVideo(identity, video.name, video.size, files, tuple(listed))
             notes.report.samples.append(Sample(record, classes))
+
+
+def _annotated(content: Mapping[str, Any]) -> set[int]:
+    return {a["video_id"] for a in content["annotations"] if isinstance(a, dict) and is_id(a.get("video_id"))}
 
 
 def _check_videos(
@@ -70,18 +80,28 @@ def _check_videos(
     check_backslashes((file for video in videos.values() for file in video.files), notes)
     for video in videos.values():
         summary.add_video(video.size, len(video.files))
-        for file, times in Counter(video.files).items():
-            if times > 1 and file != "?":
-                problem = f"{file} is named {times} times"
-                notes.warn("repeated-frame", f"video {video.id}", problem, "Name every frame once")
+    for (file, owner), times in Counter(
+        (file, video.id if video.word == "video" else None)
+        for video in videos.values()
+        for file in video.files
+    ).items():
+        if times > 1 and file != "?":
+            where = "" if owner is None else f"video {owner}"
+            notes.warn("repeated-frame", where, f"{file} is named {times} times", "Name every frame once")
 
 
 class _Annotations:
     """Checks annotations one after another against the videos and classes."""
 
     def __init__(
-        self, videos: Mapping[int, VideoEntry], names: Mapping[int, str], summary: Summary, notes: Notes
+        self,
+        videos: Mapping[int, VideoEntry],
+        names: Mapping[int, str],
+        summary: Summary,
+        notes: Notes,
+        word: str,
     ) -> None:
+        self._word = word
         self._videos, self._names, self._summary, self._notes = videos, names, summary, notes
         self._first: dict[int, str] = {}
         self._annotated: set[int] = set()
@@ -94,15 +114,18 @@ class _Annotations:
         crowd = check_crowd(annotation, where, notes)
         if is_id(annotation.get("video_id")):
             self._annotated.add(annotation["video_id"])
-        video = find_video(annotation, self._videos, where, notes)
+        video = find_video(annotation, self._videos, where, notes, self._word)
         if video is None:
             return None
-        counts = parse_masks(annotation, video, where, notes)
+        outlines = parse_masks(annotation, video, where, notes)
         where = f"{where} ({video.title})"
         self._check_lists(annotation, video, where)
-        if counts is None:
+        if outlines is None or video.size is None:
             return None
+        counts = rasterise(outlines, video.size)
         self._check_masks(annotation, video, counts, where)
+        if not any(counts) and self._word == "image":
+            return None
         if not any(counts):
             fix = "Remove the annotation: no model can find it, and it lowers recall"
             notes.error("empty-track", where, "it is visible in no frame", fix)
@@ -145,14 +168,14 @@ class _Annotations:
     ) -> None:
         assert video.size is not None
         for t, (segmentation, text) in enumerate(zip(annotation["segmentations"], counts, strict=True)):
-            at = f"{where}: frame {t}"
+            at = f"{where}: frame {t}" if self._word == "video" else where
             area, box = (_at(annotation.get(key), t) for key in ("areas", "bboxes"))
             if segmentation is None:
                 self._check_absent(area, box, at)
                 continue
             check_range(segmentation, video.size, at, self._notes)
             if text is None:
-                fix = "Write null where it is absent"
+                fix = "Write null where it is absent" if self._word == "video" else "Remove the annotation"
                 self._notes.warn("empty-mask", at, "a mask without a pixel", fix)
                 continue
             if area is not None:

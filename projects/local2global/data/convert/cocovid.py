@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ..readers.coco import ImageEntry, parse_annotation, parse_images
+from ..readers.coco import as_videos
 from ..readers.entries import RaiseProblems, check_category, is_id, parse_categories, read_json, shown, walk
 from ..readers.formats import COCOVID, format_of, read_content
 from ..readers.images import image_path, image_size
 from ..readers.places import annotation_files, find_images
-from ..readers.rle import outline_counts
 from ..readers.vipseg import objects
+from ..readers.youtube_vis import VideoEntry, find_video, parse_masks, parse_videos, rasterise
 from .common import Converted, SourceVideo, Tracks, write_videos
 
 
@@ -37,13 +37,14 @@ def convert_cocovid(
     """
     path = _annotation_file(Path(source))
     content, problems = read_content(path, COCOVID), RaiseProblems(path)
+    listed = as_videos(content)
     names = parse_categories(content, problems)
-    entries = parse_images(content, problems)
-    folder = Path(images) if images is not None else find_images(path, (e.file for e in entries.values()))
+    entries = parse_videos(listed, problems, "image")
+    folder = Path(images) if images is not None else find_images(path, (e.files[0] for e in entries.values()))
     if folder is None or not folder.is_dir():
         raise UserError(f"{folder or path}: no folder with the frames. Name it with --images.")
     skipped: Counter[str] = Counter()
-    videos = _videos(content, entries, names, folder, problems, skipped)
+    videos = _videos({**listed, "videos": content["videos"]}, entries, names, folder, problems, skipped)
     classes = {name: k for k, name in names.items()}
     return write_videos(videos, classes, out, link, skipped, f"{path}: no video with frames in it.")
 
@@ -62,7 +63,7 @@ def _annotation_file(source: Path) -> Path:
 
 def _videos(
     content: Mapping[str, Any],
-    entries: Mapping[int, ImageEntry],
+    entries: Mapping[int, VideoEntry],
     names: Mapping[int, str],
     folder: Path,
     problems: RaiseProblems,
@@ -71,8 +72,8 @@ def _videos(
     frames = _frames(content, problems)
     annotations: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     for where, annotation, _ in walk(content, "annotations", "annotation", problems):
-        if annotation.get("segmentation"):
-            annotations.setdefault(_integer(annotation, "image_id", where, problems), []).append(
+        if annotation.get("segmentations"):
+            annotations.setdefault(_integer(annotation, "video_id", where, problems), []).append(
                 (where, annotation)
             )
         else:
@@ -86,7 +87,7 @@ def _videos(
         for t, image_id in enumerate(image_ids):
             for place, annotation in annotations.get(image_id, ()):
                 _add(tracks, t, annotation, entries, names, place, problems)
-        paths = [image_path(folder, entries[image_id].file) for image_id in image_ids]
+        paths = [image_path(folder, entries[image_id].files[0]) for image_id in image_ids]
         name = str(video.get("name") or paths[0].parent.name).replace("/", "-").replace("\\", "-")
         name = name if name.strip(".") else where.replace(" ", "")
         yield SourceVideo(name, paths, image_size(paths[0]), tracks)
@@ -113,20 +114,24 @@ def _add(
     tracks: Tracks,
     t: int,
     annotation: Mapping[str, Any],
-    entries: Mapping[int, ImageEntry],
+    entries: Mapping[int, VideoEntry],
     names: Mapping[int, str],
     where: str,
     problems: RaiseProblems,
 ) -> None:
     """Adds the mask of an annotation to its track."""
     check_category(annotation, names, where, problems)
-    parsed = parse_annotation(annotation, entries, where, problems)
-    assert parsed is not None, "an error was raised"
-    image, outline = parsed
+    image = find_video(annotation, entries, where, problems, "image")
+    assert image is not None, "an error was raised"
+    outlines = parse_masks(annotation, image, where, problems)
+    assert outlines is not None, "an error was raised"
     assert image.size is not None
     crowd = bool(annotation.get("iscrowd"))
     instance = _integer(annotation, "instance_id", where, problems)
-    mask = {"size": list(image.size), "counts": outline_counts(outline, image.size)}
+    (counts,) = rasterise(outlines, image.size)
+    if counts is None:
+        return
+    mask = {"size": list(image.size), "counts": counts}
     try:
         tracks.add((instance, crowd), t, mask, annotation["category_id"], crowd)
     except ValueError as error:

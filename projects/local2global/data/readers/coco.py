@@ -1,82 +1,38 @@
-"""COCO instance annotation files: every image is a video of one frame."""
+"""COCO instance annotation files, read as YouTube-VIS files: every image is a video of one frame."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import UserError
 from ..datasets import VideoDataset, annotation_entry
-from .entries import (
-    Problems,
-    RaiseProblems,
-    SkipProblems,
-    annotation_problems,
-    check_category,
-    class_list,
-    is_id,
-    parse_size,
-    shown,
-    walk,
-)
+from .entries import RaiseProblems, class_list
 from .formats import COCO, read_content
 from .images import image_path
 from .records import AnnotatedVideo, Track
-from .rle import Outline, outline_counts, parse_outline
+from .rle import outline_counts
+from .youtube_vis import AnnotationFile, parse_videos
 
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """A validated entry of `images`.
-
-    Attributes:
-        id: the image's id.
-        file: file name relative to the image folder, "?" if it is invalid.
-        size: (height, width), None if the file states none.
-    """
-
-    id: int
-    file: str
-    size: tuple[int, int] | None
+def as_videos(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A COCO file's content in the form of YouTube-VIS: one file name, one segmentation, one area, one box."""
+    videos = [_renamed(image, {"file_name": "file_names"}) for image in content["images"]]
+    keys = {"segmentation": "segmentations", "area": "areas", "bbox": "bboxes"}
+    annotations = content.get("annotations")
+    if isinstance(annotations, list):
+        annotations = [_renamed(annotation, keys, {"image_id": "video_id"}) for annotation in annotations]
+    return {**content, "videos": videos, "annotations": annotations}
 
 
-def parse_images(content: Mapping[str, Any], problems: Problems) -> dict[int, ImageEntry]:
-    """The images by id."""
-    images: dict[int, ImageEntry] = {}
-    for where, entry, valid in walk(content, "images", "image", problems):
-        size, file = parse_size(entry, where, problems), entry.get("file_name")
-        if not isinstance(file, str) or not file:
-            problems.error("file-name", where, f"its file_name is {shown(file)}", "Name its file")
-            file = "?"
-        if valid:
-            images[entry["id"]] = ImageEntry(entry["id"], file, size)
-    return images
-
-
-def parse_annotation(
-    annotation: Mapping[str, Any], images: Mapping[int, ImageEntry], where: str, problems: Problems
-) -> tuple[ImageEntry, Outline] | None:
-    """The image and the outline of an annotation; None if either is invalid."""
-    identity = annotation.get("image_id")
-    if not is_id(identity) or identity not in images:
-        problem = f"image_id {shown(identity)} is not an image of this file"
-        problems.error("unknown-image", where, problem, "Correct image_id, or list the image")
-        return None
-    image, segmentation = images[identity], annotation.get("segmentation")
-    where = f"{where} (image {image.id})"
-    if not segmentation:
-        fix = "Add a polygon or an RLE; a box alone is not enough"
-        problems.error("no-masks", where, "no segmentation", fix)
-        return None
-    if image.size is None:
-        return None
-    try:
-        return image, parse_outline(segmentation, image.size)
-    except ValueError as error:
-        problems.error("malformed-mask", where, f"{error}", "Encode the mask again, as COCO RLE or polygons")
-        return None
+def _renamed(entry: Any, lists: Mapping[str, str], others: Mapping[str, str] | None = None) -> Any:
+    """An entry with other keys; the values of `lists` become lists of one value, unless they are empty."""
+    if not isinstance(entry, dict):
+        return entry
+    renamed = {(others or {}).get(key, key): value for key, value in entry.items() if key not in lists}
+    return renamed | {new: [entry[old]] for old, new in lists.items() if entry.get(old) not in (None, [], {})}
 
 
 @dataclass(frozen=True)
@@ -122,57 +78,31 @@ def load_coco(
     root, path = Path(images), Path(annotations)
     if not root.is_dir():
         raise UserError(f"{root}: no such image folder.")
-    content, problems = read_content(path, COCO), RaiseProblems(path)
+    content, problems = as_videos(read_content(path, COCO)), RaiseProblems(path)
     listed = class_list(content, classes, problems, check_names)
     labels = {c["id"]: k for k, c in enumerate(listed)}
-    entries = parse_images(content, problems)
+    entries = parse_videos(content, problems, "image")
+    source = AnnotationFile(path, content, entries, listed, skip_invalid_annotations, "image")
     tracks: dict[int, list[Track]] = {identity: [] for identity in entries}
     crowds = []
-    for annotation, image, outline in _annotations(
-        content, entries, labels.keys(), annotation_problems(path, skip_invalid_annotations)
-    ):
+    for annotation, image, outlines in source.annotations(entries, crowds=True):
+        category, size = annotation["category_id"], image.size
         if annotation.get("iscrowd"):
-            crowds.append(_crowd(annotation, image, outline))
+            assert size is not None
+            assert outlines[0] is not None
+            mask = {"size": list(size), "counts": outline_counts(outlines[0], size)}
+            crowds.append(annotation_entry(annotation["id"], image.id, category, size, [mask], iscrowd=1))
         else:
-            label = labels[annotation["category_id"]]
-            tracks[image.id].append(Track(annotation["id"], label, (outline,)))
+            tracks[image.id].append(Track(annotation["id"], labels[category], outlines))
     records = [
         AnnotatedVideo(
             id=image.id,
-            name=PurePosixPath(image.file.replace("\\", "/")).stem,
+            name=PurePosixPath(image.files[0].replace("\\", "/")).stem,
             size=image.size or (0, 0),
-            files=(image_path(root, image.file),),
+            files=(image_path(root, image.files[0]),),
             tracks=tuple(tracks[image.id]),
         )
         for image in entries.values()
         if tracks[image.id] or keep_empty
     ]
     return AnnotatedImages(records, listed, tuple(crowds))
-
-
-def _annotations(
-    content: Mapping[str, Any],
-    images: Mapping[int, ImageEntry],
-    known: Collection[int],
-    problems: RaiseProblems,
-) -> Iterator[tuple[dict[str, Any], ImageEntry, Outline]]:
-    """The valid annotations, each with its image and outline."""
-    if content.get("annotations") is None:
-        return
-    skipped = 0
-    for where, annotation, valid in walk(content, "annotations", "annotation", problems):
-        parsed = parse_annotation(annotation, images, where, problems)
-        if valid and check_category(annotation, known, where, problems) and parsed is not None:
-            yield annotation, *parsed
-        else:
-            skipped += 1
-    if isinstance(problems, SkipProblems):
-        problems.log(skipped)
-
-
-def _crowd(annotation: Mapping[str, Any], image: ImageEntry, outline: Outline) -> dict[str, Any]:
-    assert image.size is not None
-    mask = {"size": list(image.size), "counts": outline_counts(outline, image.size)}
-    return annotation_entry(
-        annotation["id"], image.id, annotation["category_id"], image.size, [mask], int(True)
-    )

@@ -25,7 +25,7 @@ from .entries import (
 from .formats import YOUTUBE_VIS, read_content
 from .images import image_path
 from .records import AnnotatedVideo, Track
-from .rle import count_pixels, describe_masks, outline_counts, parse_outline
+from .rle import Outline, count_pixels, describe_masks, outline_counts, parse_outline
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,32 @@ class VideoEntry:
         name: its folder.
         size: (height, width) of every frame, None if the file states none.
         files: file names relative to the image folder, "?" where a name is invalid.
+        word: "video", or "image" for an image of a COCO file.
     """
 
     id: int
     name: str
     size: tuple[int, int] | None
     files: tuple[str, ...]
+    word: str
 
     @property
     def title(self) -> str:
         """What messages call the video."""
-        return f'video {self.id}, "{self.name}"'
+        return f'video {self.id}, "{self.name}"' if self.word == "video" else f"image {self.id}"
 
 
-def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[int, VideoEntry]:
-    """The videos by id."""
+def parse_videos(
+    content: Mapping[str, Any], problems: Problems, word: str = "video"
+) -> dict[int, VideoEntry]:
+    """The videos by id; `word` is "image" for a COCO file (`coco.as_videos`)."""
     videos: dict[int, VideoEntry] = {}
-    for where, entry, valid in walk(content, "videos", "video", problems):
+    for where, entry, valid in walk(content, "videos", word, problems):
         size = parse_size(entry, where, problems)
         files = _parse_files(entry, where, problems)
         if valid:
             name = str(entry.get("name") or _folder(files) or entry["id"])
-            videos[entry["id"]] = VideoEntry(entry["id"], name, size, tuple(files))
+            videos[entry["id"]] = VideoEntry(entry["id"], name, size, tuple(files), word)
     return videos
 
 
@@ -85,19 +89,23 @@ def _parse_files(entry: Mapping[str, Any], where: str, problems: Problems) -> li
 
 
 def find_video(
-    annotation: Mapping[str, Any], videos: Mapping[int, VideoEntry], where: str, problems: Problems
+    annotation: Mapping[str, Any],
+    videos: Mapping[int, VideoEntry],
+    where: str,
+    problems: Problems,
+    word: str = "video",
 ) -> VideoEntry | None:
     """The video of an annotation, if the annotation has one segmentation per frame."""
     identity = annotation.get("video_id")
     if not is_id(identity) or identity not in videos:
-        problem = f"video_id {shown(identity)} is not a video of this file"
-        problems.error("unknown-video", where, problem, "Correct video_id, or list the video")
+        problem = f"{word}_id {shown(identity)}, but the file has no such {word}"
+        problems.error(f"unknown-{word}", where, problem, f"Correct {word}_id, or list the {word}")
         return None
     video, masks = videos[identity], annotation.get("segmentations")
     where = f"{where} ({video.title})"
     if not isinstance(masks, list):
-        fix = "Add one mask per frame, null where the object is absent"
-        problems.error("no-masks", where, "no list of segmentations", fix)
+        fix = "Add a polygon or an RLE for every frame, null where the object is absent"
+        problems.error("no-masks", where, "no segmentations", fix)
         return None
     if len(masks) != len(video.files):
         problem = f"{len(masks)} segmentations for a video of {len(video.files)} frames"
@@ -107,8 +115,7 @@ def find_video(
     return video
 
 
-def parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: Problems) -> str | None:
-    """Compressed counts of a segmentation; None if it is invalid."""
+def _parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: Problems) -> Outline | None:
     if isinstance(segmentation, Mapping) and segmentation.get("size") != list(size):
         problem = (
             f"a mask of size {shown(segmentation.get('size'))} (height, width) on a frame of {list(size)}"
@@ -117,7 +124,7 @@ def parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: P
         problems.error("mask-size", where, problem, fix)
         return None
     try:
-        return outline_counts(parse_outline(segmentation, size), size)
+        return parse_outline(segmentation, size)
     except ValueError as error:
         problems.error("malformed-mask", where, f"{error}", "Encode the mask again, as COCO RLE or polygons")
         return None
@@ -125,23 +132,30 @@ def parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: P
 
 def parse_masks(
     annotation: Mapping[str, Any], video: VideoEntry, where: str, problems: Problems
-) -> tuple[str | None, ...] | None:
-    """Compressed counts of every frame, None where the object has no pixel; None if a mask is invalid."""
+) -> tuple[Outline | None, ...] | None:
+    """The outline of every frame, None where the object is absent; None if a mask is invalid."""
     if video.size is None:
         return None
-    counts: list[str | None] = []
-    valid = True
+    outlines: list[Outline | None] = []
+    valid, where = True, f"{where} ({video.title})"
     for t, segmentation in enumerate(annotation["segmentations"]):
-        text = None
+        outline = None
         if segmentation is not None:
-            text = parse_mask(segmentation, video.size, f"{where} ({video.title}): frame {t}", problems)
-            valid &= text is not None
-        counts.append(text if text is not None and count_pixels(text, video.size) else None)
-    return tuple(counts) if valid else None
+            at = f"{where}: frame {t}" if video.word == "video" else where
+            outline = _parse_mask(segmentation, video.size, at, problems)
+            valid &= outline is not None
+        outlines.append(outline)
+    return tuple(outlines) if valid else None
+
+
+def rasterise(outlines: Sequence[Outline | None], size: tuple[int, int]) -> tuple[str | None, ...]:
+    """Compressed counts of outlines, None for a mask without a pixel."""
+    counts = (None if outline is None else outline_counts(outline, size) for outline in outlines)
+    return tuple(text if text is not None and count_pixels(text, size) else None for text in counts)
 
 
 @dataclass(frozen=True)
-class _File:
+class AnnotationFile:
     """An annotation file that is read for training or scoring.
 
     Attributes:
@@ -150,6 +164,7 @@ class _File:
         videos: its videos by id.
         classes: the model's class list.
         skip_invalid: whether invalid annotations are skipped instead of raised.
+        word: "video", or "image" for a COCO file.
     """
 
     path: Path
@@ -157,11 +172,12 @@ class _File:
     videos: Mapping[int, VideoEntry]
     classes: list[dict[str, Any]]
     skip_invalid: bool
+    word: str = "video"
 
     def annotations(
         self, selected: Collection[int], crowds: bool
-    ) -> Iterator[tuple[dict[str, Any], VideoEntry, tuple[str | None, ...]]]:
-        """The valid annotations of the selected videos, each with its video and counts.
+    ) -> Iterator[tuple[dict[str, Any], VideoEntry, tuple[Outline | None, ...]]]:
+        """The valid annotations of the selected videos, each with its video and outlines.
 
         Annotations of other videos are validated, but not their masks.
         """
@@ -171,27 +187,27 @@ class _File:
         known = {c["id"] for c in self.classes}
         skipped = 0
         for where, annotation, valid in walk(self.content, "annotations", "annotation", problems):
-            video = find_video(annotation, self.videos, where, problems)
+            video = find_video(annotation, self.videos, where, problems, self.word)
             if video is not None:
                 valid &= check_category(annotation, known, f"{where} ({video.title})", problems)
             if video is None or not valid:
                 skipped += 1
             elif video.id in selected and (crowds or not annotation.get("iscrowd")):
-                counts = parse_masks(annotation, video, where, problems)
-                if counts is None:
+                outlines = parse_masks(annotation, video, where, problems)
+                if outlines is None:
                     skipped += 1
                 else:
-                    yield annotation, video, counts
+                    yield annotation, video, outlines
         if isinstance(problems, SkipProblems):
             problems.log(skipped)
 
 
 def _open(
     path: Path, classes: Sequence[Mapping[str, Any]] | None, skip_invalid: bool, names: bool = True
-) -> _File:
+) -> AnnotationFile:
     content, problems = read_content(path, YOUTUBE_VIS), RaiseProblems(path)
     listed = class_list(content, classes, problems, names)
-    return _File(path, content, parse_videos(content, problems), listed, skip_invalid)
+    return AnnotationFile(path, content, parse_videos(content, problems), listed, skip_invalid)
 
 
 @dataclass(frozen=True)
@@ -218,8 +234,9 @@ class AnnotatedVideos(VideoDataset):
         truth: dict[str, Any] = {"videos": videos, "categories": [dict(c) for c in self.classes]}
         if source.content.get("annotations") is not None:
             truth["annotations"] = []
-            for annotation, video, counts in source.annotations(selected, crowds=True):
+            for annotation, video, outlines in source.annotations(selected, crowds=True):
                 assert video.size is not None
+                counts = rasterise(outlines, video.size)
                 masks = [None if c is None else {"size": list(video.size), "counts": c} for c in counts]
                 measured = {} if {"areas", "bboxes"} <= annotation.keys() else describe_masks(masks)
                 entry = {"iscrowd": 0, **measured, **annotation, "segmentations": masks}
@@ -255,7 +272,9 @@ def load_youtube_vis(
     names = _select(source, videos, exclude)
     tracks: dict[int, list[Track]] = {video.id: [] for video in source.videos.values() if video.name in names}
     labels = {c["id"]: k for k, c in enumerate(source.classes)}
-    for annotation, video, counts in source.annotations(tracks.keys(), crowds=False):
+    for annotation, video, outlines in source.annotations(tracks.keys(), crowds=False):
+        assert video.size is not None
+        counts = rasterise(outlines, video.size)
         tracks[video.id].append(Track(annotation["id"], labels[annotation["category_id"]], counts))
     records = [
         AnnotatedVideo(
@@ -271,7 +290,7 @@ def load_youtube_vis(
     return AnnotatedVideos(records, source.classes, source.path, skip_invalid_annotations)
 
 
-def _select(source: _File, videos: Collection[str] | None, exclude: Collection[str]) -> set[str]:
+def _select(source: AnnotationFile, videos: Collection[str] | None, exclude: Collection[str]) -> set[str]:
     """The names in `videos` (all if None) without `exclude`.
 
     Raises:
