@@ -19,20 +19,26 @@ from .youtube_vis import AnnotationFile, parse_videos
 
 def as_videos(content: Mapping[str, Any]) -> dict[str, Any]:
     """A COCO file's content in the form of YouTube-VIS: one file name, one segmentation, one area, one box."""
-    videos = [_renamed(image, {"file_name": "file_names"}) for image in content["images"]]
+    videos = [_with_lists(image, {"file_name": "file_names"}) for image in content["images"]]
     keys = {"segmentation": "segmentations", "area": "areas", "bbox": "bboxes"}
     annotations = content.get("annotations")
     if isinstance(annotations, list):
-        annotations = [_renamed(annotation, keys, {"image_id": "video_id"}) for annotation in annotations]
+        annotations = [_with_lists(annotation, keys) for annotation in annotations]
     return {**content, "videos": videos, "annotations": annotations}
 
 
-def _renamed(entry: Any, lists: Mapping[str, str], others: Mapping[str, str] | None = None) -> Any:
-    """An entry with other keys; the values of `lists` become lists of one value, unless they are empty."""
+def _with_lists(entry: Any, keys: Mapping[str, str]) -> Any:
+    """An entry whose values at `keys` are lists of one value under other keys; empty values are left out."""
     if not isinstance(entry, dict):
         return entry
-    renamed = {(others or {}).get(key, key): value for key, value in entry.items() if key not in lists}
-    return renamed | {new: [entry[old]] for old, new in lists.items() if entry.get(old) not in (None, [], {})}
+    entry = dict(entry)
+    for old, new in keys.items():
+        value = entry.pop(old, None)
+        if value not in (None, [], {}):
+            entry[new] = [value]
+    if "image_id" in entry:
+        entry["video_id"] = entry.pop("image_id")
+    return entry
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_bytes()
         content = json.loads(text)
-        if b"\\ud" in text.lower():
+        if b"\\ud" in text or b"\\uD" in text:
             # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.
             json.dumps(content, ensure_ascii=False).encode()
         return content

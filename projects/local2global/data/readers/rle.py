@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,9 +69,9 @@ def _parse_polygon(polygon: Any, size: tuple[int, int]) -> NDArray[np.float64]:
         raise ValueError("a polygon must be a list of numbers x, y, x, y, ...")
     if len(points) < 6 or len(points) % 2:
         raise ValueError(f"a polygon of {len(points)} coordinates: three points or more are needed")
-    if not np.isfinite(points).all():
-        raise ValueError("a polygon with a coordinate that is not finite")
     far = float(np.abs(points).max())
+    if not math.isfinite(far):
+        raise ValueError("a polygon with a coordinate that is not finite")
     if far > MAX_DISTANCE * max(size):
         # The C code of pycocotools visits every pixel of an edge, and overflows beyond 2^31 / 5.
         raise ValueError(f"a polygon with coordinate {far:g} in a frame of {size[0]}x{size[1]}")
