@@ -89,7 +89,7 @@ def test_masks_move_with_the_pixels(step, draw):
     assert (pixels[0] > 235).any()
     assert masks[pixels > 235].all()
     assert not masks[pixels < 20].any()
-    assert ((pixels > 127) != masks).float().mean() < 0.08, "they part on outlines only"
+    assert ((pixels > 127) != masks).float().mean() < 0.08, "differences are on outlines only"
 
 
 def on_canvas(step: LargeScaleJitter, draw: int) -> Tensor:
@@ -116,7 +116,7 @@ def test_the_papers_recipe_at_full_size(turn, draw):
     pixels, masks = frames.transpose(0, 1)[:2], masks[:2]
     assert 288 <= min(frames.shape[-2:]) <= 512
     assert max(frames.shape[-2:]) <= 768
-    # turned pixels are interpolated twice: a few are bright although their middle is outside
+    # Rotated pixels are interpolated twice: a few outside the mask are bright.
     few = pixels.numel() // 10_000 if turn else 0
     assert (~masks[pixels > 235]).sum() <= few
     assert masks[pixels < 20].sum() <= few
@@ -171,7 +171,7 @@ def test_rotation_agrees_with_pillow(angle):
     image = Image.fromarray(frame.permute(1, 2, 0).numpy())
     turned = image.rotate(angle, Image.Resampling.BILINEAR, center=(36, 36))
     difference = np.abs(view.draw(frame, 0).permute(1, 2, 0).numpy().astype(int) - np.array(turned))
-    assert np.quantile(difference, 0.95) <= 1  # Pillow leaves out pixels at the very border
+    assert np.quantile(difference, 0.95) <= 1  # Pillow omits pixels at the border.
 
 
 def test_rotation_angles_are_sorted_and_uniform():
@@ -214,7 +214,7 @@ def test_large_scale_jitter_draws_scales_from_a_tenth_to_two():
     assert all(view.window == (100, 50) and abs(view.size[1] - view.size[0] / 2) <= 1 for view in small)
     assert len(small) / len(views) == pytest.approx((1 - 0.1) / (2 - 0.1), abs=0.08)
     large = [view for view in views if view.size[0] == 64]
-    assert {view.corners[0][0] > 20 for view in large} == {True, False}, "cut anywhere"
+    assert {view.corners[0][0] > 20 for view in large} == {True, False}, "crops are random"
     assert 150 < sum(view.flipped for view in views) < 250
 
 
@@ -309,7 +309,7 @@ def test_reduced_decoding_is_used_only_if_the_output_is_no_larger():
         4,
         8,
     ]
-    assert View.whole((721, 1280), 2).resized((90, 160)).shrink == 1, "an odd side has no half"
+    assert View.whole((721, 1280), 2).resized((90, 160)).shrink == 1, "an odd side cannot be halved"
     assert replace(whole.resized((90, 160)), angles=(3.0, 4.0)).shrink == 1
     zoomed = whole.resized((500, 889)).cut([(31, 17), (33, 19)], (400, 600))
     assert zoomed.resized((288, 432)).shrink == 2, "corners are even"

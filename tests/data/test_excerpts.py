@@ -32,7 +32,7 @@ def test_an_excerpt_has_only_visible_instances(whole):
         assert seen.all()
         assert len(piece.labels) == len(piece.ids) == len(piece.masks(0)) == len(piece.present(0))
     counts = [len(piece.ids) for piece in pieces.videos[: whole.videos[0].length // 2]]
-    assert min(counts) < len(whole.videos[0].ids)  # somebody hides
+    assert min(counts) < len(whole.videos[0].ids)  # some excerpt has an occluded object
 
 
 def test_ids_are_unique_over_all_excerpts(whole):

@@ -232,7 +232,7 @@ def test_corrupt_files_are_skipped_logged_once_and_counted(workers, caplog):
     assert sorted(messages) == sorted(set(messages))
     assert {line.split("/")[0] for line in messages} == {f"skipped: yard{i}" for i in (0, 2, 4, 6)}
     assert len(messages) == len(loader.skipped)
-    assert sum(loader.skipped.values()) > 40, "half of 80 draws, and draws that replace them"
+    assert sum(loader.skipped.values()) > 40, "half of 80 draws, and of their replacements"
 
 
 def test_resume_is_exact_with_skipped_files():

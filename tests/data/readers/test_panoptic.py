@@ -84,4 +84,4 @@ def test_the_ground_truth_agrees_with_the_maps(videos):
             assert listed == dict(zip(found.tolist(), areas.tolist(), strict=True))
         things = {c["id"]: c["isthing"] for c in videos.classes}
         kinds = [things[s["category_id"]] for s in entry["annotations"][0]["segments_info"]]
-        assert kinds == sorted(kinds), "stuff first: STQ takes a thing that is listed first for a crowd"
+        assert kinds == sorted(kinds), "stuff comes first: STQ treats a thing that is listed first as a crowd"

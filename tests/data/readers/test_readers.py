@@ -251,7 +251,7 @@ def test_a_panoptic_file_without_annotations_has_no_instances(vipseg):
     assert dataset.videos[0].present(1).shape == (0,)
 
 
-# ------------------------------------------------------------------------------------- anybody's, and hold-outs
+# ------------------------------------------------------------------------------------- format detection, and hold-outs
 
 
 def test_the_format_of_an_annotation_file_is_detected(coco, tmp_path):

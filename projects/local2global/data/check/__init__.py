@@ -116,11 +116,11 @@ class _Check:
             check_vipseg(content, maps, summary, notes, self.options)
 
     def _find(
-        self, file: Path, names: Iterable[str], given: Path | None, option: str, what: str, notes: Notes
+        self, file: Path, names: Iterable[str], stated: Path | None, option: str, what: str, notes: Notes
     ) -> Path | None:
-        if given is not None and not given.is_dir():
-            raise UserError(f"{given}: no such folder. Correct --{option}.")
-        folder = given or find_images(file, names)
+        if stated is not None and not stated.is_dir():
+            raise UserError(f"{stated}: no such folder. Correct --{option}.")
+        folder = stated or find_images(file, names)
         if folder is None:
             problem = f"no folder near it contains its {what}, so none was checked"
             notes.error(f"no-{option}", "", problem, f"Name the folder with --{option}")

@@ -193,7 +193,7 @@ def parse_segments(
             problem = f"id {shown(number)}; 0 is void, ids run from 1 to {MAX_ID}"
             problems.error(kind, where, problem, "Give it another id, in the map too")
         elif number in segments:
-            problem = f"two segments of one frame have the id {number}: their pixels cannot be told apart"
+            problem = f"two segments of one frame have the id {number}"
             problems.error("overlapping-ids", where, problem, "Give every segment a unique id")
         elif check_category(segment, known, where, problems):
             segments[number] = segment
@@ -262,8 +262,8 @@ def load_panoptic(
     """The videos of a file in VIPSeg's format.
 
     Args:
-        images: the folder that holds a folder of frames for each video.
-        maps: the folder that holds a folder of panoptic PNGs for each video.
+        images: the folder with a folder of frames for each video.
+        maps: the folder with a folder of panoptic PNGs for each video.
         annotations: the JSON file; videos of a file without annotations have no instances.
         classes: {id, name, isthing} of every class, in the order of the model's labels; None uses the file's, things
             first, each by id.
