@@ -40,7 +40,6 @@ SECTIONS = {
     "peers": ("bench_peers", "peers"),
     "data": ("bench_data", "run"),
     "scorer": ("bench_scorer", "run"),
-    "vps": ("bench_vps", "run"),
 }
 
 

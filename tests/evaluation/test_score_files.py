@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import zipfile
 from types import SimpleNamespace
 
+import bench_scorer
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -27,17 +27,6 @@ from local2global.evaluation.tracks import parse_results
 from local2global.evaluation.ytvis import report, score, score_files
 
 CASES = ("basic", "crowd_boundaries", "frames_and_sizes", "many_detections", "no_predictions", "ovis_like")
-
-
-@pytest.fixture(scope="module")
-def bench(request):
-    """scripts/bench_scorer.py; its plain scorer was written independently from the rules."""
-    path = request.config.rootpath / "scripts" / "bench_scorer.py"
-    spec = importlib.util.spec_from_file_location("bench_scorer", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_scorer"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def rle(box, size=(20, 20), form="string"):
@@ -158,10 +147,10 @@ def random_case(draw):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_second_scorer_agrees_on_random_unusual_files(bench, files, seed):
+def test_a_second_scorer_agrees_on_random_unusual_files(files, seed):
     paths = files(*random_case(np.random.default_rng(seed)))
     ours = score_files(*paths, ovis=True)
-    plain = bench.reference_score(*paths, ovis=True)
+    plain = bench_scorer.plain_tracks(*paths, ovis=True)
     np.testing.assert_allclose(ours.precision, plain["precision"], rtol=0, atol=1e-12)
     np.testing.assert_allclose(ours.recall, plain["recall"], rtol=0, atol=1e-12)
     assert (ours.precision > 0).any()
@@ -170,15 +159,16 @@ def test_a_second_scorer_agrees_on_random_unusual_files(bench, files, seed):
         np.testing.assert_allclose(entry["iou"], theirs, rtol=0, atol=1e-12)
 
 
-def test_the_benchmark_runs_and_its_arms_agree(bench, tmp_path, monkeypatch):
-    small = {kind: bench.Load(2, (2, 3), (1, 2), 3, 3, 1, kind == "ovis", (90, 160)) for kind in bench.LOADS}
-    monkeypatch.setattr(bench, "LOADS", small)
-    monkeypatch.setattr(bench, "_peak", lambda *_: 0.0)
-    rows = bench.run(quick=True, folder=tmp_path)
-    assert [(row["section"], row["name"], row["agree"]) for row in rows] == [
-        ("scorer", "ytvis21", True),
-        ("scorer", "ovis", True),
-    ]
+@pytest.mark.parametrize("kind", ["ytvis", "ovis", "vps"])
+def test_both_arms_of_the_benchmark_agree(kind, tmp_path, monkeypatch):
+    """At a size that takes no time."""
+    monkeypatch.setattr(bench_scorer, "SIZE", (72, 128))
+    monkeypatch.setattr(bench_scorer, "peak", lambda *_: 0.0)
+    write = bench_scorer.write_panoptic_load if kind == "vps" else bench_scorer.write_track_load
+    write(tmp_path / "load", True, *([] if kind == "vps" else [kind]))
+    row = bench_scorer.compare(kind, tmp_path / "load", rounds=2)
+    assert row["agree"]
+    assert row["ratio"] > 0
 
 
 def test_objects_and_files_have_the_same_scores(files):

@@ -5,13 +5,12 @@ A picture is a row of pixels, one letter each; a letter is an id and `.` is void
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 
+import bench_scorer
 import numpy as np
 import pytest
 
@@ -520,15 +519,14 @@ def test_oddities_are_counted_by_kind():
 # A plain scorer, written as the published programs work.
 
 
-@pytest.fixture(scope="module")
-def bench():
-    path = Path(__file__).resolve().parents[2] / "scripts" / "bench_vps.py"
-    spec = importlib.util.spec_from_file_location("bench_vps", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)  # where a script finds its neighbours
-        spec.loader.exec_module(module)
-    return module
+class MemoryMaps:
+    """Maps of `random_video`."""
+
+    def __init__(self, videos, side):
+        self.videos, self.side = videos, side
+
+    def read(self, video, frames):
+        return iter(self.videos[video][self.side])
 
 
 def random_video(draw, length):
@@ -560,31 +558,21 @@ def random_video(draw, length):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_second_scorer_agrees_on_random_videos(bench, monkeypatch, seed):
+def test_a_second_scorer_agrees_on_random_videos(seed):
     """Where listed areas give an IoU above 1, the official program raises, and so does ours."""
     draw = np.random.default_rng(seed)
     videos = {f"v{k}": random_video(draw, int(draw.integers(1, 11))) for k in range(4)}
-    monkeypatch.setattr(bench, "categories", lambda: CATEGORIES)
-    files = bench.contents(videos)
+    files = bench_scorer.contents(videos, CATEGORIES)
     truth = parse_truth(files[0])
-    maps = bench.MemoryMaps(videos, "truth"), bench.MemoryMaps(videos, "prediction")
+    maps = MemoryMaps(videos, "truth"), MemoryMaps(videos, "prediction")
     try:
         counts = count_videos(truth, parse_predictions(files[1], truth), *maps)
     except UserError as error:
         assert "an IoU above 1" in str(error)  # noqa: PT017 - either outcome is right
         return
     scores = summarize(counts, truth.categories)
-    windows, tubes = bench.plain_vpq(videos, CATEGORIES), bench.plain_stq(videos, CATEGORIES)
+    windows, tubes = bench_scorer.plain_vpq(videos, CATEGORIES), bench_scorer.plain_stq(videos, CATEGORIES)
     for length, groups in windows.items():
         ours = scores["vpq_windows"][length]
         same({name: ours[name] and ours[name]["pq"] for name in groups}, groups, length)
     same({name: scores["stq"][name] for name in tubes}, tubes)
-
-
-def test_the_bench_finds_its_own_load_equal(bench, monkeypatch):
-    """At a size that takes no time."""
-    monkeypatch.setattr(bench, "SIZE", (72, 128))
-    monkeypatch.setattr(bench, "peak", lambda *_: 0.0)
-    rows = bench.run(quick=True)
-    assert [row["section"] for row in rows] == ["scorer"] * 3
-    assert all(row["agree"] and row["ratio"] > 0 and len(row["iqr"]) == 2 for row in rows)

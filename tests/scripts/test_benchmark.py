@@ -91,9 +91,8 @@ def test_all_on_a_gpu_is_what_uses_it():
     assert set(everything) - set(benchmark.sections_of(["all"], torch.device("cuda"))) == {
         "data",
         "scorer",
-        "vps",
     }
-    assert benchmark.sections_of(["vps"], torch.device("cuda")) == ["vps"]
+    assert benchmark.sections_of(["scorer"], torch.device("cuda")) == ["scorer"]
 
 
 def test_a_section_may_give_its_two_quartiles(monkeypatch):
