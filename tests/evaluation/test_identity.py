@@ -1,4 +1,4 @@
-"""Identity over occlusions, worked by hand on frames of one row of pixels.
+"""The identity meter on hand-worked timelines; frames are one row of pixels.
 
 An object is two pixels; a timeline names, frame by frame, the slot that covers it, "-" for none and " " for a
 frame in which the object cannot be seen.
@@ -43,7 +43,7 @@ def row(*pixels):
 
 
 def measure(*timelines, outside=(), **settings):
-    """Objects 11, 12, ... at pixels (0, 1), (2, 3), ...; in the frames `outside` none is inside."""
+    """Objects 11, 12, ... at pixels (0, 1), (2, 3), ...; on the frames `outside` no object is inside the frame."""
     meter = IdentityMeter(**settings)
     ids = torch.arange(11, 11 + len(timelines))
     for t, marks in enumerate(zip(*timelines, strict=True)):
@@ -55,7 +55,7 @@ def measure(*timelines, outside=(), **settings):
     return meter.summary()
 
 
-def test_iou_of_masks_is_common_pixels_by_pixels_of_either():
+def test_mask_iou_is_intersection_over_union():
     first = torch.stack([row(0, 1, 2), row()])
     second = torch.stack([row(1, 2, 3), row(0, 1, 2), row()])
     expected = torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
@@ -67,12 +67,12 @@ def test_owner_is_the_slot_of_highest_iou_and_not_of_highest_score():
     assert owners(found, row(0, 1)[None]) == [9]
 
 
-def test_an_iou_of_exactly_one_half_owns_and_less_does_not():
+def test_an_iou_of_one_half_makes_an_owner_and_a_smaller_one_does_not():
     half = result(slots=[4], masks=row(0, 1, 2, 3)[None])
     assert owners(half, torch.stack([row(0, 1), row(2), row()])) == [4, None, None]
 
 
-def test_a_slot_below_the_score_owns_nothing_and_leaves_the_object_to_the_next_best():
+def test_a_slot_below_the_minimum_score_is_no_owner():
     found = result(slots=[4, 9], masks=torch.stack([row(0, 1), row(0, 1, 2)]), scores=[0.29, 0.31])
     assert owners(found, row(0, 1)[None]) == [9]
 
@@ -97,7 +97,7 @@ def test_two_hidden_frames_are_no_occlusion():
     assert (got["occlusions"], got["kept_rate"]) == (0, None)
 
 
-def test_hidden_before_the_first_or_after_the_last_sight_is_no_occlusion():
+def test_hidden_frames_before_the_first_or_after_the_last_visible_one_are_no_occlusion():
     assert measure("   777    ")["occlusions"] == 0
 
 
@@ -115,12 +115,12 @@ def test_only_the_first_owner_after_the_occlusion_counts():
     assert measure("7   -78")["kept"] == 1
 
 
-def test_an_object_that_flickers_within_the_window_is_two_occlusions_decided_by_one_owner():
+def test_two_gaps_before_the_next_owner_are_two_occlusions():
     got = measure("7   -   7")
     assert (got["occlusions"], got["kept"]) == (2, 2)
 
 
-def test_an_object_not_owned_before_its_occlusion_is_not_kept_and_counted_apart():
+def test_an_object_not_owned_before_its_occlusion_is_not_kept_and_counted_separately():
     got = measure("--   77")
     assert (got["occlusions"], got["occlusions_unowned"], got["kept"]) == (1, 1, 0)
 
@@ -135,12 +135,12 @@ def test_a_gap_with_a_frame_outside_is_an_absence_and_not_an_occlusion():
     assert (got["occlusions"], got["absences"], got["absences_kept_rate"]) == (0, 1, 1.0)
 
 
-def test_having_been_outside_in_one_gap_does_not_colour_the_next():
+def test_an_absence_does_not_change_the_kind_of_the_next_gap():
     got = measure("7   7   8", outside={2})
     assert (got["absences"], got["absences_kept"], got["occlusions"], got["kept"]) == (1, 1, 1, 0)
 
 
-def test_without_knowledge_of_the_inside_every_gap_is_an_occlusion():
+def test_without_inside_flags_every_gap_is_an_occlusion():
     meter, ids = IdentityMeter(), torch.tensor([5])
     for t, seen in enumerate((True, False, False, False, True)):
         mask = row(0, 1)[None] & seen
@@ -149,17 +149,17 @@ def test_without_knowledge_of_the_inside_every_gap_is_an_occlusion():
     assert meter.summary()["kept"] == 1
 
 
-def test_objects_never_owned_are_counted_and_objects_never_seen_are_no_objects():
+def test_never_owned_objects_are_counted_and_never_visible_ones_are_not():
     got = measure("--7-", "----", "    ")
     assert (got["objects"], got["never_owned"]) == (2, 1)
 
 
-def test_appearances_are_visible_objects_frame_by_frame():
+def test_appearances_are_visible_objects_summed_over_frames():
     got = measure("--7-", "88 8", "    ")
     assert (got["appearances"], got["owned"], got["owned_rate"]) == (7, 4, 4 / 7)
 
 
-def test_a_change_to_a_fresh_slot_is_no_switch():
+def test_a_change_to_an_unused_slot_is_no_switch():
     got = measure("7788", "    ")
     assert (got["owner_changes"], got["switches"]) == (1, 0)
 
@@ -169,16 +169,16 @@ def test_a_change_to_the_slot_of_another_object_is_a_switch():
     assert (got["owner_changes"], got["switches"], got["takeovers"]) == (1, 1, 0)
 
 
-def test_objects_that_exchange_slots_in_one_frame_switch_both():
+def test_two_objects_that_exchange_slots_are_two_switches():
     assert measure("7799", "9977")["switches"] == 2
 
 
-def test_coming_back_to_a_slot_whose_last_object_was_this_one_is_no_switch():
+def test_a_return_to_the_own_former_slot_is_no_switch():
     got = measure("787", "---")
     assert (got["owner_changes"], got["switches"]) == (2, 0)
 
 
-def test_coming_back_to_a_slot_that_another_object_had_meanwhile_is_a_switch():
+def test_a_return_to_a_slot_that_another_object_used_since_is_a_switch():
     got = measure("7887", "-7--")
     assert (got["owner_changes"], got["switches"], got["takeovers"]) == (2, 1, 1)
 
@@ -188,7 +188,7 @@ def test_a_newcomer_in_the_slot_of_another_object_is_a_takeover_and_no_switch():
     assert (got["takeovers"], got["switches"], got["owner_changes"]) == (1, 0, 0)
 
 
-def test_slots_and_identities_start_anew_with_every_video():
+def test_slots_and_identities_are_reset_between_videos():
     meter = IdentityMeter()
     for identity in (1, 2):
         meter.update(result(0, [7], row(0, 1)[None]), torch.tensor([identity]), row(0, 1)[None])
@@ -198,7 +198,7 @@ def test_slots_and_identities_start_anew_with_every_video():
 
 
 class Record:
-    """One object, hidden on frames 1 to 3, out of the frame on the 2nd where `leaves`."""
+    """One object, hidden on frames 1 to 3; if `leaves`, it is outside the frame on frame 2."""
 
     ids = torch.tensor([3])
 
@@ -213,7 +213,7 @@ class Record:
 
 
 @pytest.mark.parametrize(("leaves", "kind"), [(False, "occlusions"), (True, "absences")])
-def test_a_record_is_followed_with_its_own_truth(leaves, kind):
+def test_follow_uses_the_truth_of_every_frame(leaves, kind):
     meter, record = IdentityMeter(), Record(leaves)
     seen = [bool(record.masks(t).any()) for t in range(5)]
     meter.follow((result(t, [6], row(0, 1)[None]) if seen[t] else result(t) for t in range(5)), record)

@@ -1,4 +1,4 @@
-"""Panoptic results through an evaluation loop: scored as they come, written as they come."""
+"""The panoptic evaluator: videos are scored and maps are written frame by frame."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Truth:
 
 
 def results(*pictures):
-    """Frames; S is sky, each other letter another dog, `.` nothing."""
+    """Panoptic frames; S is sky, every other letter a dog, `.` void."""
     for t, picture in enumerate(pictures):
         ids = torch.tensor([[0 if p == "." else ord(p) for p in picture]], dtype=torch.int32)
         segments = [
@@ -66,8 +66,8 @@ def test_perfect_results_score_100(tmp_path):
     assert (scores["VPQ"], scores["VPQ_4"]) == (-1, -1)  # no window of four frames
 
 
-def test_identity_counts():
-    """In b the dog changes its id: no window of two frames across the change is right, every frame is."""
+def test_a_change_of_id_lowers_the_scores_of_longer_windows():
+    """In video b the dog changes its id: every single frame matches, the window of two across the change does not."""
     evaluator = VPSEvaluator(Truth(), CLASSES)
     evaluator.process([], iter([video(1, *["SSdd"] * 3), video(2, "SSdd", "SSee", "SSee")]))
     scores = evaluator.evaluate()["panoptic"]
@@ -75,7 +75,7 @@ def test_identity_counts():
     assert scores["VPQ_2"] == pytest.approx(100 * (1 + 3 / (3 + 0.5 * 2 + 0.5)) / 2)
 
 
-def test_labels_are_found_by_category_id_whatever_the_order():
+def test_labels_are_mapped_to_categories_by_id():
     evaluator = VPSEvaluator(Truth(), CLASSES[::-1])
     frames = (
         PanopticFrame(
@@ -87,7 +87,7 @@ def test_labels_are_found_by_category_id_whatever_the_order():
     assert evaluator.evaluate()["panoptic"]["STQ"] == 100
 
 
-def test_what_is_written_is_what_is_scored(tmp_path):
+def test_written_files_have_the_same_scores(tmp_path):
     evaluator = VPSEvaluator(Truth(), CLASSES, tmp_path)
     evaluator.process([], [video(1, "SSdd", "Sddd", "SSd."), video(2, "SSdd", "SSee", "....")])
     scores = evaluator.evaluate()["panoptic"]
@@ -107,7 +107,7 @@ def test_what_is_written_is_what_is_scored(tmp_path):
     assert again.evaluate()["panoptic"]["STQ"] == 100
 
 
-def test_maps_are_written_while_the_video_plays(tmp_path):
+def test_maps_are_written_frame_by_frame(tmp_path):
     evaluator = VPSEvaluator(Truth(), CLASSES, tmp_path)
 
     def frames():
@@ -121,7 +121,7 @@ def test_maps_are_written_while_the_video_plays(tmp_path):
     assert [v["video_id"] for v in json.loads((tmp_path / "pred.json").read_text())["annotations"]] == ["a"]
 
 
-def test_a_second_decision_is_scored_beside_the_first_and_the_difference_said(tmp_path):
+def test_second_decisions_are_scored_too_with_the_difference(tmp_path):
     evaluator = VPSEvaluator(Truth(), CLASSES, tmp_path)
     evaluator.process([], [video(1, "SSdd", "SSdd", "SSee", final=["SSee"] * 3)])
     scores = evaluator.evaluate()
@@ -131,7 +131,7 @@ def test_a_second_decision_is_scored_beside_the_first_and_the_difference_said(tm
     assert len(list((tmp_path / "pan_pred_final" / "a").iterdir())) == 3
 
 
-def test_a_video_seen_twice_counts_once():
+def test_a_repeated_video_counts_once():
     evaluator = VPSEvaluator(Truth(), CLASSES)
     evaluator.process([], [video(1, *["SSdd"] * 3), video(1, *["...."] * 3)])
     assert evaluator.evaluate()["panoptic"]["STQ"] == 100
@@ -139,6 +139,6 @@ def test_a_video_seen_twice_counts_once():
     assert evaluator.evaluate()["panoptic"]["STQ"] == -1
 
 
-def test_a_class_that_the_truth_lacks_is_refused():
+def test_a_class_without_a_category_in_the_truth_is_refused():
     with pytest.raises(UserError, match=r"class 6 \(cat\) of the model is not a category of the truth"):
         VPSEvaluator(Truth(), [*CLASSES, {"id": 6, "name": "cat"}])

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from local2global.errors import UserError
 from local2global.evaluation.masks import decode_counts, track_iou
 from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth
-from local2global.evaluation.ytvis import YTVISEvaluator, score, score_per_video
+from local2global.evaluation.ytvis import YTVISEvaluator, score
 from local2global.structures import VideoResult
 
 CASES = (
@@ -287,12 +287,13 @@ def test_predictions_of_other_categories_are_dropped():
     assert score(truth, results).stats["AP"] == pytest.approx(1)
 
 
-def test_each_video_is_scored_alone():
+def test_some_of_the_videos_are_scored_alone():
     other = rle(20, 20, (10, 10, 5, 5))
     truth = make_truth([(7, 1, 1, [GOOD, GOOD]), (8, 2, 1, [other, other])])
     results = [prediction(1, 1, 0.9, [GOOD, GOOD]), prediction(2, 1, 0.9, [GOOD, GOOD])]
-    actual = score_per_video(truth, results)
-    assert {name: round(stats["AP50"], 9) for name, stats in actual.items()} == {"clip1": 1, "clip2": 0}
+    scores = score(truth, results)
+    assert [round(scores.stats_of(videos)["AP50"], 9) for videos in ([1], [2])] == [1, 0]
+    assert scores.stats_of([1, 2]) == scores.stats
 
 
 def video_result(video, tracks):

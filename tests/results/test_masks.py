@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torch.nn import functional
 
-from local2global.results.masks import decode_masks, encode, resize_logits
+from local2global.results.masks import decode_columns, decode_masks, encode_columns, resize_logits
 
 
 def smooth_logits(count, height, width, seed=0):
@@ -54,9 +54,9 @@ def test_empty_masks_and_no_masks_decode_to_nothing():
     assert decode_masks(torch.zeros((0, 8, 8)), (8.0, 8.0), (32, 32)).shape == (0, 32, 32)
 
 
-def test_pycocotools_decodes_an_encoded_mask():
-    mask = decode_masks(smooth_logits(1, 24, 40), (40.0, 24.0), (96, 160))[0]
-    rle = encode(mask)
-    assert rle["size"] == [96, 160]
-    assert isinstance(rle["counts"], str)
-    assert np.array_equal(coco_mask.decode(rle).astype(bool), mask.numpy())
+def test_pycocotools_decodes_the_encoded_masks():
+    logits = smooth_logits(3, 24, 40)
+    masks = decode_masks(logits, (40.0, 24.0), (96, 160)).numpy()
+    counts = encode_columns(decode_columns(logits, (40.0, 24.0), (96, 160)))
+    decoded = coco_mask.decode([{"size": [96, 160], "counts": text} for text in counts])
+    assert np.array_equal(decoded.transpose(2, 0, 1).astype(bool), masks)

@@ -1,4 +1,4 @@
-"""Panoptic maps from frame predictions: who gets a pixel, what it is called, and what the whole video changes.
+"""Panoptic maps of hand-made predictions: assignment of pixels, segment ids, and second decisions.
 
 Frames are 2 x 4 pixels, and so are masks; a slot is (class scores, the pixels of its mask), a pixel a letter.
 """
@@ -19,7 +19,7 @@ SIZE = (2, 4)
 
 
 def slot(pixels, sure=9.0, **scores):
-    """A slot whose mask has the pixels marked #, with these class scores and almost 0 for the others."""
+    """A slot whose mask is the pixels marked #, with these class scores and almost 0 for the others."""
     mask = torch.tensor([[sure if p == "#" else -9.0 for p in row] for row in pixels.split("/")])
     names = {"car": CAR, "dog": DOG, "sky": SKY, "road": ROAD}
     score = torch.full((CLASSES,), 1e-4)
@@ -37,11 +37,11 @@ def frame(*slots):
 
 def decide(*frames, **settings):
     post = PanopticPostprocessor(Panoptic(things=THINGS, **settings), SIZE)
-    return [post.update(one) for one in frames]
+    return [post.update(predictions) for predictions in frames]
 
 
 def thing(slot, label):
-    """The id of a thing."""
+    """The segment id of a thing."""
     return 1 + label + CLASSES * (1 + slot)
 
 
@@ -49,8 +49,8 @@ def stuff(label):
     return 1 + label
 
 
-def test_each_pixel_goes_to_the_highest_bid():
-    """The car has the left two columns, the sky the others."""
+def test_each_pixel_is_assigned_to_the_slot_of_the_highest_weighted_mask():
+    """The car gets the left two columns, the sky the others."""
     (result,) = decide(frame(slot("##../##..", car=0.9), slot("..##/..##", sky=0.8)))
     assert result.ids.tolist() == [[thing(0, CAR)] * 2 + [stuff(SKY)] * 2] * 2
     assert [(s.id, s.label, s.area) for s in result.segments] == [
@@ -60,32 +60,32 @@ def test_each_pixel_goes_to_the_highest_bid():
     assert result.segments[1].score == pytest.approx(0.9, abs=1e-4)
 
 
-def test_a_bid_is_score_times_mask():
-    """Both slots want all pixels; the dog's mask is certain, the car's is not."""
+def test_a_pixel_is_weighted_by_score_times_mask_probability():
+    """Both masks cover all pixels; the dog's has the higher probability."""
     certain, unsure = slot("####/####", 9.0, dog=0.8), slot("####/####", 0.5, car=0.85)
     (result,) = decide(frame(unsure, certain))
     assert set(result.ids.flatten().tolist()) == {thing(1, DOG)}
 
 
-def test_an_undecided_slot_bids_less():
-    """Temperature .06: scores of .6 and .59 are worth .54, those of .5 alone are worth .999."""
+def test_a_slot_with_two_similar_class_scores_weighs_less():
+    """Temperature .06: scores of .6 and .59 give the weight .54, a score of .5 alone gives .999."""
     torn, clear = slot("####/####", dog=0.6, car=0.59), slot("####/####", sky=0.5)
     (result,) = decide(frame(torn, clear))
     assert set(result.ids.flatten().tolist()) == {stuff(SKY)}
 
 
-def test_a_slot_below_the_threshold_takes_no_part():
+def test_a_slot_below_the_threshold_is_ignored():
     (result,) = decide(frame(slot("####/####", car=0.25), slot("####/....", sky=0.26)))
     assert result.ids.tolist() == [[stuff(SKY)] * 4, [0] * 4]
 
 
-def test_no_slot_at_all_is_an_empty_map():
+def test_without_a_confident_slot_the_map_is_void():
     (result,) = decide(frame(slot("####/####", car=0.1)))
     assert (result.ids.tolist(), result.segments) == ([[0] * 4] * 2, ())
 
 
-def test_a_segment_that_keeps_too_little_of_its_mask_is_dropped_and_its_pixels_are_void():
-    """The dog wins 2 of the car's 8 pixels: 6 / 8 is less than .8; of 4 won in 4 nothing is missing."""
+def test_a_segment_that_wins_too_little_of_its_mask_is_dropped_and_becomes_void():
+    """The dog wins 2 of the car's 8 pixels, which leaves 6 / 8 < .8."""
     car, dog = slot("####/####", car=0.6), slot("##../....", dog=0.9)
     (result,) = decide(frame(car, dog))
     assert result.ids.tolist() == [[thing(1, DOG)] * 2 + [0] * 2, [0] * 4]
@@ -101,7 +101,7 @@ def test_stuff_of_one_class_is_one_segment_and_things_are_not():
     assert [s.id for s in result.segments] == [thing(0, CAR), thing(1, CAR)]
 
 
-def test_ids_of_slots_and_classes_never_meet():
+def test_segment_ids_of_things_and_stuff_are_unique():
     ids = [stuff(label) for label in range(THINGS, CLASSES)]
     ids += [thing(s, label) for s in range(300) for label in range(THINGS)]
     assert len(set(ids)) == len(ids)
@@ -109,7 +109,7 @@ def test_ids_of_slots_and_classes_never_meet():
     assert 1 + 123 + 124 * 301 < 1 << 24  # 300 slots and VIPSeg's classes fit into a PNG
 
 
-def test_an_id_stays_with_its_slot():
+def test_a_slot_keeps_its_segment_id():
     first, second = decide(
         frame(slot("#.../#...", car=0.9), slot("...#/...#", dog=0.9)),
         frame(slot("...#/...#", car=0.9), slot("#.../#...", dog=0.9)),
@@ -118,8 +118,8 @@ def test_an_id_stays_with_its_slot():
     assert second.ids.tolist() == [[thing(1, DOG), 0, 0, thing(0, CAR)]] * 2
 
 
-def test_the_class_is_that_of_the_running_mean_and_a_change_opens_a_new_id():
-    """Car .6, then dog .7 and .9: the means are .6 to 0, .3 to .35, .2 to .53."""
+def test_the_class_is_the_argmax_of_the_running_mean_and_a_change_opens_a_new_id():
+    """Car .6, then dog .5 and .9: the means of car and dog are .6 and 0, .3 and .25, .2 and .47."""
     everywhere = "####/####"
     results = decide(
         frame(slot(everywhere, car=0.6)), frame(slot(everywhere, dog=0.5)), frame(slot(everywhere, dog=0.9))
@@ -127,8 +127,8 @@ def test_the_class_is_that_of_the_running_mean_and_a_change_opens_a_new_id():
     assert [r.segments[0].id for r in results] == [thing(0, CAR), thing(0, CAR), thing(0, DOG)]
 
 
-def test_frames_on_which_a_slot_was_not_kept_do_not_count():
-    """Between two frames of car .9 lies one on which nothing is above .25: the mean stays .9."""
+def test_frames_on_which_a_slot_is_below_the_threshold_do_not_count():
+    """Between two frames with car .9 is one with no score above .25: the mean stays .9."""
     everywhere = "####/####"
     results = decide(
         frame(slot(everywhere, car=0.9)), frame(slot(everywhere, dog=0.2)), frame(slot(everywhere, car=0.9))
@@ -137,7 +137,7 @@ def test_frames_on_which_a_slot_was_not_kept_do_not_count():
     assert results[2].segments[0].score == pytest.approx(0.9, abs=1e-4)
 
 
-def test_a_frame_is_decided_before_the_next_one_is_read():
+def test_a_map_is_emitted_before_the_next_frame_is_read():
     read = []
 
     def predictions():
@@ -153,7 +153,7 @@ def test_a_frame_is_decided_before_the_next_one_is_read():
 
 
 def test_the_second_decision_uses_the_means_of_the_whole_video():
-    """Car .5 on the first frame, dog .9 on the second: in the end it was a dog all along."""
+    """Car .5 on the first frame, dog .9 on the second: the second decision is dog on both."""
     everywhere = "####/####"
     clip = Clip(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), SIZE)
     stream = [frame(slot(everywhere, car=0.5)), frame(slot(everywhere, dog=0.9))]
@@ -161,11 +161,11 @@ def test_the_second_decision_uses_the_means_of_the_whole_video():
     assert [r.segments[0].label for r in video.frames] == [CAR, DOG]
     final = list(video.final())
     assert [(r.index, r.segments[0].label) for r in final] == [(0, DOG), (1, DOG)]
-    assert [r.segments[0].label for r in video.final()] == [DOG, DOG]  # it can be asked for again
+    assert [r.segments[0].label for r in video.final()] == [DOG, DOG]  # the second decision can be repeated
 
 
-def test_the_last_frame_is_decided_alike_both_times():
-    """Then both know the same."""
+def test_both_decisions_agree_on_the_last_frame():
+    """On the last frame both use the mean scores of the whole video."""
     draw = torch.Generator().manual_seed(0)
     post = PanopticPostprocessor(Panoptic(things=THINGS, keep=0.5, overlap=0.2, final=True), (13, 22))
     for _ in range(3):
@@ -203,8 +203,8 @@ def test_predictions_of_two_videos_are_refused():
         decide(two)
 
 
-def alive():
-    """Bytes of all tensors that somebody holds."""
+def live_bytes():
+    """Bytes of all live tensors."""
     gc.collect()
     return sum(o.numel() * o.element_size() for o in gc.get_objects() if isinstance(o, torch.Tensor))
 
@@ -214,7 +214,7 @@ def test_memory_does_not_grow_with_the_video():
     one = frame(slot("##../##..", car=0.9), slot("..##/..##", sky=0.8))
     for _ in range(2):
         post.update(one)
-    before = alive()
+    before = live_bytes()
     for _ in range(20):
         post.update(one)
-    assert alive() == before
+    assert live_bytes() == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,20 +206,6 @@ def report(scores: Scores) -> dict[str, Any]:
     if len(scores.ranges) > areas:
         numbers["ovis"] = {**common, "stats": scores.stats}
     return numbers
-
-
-def score_per_video(truth: Mapping[str, Any], results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The scores of `summarize` for each video alone, by the name of its folder.
-
-    A category without a true track in a video is left out of that video's means.
-    """
-    scores = score(truth, results)
-    by_name: dict[str, dict[str, float]] = {}
-    for video in truth["videos"]:
-        first = next(iter(video.get("file_names") or ()), "")
-        name = str(video.get("name") or os.path.dirname(first) or video["id"])
-        by_name[f"{name} ({video['id']})" if name in by_name else name] = scores.stats_of([video["id"]])
-    return by_name
 
 
 def _load_truth(truth: Any) -> Mapping[str, Any]:

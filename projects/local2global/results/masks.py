@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -103,13 +101,6 @@ def resize_logits(logits: Tensor, extent: tuple[float, float], size: tuple[int, 
     height, width = logits.shape[1:]
     tall = _interpolate(logits, _taps(size[0], extent[1], height, logits.device), dim=1)
     return _interpolate(tall, _taps(size[1], extent[0], width, logits.device), dim=2)
-
-
-def encode(mask: Tensor | NDArray[Any]) -> dict[str, Any]:
-    """An (H, W) bool mask as a compressed COCO RLE {"size": [H, W], "counts": str}."""
-    array = np.asfortranarray(np.asarray(mask), dtype=np.uint8)
-    rle = coco_mask.encode(array)
-    return {"size": list(array.shape), "counts": rle["counts"].decode("ascii")}
 
 
 def encode_columns(masks: Tensor) -> list[str]:
