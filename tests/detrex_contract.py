@@ -1,9 +1,9 @@
-"""What detrex's `tools/train_net.py` touches: the checked-in list that stands for it where it is not installed.
+"""Config keys and methods that detrex's `tools/train_net.py` uses, for tests without detrex.
 
-`tests/test_seam.py` holds the list against the real script.
+`tests/test_seam.py` compares this list with the real script.
 """
 
-#: Keys it reads of a config; `model_ema.device` must not be empty, its fallback `model.device` is none of ours.
+#: Config keys that the script reads. `model_ema.device` must be set: its fallback `model.device` does not exist here.
 KEYS = (
     "model",
     "optimizer",
@@ -35,14 +35,14 @@ KEYS = (
     "train.device",
 )
 
-#: Keys whose content it hands on as keyword arguments, and the only ones taken there.
+#: Keys whose content becomes keyword arguments, and the accepted arguments.
 ARGUMENTS = {
     "train.ddp": {"broadcast_buffers", "find_unused_parameters", "fp16_compression"},
     "train.clip_grad.params": {"max_norm", "norm_type"},
     "train.checkpointer": {"period", "max_to_keep"},
 }
 
-#: What it calls on the objects that the config describes.
+#: Methods that the script calls on the objects of a config.
 ATTRIBUTES = {
     "dataloader.train": ("__iter__",),
     "dataloader.test": ("__iter__", "__len__"),

@@ -1,10 +1,10 @@
-"""Run one of detrex's scripts, unmodified, on a machine that lacks what detrex is built for.
+"""Run an unmodified script of detrex without CUDA and without compiled operators.
 
     DETREX=... DETECTRON2=... python tests/detrex_launch.py tools/train_net.py --config-file ...
 
-Nothing of detrex or detectron2 is changed but this, and only where it is missing: torchvision's wheel for CUDA gets the
-names of two operators it cannot load, detrex's compiled operators may be absent, and the one assertion
-`torch.cuda.is_available()` of the trainer's step holds.
+Three things are replaced, each only where it is missing: the schemas of two torchvision operators are defined, an empty
+module stands for detrex's compiled operators, and `torch.cuda.is_available()` is true inside the trainer's step, which
+asserts it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from types import ModuleType
 
 import torch
 
-_LIBRARIES: list[torch.library.Library] = []  # an operator's name lives as long as its library
+_LIBRARIES: list[torch.library.Library] = []  # a schema is removed with its library
 
 
 def put_on_path() -> Path:
-    """Make detrex, its `projects` and detectron2 importable from their checkouts; detrex's folder."""
+    """Put both checkouts on `sys.path` and return the folder of detrex."""
     folders = [Path(os.environ.get(name) or ".").resolve() for name in ("DETREX", "DETECTRON2")]
     for name, folder, part in zip(("DETREX", "DETECTRON2"), folders, ("detrex", "detectron2"), strict=True):
         if not os.environ.get(name) or not (folder / part).is_dir():
             sys.exit(
-                f"detrex_launch.py: {name} is to name a checkout of {part}, with {part}/ in it; got {folder}."
+                f"detrex_launch.py: {name} must be a checkout of {part} that contains {part}/; got {folder}."
             )
-    # detrex carries an empty folder `detectron2`: the real one goes first
+    # detrex contains an empty folder `detectron2`, so the real checkout comes first
     sys.path[:0] = [str(folders[1]), str(folders[0])]
     return folders[0]
 
 
-def let_torchvision_import() -> None:
-    """Declare `nms` and `qnms`, which torchvision looks up while it is imported, if its library does not load."""
+def define_torchvision_operators() -> None:
+    """Define the schemas `nms` and `qnms`, which torchvision looks up at import, if its library does not load."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
@@ -44,41 +44,41 @@ def let_torchvision_import() -> None:
         with contextlib.suppress(OSError, RuntimeError):
             torch.ops.load_library(str(library))
     if not hasattr(torch.ops.torchvision, "nms"):
-        names = torch.library.Library("torchvision", "DEF")
+        library_def = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
-            names.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(names)
+            library_def.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(library_def)
 
 
-def let_detrex_import_uncompiled(folder: Path) -> None:
-    """An empty `detrex._C` where none was built: deformable attention then is detrex's own in Python, not a dummy."""
+def replace_compiled_operators(folder: Path) -> None:
+    """Register an empty `detrex._C` if it was not compiled; detrex then uses its Python deformable attention."""
     if not list((folder / "detrex").glob("_C*.so")):
         sys.modules.setdefault("detrex._C", ModuleType("detrex._C"))
 
 
 def make_importable() -> Path:
-    """All of the above; detrex's folder."""
+    """Make detrex, its `projects` and detectron2 importable; return the folder of detrex."""
     folder = put_on_path()
-    let_torchvision_import()
-    let_detrex_import_uncompiled(folder)
+    define_torchvision_operators()
+    replace_compiled_operators(folder)
     return folder
 
 
-def step_over_the_cuda_assertion(script: Path) -> None:
-    """`Trainer.run_step` of the script sees a CUDA device; nobody else does."""
-    asked = torch.cuda.is_available
+def bypass_cuda_assertion(script: Path) -> None:
+    """Make `torch.cuda.is_available()` true inside `Trainer.run_step` of a script, and nowhere else."""
+    original = torch.cuda.is_available
 
     def is_available() -> bool:
         caller = sys._getframe(1).f_code
-        return asked() or (caller.co_name == "run_step" and Path(caller.co_filename) == script)
+        return original() or (caller.co_name == "run_step" and Path(caller.co_filename) == script)
 
     torch.cuda.is_available = is_available
 
 
 def main() -> None:
-    """The script (in detrex's folder, or an absolute path) or module (-m) in this process, as python would run it."""
+    """Run a script (absolute, or relative to detrex) or a module (`-m`) in this process as python would."""
     folder = make_importable()
-    step_over_the_cuda_assertion(folder / "tools" / "train_net.py")
+    bypass_cuda_assertion(folder / "tools" / "train_net.py")
     del sys.argv[0]
     if sys.argv[0] == "-m":
         del sys.argv[0]

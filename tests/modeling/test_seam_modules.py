@@ -1,6 +1,6 @@
-"""Under the real detrex: its modules take our weights, and give our numbers at sizes that no recorded fixture has.
+"""The real detrex modules agree with ours at sizes without a recorded fixture, and load our weights.
 
-It is run by `make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2`.
+Run by `make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2`.
 """
 
 import os
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.detrex
 @pytest.fixture(scope="module", autouse=True)
 def _detrex():
     if not (os.environ.get("DETREX") and os.environ.get("DETECTRON2")):
-        pytest.skip("no checkouts given: make seam DETREX=... DETECTRON2=...")
+        pytest.skip("no checkouts; run make seam DETREX=... DETECTRON2=...")
     detrex_launch.make_importable()
     pytest.importorskip("detrex", exc_type=ImportError)
 
 
-def shaken(module):
-    """The module in evaluation, no weight of it idle."""
+def perturbed(module):
+    """Add noise to every weight and return the module in evaluation mode."""
     with torch.no_grad():
         for value in module.state_dict().values():
             value.add_(torch.randn_like(value) * 0.05)
@@ -37,7 +37,7 @@ def shaken(module):
 
 
 def arrays_of(module, **groups):
-    """A fixture's arrays: in(puts), out(puts), mid(dle), and the module's state."""
+    """A fixture's arrays: groups `in`, `out` and `mid`, and the state of the module."""
     state = {f"state/{name}": value for name, value in module.state_dict().items()}
     return state | {f"{group}/{k}": v for group, values in groups.items() for k, v in values.items()}
 
@@ -47,7 +47,7 @@ def numbered(name, values):
 
 
 def padding_masks(sizes):
-    """Two frames, the second without its last quarter of columns and third of rows."""
+    """Padding masks of two frames; the second is padded in its last quarter of columns and third of rows."""
     masks = [torch.zeros(2, *size, dtype=torch.bool) for size in sizes]
     for mask in masks:
         mask[1, :, -(mask.shape[2] // 4) or mask.shape[2] :] = True
@@ -56,7 +56,7 @@ def padding_masks(sizes):
 
 
 def pixel_decoder(levels, order):
-    """detrex's, and its constructor's arguments as a fixture tells them."""
+    """Return the level shapes, detrex's pixel decoder and its constructor arguments in fixture format."""
     from detectron2.layers import ShapeSpec
     from projects.maskdino.modeling.pixel_decoder.maskdino_encoder import MaskDINOEncoder
 
@@ -75,37 +75,37 @@ def pixel_decoder(levels, order):
         feature_order=order,
     )
     shape = {name: ShapeSpec(channels=c, stride=4 * 2**i) for i, (name, c) in enumerate(CHANNELS.items())}
-    given = {name: [c, 4 * 2**i] for i, (name, c) in enumerate(CHANNELS.items())}
-    return shape, MaskDINOEncoder(shape, **arguments), {**arguments, "input_shape": given}
+    sizes = {name: [c, 4 * 2**i] for i, (name, c) in enumerate(CHANNELS.items())}
+    return shape, MaskDINOEncoder(shape, **arguments), {**arguments, "input_shape": sizes}
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("order", ["low2high", "high2low"])
 @pytest.mark.parametrize("levels", [3, 4, 5, 6])
 @torch.no_grad()
-def test_the_pixel_decoder_at_any_number_of_levels(levels, order, padded):
-    """Two levels of its own making and more stand the other way round than their positions."""
+def test_the_pixel_decoder_with_three_to_six_levels(levels, order, padded):
+    """With two or more extra levels, detrex reverses the levels but not their positions."""
     _, module, arguments = pixel_decoder(levels, order)
-    shaken(module)
+    perturbed(module)
     maps = {name: torch.randn(2, c, 64 >> i, 96 >> i) for i, (name, c) in enumerate(CHANNELS.items())}
-    seen = {}
-    module.transformer.register_forward_pre_hook(lambda _, given: seen.update(sources=given[0]))
+    captured = {}
+    module.transformer.register_forward_pre_hook(lambda _, inputs: captured.update(sources=inputs[0]))
     module.forward_features(maps, None)
-    masks = padding_masks([source.shape[-2:] for source in seen["sources"]]) if padded else None
-    mask_features, finest, several = module.forward_features(maps, masks)
+    masks = padding_masks([source.shape[-2:] for source in captured["sources"]]) if padded else None
+    mask_features, finest, levels_out = module.forward_features(maps, masks)
     out = {"mask_features": mask_features, "transformer_encoder_features": finest}
     arrays = arrays_of(
         module,
         **{"in": maps | numbered("masks", masks or [])},
-        out=out | numbered("multi_scale_features", several),
-        mid=numbered("transformer_srcs", seen["sources"]),
+        out=out | numbered("multi_scale_features", levels_out),
+        mid=numbered("transformer_srcs", captured["sources"]),
     )
     result = check(Fixture("new", {"class": "MaskDINOEncoder", **arguments}, "", arrays))
     assert result.passed, result.problems
 
 
 def predictor(dim, **changes):
-    """detrex's, and its constructor's arguments."""
+    """Return detrex's predictor and its constructor arguments."""
     from projects.maskdino.modeling.transformer_decoder.maskdino_decoder import MaskDINODecoder
 
     arguments = dict(
@@ -136,40 +136,40 @@ def predictor(dim, **changes):
 @pytest.mark.parametrize("initial", [True, False], ids=["initial", "no initial"])
 @torch.no_grad()
 def test_the_predictor_with_and_without_padding(padded, initial):
-    """It reads the levels coarsest first, but the masks as they come; padded tokens compete for the queries."""
+    """Padding masks are not reversed with the levels in detrex, and padded tokens can be selected."""
     module, arguments = predictor(256, initialize_box_type="no", initial_pred=initial)
-    shaken(module)
+    perturbed(module)
     sizes = [(8, 12), (4, 6), (2, 3)]
     maps = [torch.randn(2, 256, *size) for size in sizes]
     fine = torch.randn(2, 32, 16, 24)
-    given = padding_masks(sizes)[::-1] if padded else None
-    out, _ = module(maps, fine, given)
+    padding = padding_masks(sizes)[::-1] if padded else None
+    out, _ = module(maps, fine, padding)
     kinds = ("pred_logits", "pred_boxes", "pred_masks")
     sets = {"": out, "interm_outputs.": out["interm_outputs"]}
-    sets |= {f"aux_outputs.{i}.": each for i, each in enumerate(out["aux_outputs"])}
+    sets |= {f"aux_outputs.{i}.": value for i, value in enumerate(out["aux_outputs"])}
     arrays = arrays_of(
         module,
-        **{"in": numbered("x", maps) | numbered("masks", given or []) | {"mask_features": fine}},
-        out={f"{prefix}{kind}": each[kind] for prefix, each in sets.items() for kind in kinds},
+        **{"in": numbered("x", maps) | numbered("masks", padding or []) | {"mask_features": fine}},
+        out={f"{prefix}{kind}": value[kind] for prefix, value in sets.items() for kind in kinds},
     )
     result = check(Fixture("new", {"class": "MaskDINODecoder", **arguments}, "", arrays))
     assert result.passed, result.problems
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_positions_under_a_mask(normalize):
+def test_grid_positions_under_a_padding_mask(normalize):
     from projects.maskdino.modeling.pixel_decoder.position_encoding import PositionEmbeddingSine
 
     module = PositionEmbeddingSine(8, normalize=normalize)
     x, [mask] = torch.zeros(2, 3, 6, 8), padding_masks([(6, 8)])
     arrays = {"in/x": x, "in/mask": mask, "out/with_mask": module(x, mask), "out/no_mask": module(x)}
-    about = {"class": "PositionEmbeddingSine", "num_pos_feats": 8, "normalize": normalize}
-    result = check(Fixture("new", about, "", arrays))
+    constructor = {"class": "PositionEmbeddingSine", "num_pos_feats": 8, "normalize": normalize}
+    result = check(Fixture("new", constructor, "", arrays))
     assert result.passed, result.problems
 
 
-def test_the_real_maskdino_loads_ours_strictly(tiny):
-    """Ours, written by detrex's names, into detrex's own MaskDINO, and back."""
+def test_maskdino_loads_our_checkpoint_strictly(tiny):
+    """Our weights under detrex's names load into MaskDINO, and MaskDINO's weights load back unchanged."""
     from projects.maskdino.maskdino import MaskDINO
     from projects.maskdino.modeling.criterion import SetCriterion
     from projects.maskdino.modeling.meta_arch.maskdino_head import MaskDINOHead
@@ -197,6 +197,6 @@ def test_the_real_maskdino_loads_ours_strictly(tiny):
         pano_temp=0.06,
     )
     real.load_state_dict(to_detrex(model.state_dict()).state, strict=True)
-    back = read_state(real.state_dict()).tensors
+    restored = read_state(real.state_dict()).tensors
     ours = {k: v for k, v in model.state_dict().items() if k.startswith("segmenter.")}
-    assert all(torch.equal(back[name], value) for name, value in ours.items())
+    assert all(torch.equal(restored[name], value) for name, value in ours.items())

@@ -1,7 +1,6 @@
-"""The parts of the network against detrex's: attention, encoder, positions, decoder, proposals, backbone.
+"""Checks of the network: attention, encoder, positions, decoder, proposals, backbone.
 
-Each function builds a module of ours from a fixture's constructor arguments, runs it on the fixture's inputs and hands
-what comes out to the comparison.
+Each function builds our module from a fixture's constructor arguments, runs it on the inputs and compares the results.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _RELU = {"activation": "relu", "dropout": 0.0}
 
 
 def attention(fixture: Fixture, compare: Comparison) -> None:
-    """Deformable attention; theirs adds the residual inside and may have the batch second."""
+    """Deformable attention; detrex's module adds the residual and may have the batch second."""
     if "in/value" not in fixture and "in/query" not in fixture:
         _initial_attention(fixture, compare)
         return
@@ -40,10 +39,8 @@ def attention(fixture: Fixture, compare: Comparison) -> None:
     module = _attention_of(fixture)
     module = fixture.built(module)
     names = fixture.load(module, _PLAIN)
-    given = [
-        n for n in ("query", "value", "query_pos", "identity", "reference_points") if f"in/{n}" in fixture
-    ]
-    leaves = {name: fixture.leaf(name) for name in given}
+    inputs = ("query", "value", "query_pos", "identity", "reference_points")
+    leaves = {name: fixture.leaf(name) for name in inputs if f"in/{name}" in fixture}
     query = leaves["query"]
     value, identity = leaves.get("value", query), leaves.get("identity", query)
     positioned = query + leaves["query_pos"] if "query_pos" in leaves else query
@@ -66,7 +63,7 @@ def attention(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _backward(fixture: Fixture, out: Tensor) -> None:
-    """Gradients of an output's product with the cotangent, where the fixture holds any."""
+    """Run backward from the product of an output and the cotangent, if the fixture stores gradients."""
     if fixture.names("grad/"):
         (out * fixture["in/cotangent"]).sum().backward()
 
@@ -81,14 +78,14 @@ def _attention_of(fixture: Fixture) -> DeformableAttention:
 
 
 def _initial_attention(fixture: Fixture, compare: Comparison) -> None:
-    """What a fresh module holds."""
+    """Compare the initial parameters of a module."""
     fresh = _attention_of(fixture).state_dict()
     for name in fixture.names("out/"):
         compare.output(f"out/{name}", fresh[name])
 
 
 def sampling(fixture: Fixture, compare: Comparison) -> None:
-    """The sum over sampling points alone."""
+    """The sampling sum of deformable attention, without projections."""
     leaves = {name: fixture.leaf(name) for name in ("value", "sampling_locations", "attention_weights")}
     value, place, weights = leaves.values()
     out = deformable_sample(value, _shapes(fixture), place[..., 0], place[..., 1], weights)
@@ -99,7 +96,7 @@ def sampling(fixture: Fixture, compare: Comparison) -> None:
 
 @torch.no_grad()
 def pixel_encoder(fixture: Fixture, compare: Comparison) -> None:
-    """MaskDINO's pixel decoder; where masks are given, their geometry is theirs, position embedding included."""
+    """MaskDINO's pixel decoder; with padding masks, positions and references follow detrex's rules."""
     module = _encoder_of(fixture)
     module = fixture.built(module)
     fixture.load(module, PIXEL_DECODER)
@@ -138,19 +135,21 @@ def pixel_encoder(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _order_of_positions(module: PixelEncoder) -> list[int]:
-    """The level whose positions detrex lays at each place among the tokens.
+    """The level whose position embedding detrex uses for each level of tokens.
 
-    It turns round the levels that it makes, but not their positions: of two or more, tokens have another level's, or,
-    where the levels' sizes differ, a part of it.
+    detrex reverses its extra levels but not their positions: with two or more extra levels, tokens receive the
+    positions of another level, or a part of them where sizes differ.
     """
     levels = list(range(len(module.input_proj)))
-    given = len(module.features)
-    made = levels[: len(levels) - given] if module.extra_first else levels[given:]
-    return [*made[::-1], *levels[len(made) :]] if module.extra_first else [*levels[:given], *made[::-1]]
+    num_maps = len(module.features)
+    if module.extra_first:
+        num_extra = len(levels) - num_maps
+        return [*levels[:num_extra][::-1], *levels[num_extra:]]
+    return [*levels[:num_maps], *levels[num_maps:][::-1]]
 
 
 def _by_stride(fixture: Fixture) -> dict[str, tuple[int, int]]:
-    """Channels and stride of every map, finest first."""
+    """(channels, stride) of every feature map, finest first."""
     return dict(sorted(fixture.argument("input_shape").items(), key=lambda item: item[1][1]))
 
 
@@ -161,7 +160,7 @@ def _encoder_of(fixture: Fixture) -> PixelEncoder:
     steps = maps[features[0]][1] / fixture.argument("common_stride")
     if steps != 2 or len(features) < 2:
         raise UnsupportedError(
-            "our encoder reads at least two maps and makes one step from the finest to the masks"
+            "our encoder needs at least two maps, and a mask stride half of the finest map's"
         )
     dim, order = fixture.argument("conv_dim"), fixture.argument("feature_order")
     return PixelEncoder(
@@ -177,7 +176,7 @@ def _encoder_of(fixture: Fixture) -> PixelEncoder:
 
 
 def _their_geometry(shapes: Shapes, padding: list[Tensor], lateral: Tensor, dim: int) -> Geometry:
-    """Where detrex's tokens lie under padding masks: they are positioned as if there were none."""
+    """Geometry of tokens under padding masks; detrex embeds positions as if nothing were padded."""
     batch = len(lateral)
     ratios = _valid_ratios(padding)
     pos = [grid_sine_embedding(torch.tensor([[w, h]] * batch).float(), h, w, dim) for h, w in shapes]
@@ -193,13 +192,13 @@ def _their_geometry(shapes: Shapes, padding: list[Tensor], lateral: Tensor, dim:
 
 
 def _valid_ratios(padding: list[Tensor]) -> Tensor:
-    """(B, L, 2) the unpadded part of the first row and column of (B, h, w) masks."""
+    """(B, L, 2) unpadded fraction of the first row and column of (B, h, w) masks."""
     parts = [torch.stack(((~m[:, 0]).float().mean(1), (~m[:, :, 0]).float().mean(1)), -1) for m in padding]
     return torch.stack(parts, dim=1)
 
 
 def grid_positions(fixture: Fixture, compare: Comparison) -> None:
-    """DETR's sine embedding of a map: without a mask, with one, and not normalised."""
+    """DETR's sine embedding of a map: without mask, with mask, and not normalised."""
     fixture.expect(temperature=10000, offset=0.0)
     half, (height, width) = fixture.argument("num_pos_feats"), fixture["in/x"].shape[-2:]
     batch = len(fixture["in/x"])
@@ -208,17 +207,17 @@ def grid_positions(fixture: Fixture, compare: Comparison) -> None:
     def normalised(counts: Tensor) -> Tensor:
         return _as_map(grid_sine_embedding(counts, height, width, 2 * half), (height, width))
 
-    def plain(seen: Tensor) -> Tensor:
-        both = (sine_waves(seen.cumsum(axis), half) for axis in (1, 2))
-        return torch.cat(tuple(both), dim=-1).permute(0, 3, 1, 2)
+    def plain(valid: Tensor) -> Tensor:
+        embeddings = (sine_waves(valid.cumsum(axis), half) for axis in (1, 2))
+        return torch.cat(tuple(embeddings), dim=-1).permute(0, 3, 1, 2)
 
-    usual, everywhere = fixture.argument("normalize", False), torch.ones(batch, height, width)
+    normalize, everywhere = fixture.argument("normalize", False), torch.ones(batch, height, width)
     if "out/no_mask" in fixture:
-        compare.output("out/no_mask", normalised(whole) if usual else plain(everywhere))
+        compare.output("out/no_mask", normalised(whole) if normalize else plain(everywhere))
     if "out/with_mask" in fixture:
-        seen = ~fixture["in/mask"].bool()
-        counts = torch.stack((seen[:, 0].sum(1), seen[:, :, 0].sum(1)), dim=-1).float()
-        compare.output("out/with_mask", normalised(counts) if usual else plain(seen))
+        valid = ~fixture["in/mask"].bool()
+        counts = torch.stack((valid[:, 0].sum(1), valid[:, :, 0].sum(1)), dim=-1).float()
+        compare.output("out/with_mask", normalised(counts) if normalize else plain(valid))
     if "out/unnormalized" in fixture:
         compare.output("out/unnormalized", plain(everywhere))
 
@@ -226,8 +225,8 @@ def grid_positions(fixture: Fixture, compare: Comparison) -> None:
 def box_positions(fixture: Fixture, compare: Comparison) -> None:
     """The sine embedding of boxes and of points."""
     for name in fixture.names("out/"):
-        given, expected = fixture[f"in/{name}"], fixture[f"out/{name}"]
-        compare.output(f"out/{name}", box_sine_embedding(given, expected.shape[-1] // given.shape[-1]))
+        boxes, expected = fixture[f"in/{name}"], fixture[f"out/{name}"]
+        compare.output(f"out/{name}", box_sine_embedding(boxes, expected.shape[-1] // boxes.shape[-1]))
 
 
 def proposals(fixture: Fixture, compare: Comparison) -> None:
@@ -247,16 +246,16 @@ def logit(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _embed_padded(module: Decoder, ratios: Tensor) -> None:
-    """Embed boxes as theirs does under padding: in [0, 1] of the padded coarsest level.
+    """Embed boxes in [0, 1] of the padded coarsest level, as detrex does.
 
-    Ours embeds them in [0, 1] of the frame, so that padding changes nothing; the two are one where nothing is padded.
+    Our decoder embeds them in [0, 1] of the frame, so that padding has no effect. Without padding both are equal.
     """
-    usual, first = module.embed_boxes, torch.cat((ratios[:, 0], ratios[:, 0]), dim=-1)[:, None]
-    module.embed_boxes = lambda boxes: usual(boxes * first)  # type: ignore[method-assign]
+    embed_boxes, first = module.embed_boxes, torch.cat((ratios[:, 0], ratios[:, 0]), dim=-1)[:, None]
+    module.embed_boxes = lambda boxes: embed_boxes(boxes * first)  # type: ignore[method-assign]
 
 
 def decoder(fixture: Fixture, compare: Comparison) -> None:
-    """Decoder layers with iterative boxes; theirs have the batch second."""
+    """Decoder layers with box refinement; detrex has the batch second."""
     fixture.expect(query_dim=4, **_RELU)
     module = Decoder(
         fixture.argument("d_model"),
@@ -271,11 +270,11 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
     leaves = {name: fixture.leaf(name) for name in ("tgt", "memory", "refpoints_unsigmoid")}
     tgt, memory, boxes = (leaf.transpose(0, 1) for leaf in leaves.values())
     padding, barred = fixture.get("in/memory_key_padding_mask"), fixture.get("in/tgt_mask")
-    nothing = torch.zeros(memory.shape[:2], dtype=torch.bool)
+    no_padding = torch.zeros(memory.shape[:2], dtype=torch.bool)
     features = _features(
         memory,
         _shapes(fixture),
-        nothing if padding is None else padding.bool(),
+        no_padding if padding is None else padding.bool(),
         fixture["in/valid_ratios"],
     )
     _embed_padded(module, features.valid_ratios)
@@ -296,7 +295,7 @@ def decoder(fixture: Fixture, compare: Comparison) -> None:
 
 @torch.no_grad()
 def predictor(fixture: Fixture, compare: Comparison) -> None:
-    """The two-stage predictor in evaluation: proposals, first boxes by the rule that is named, decoder, heads."""
+    """The two-stage predictor in evaluation: proposals, initial boxes, decoder, heads."""
     module = _segmenter_of(fixture)
     module = fixture.built(module)
     fixture.load(module, PREDICTOR)
@@ -344,28 +343,28 @@ def _segmenter_of(fixture: Fixture) -> Segmenter:
         fixture.argument("total_num_feature_levels", 4),
         fixture.argument("dec_n_points", 4),
     )
-    nobody: Any = nn.Identity()  # their predictor starts from the encoder's output
+    unused: Any = nn.Identity()  # the predictor starts from the encoder's output
     classes, queries = fixture.argument("num_classes"), fixture.argument("num_queries")
-    return Segmenter(nobody, nobody, layers, classes, queries, dim, fixture.argument("mask_dim", dim))
+    return Segmenter(unused, unused, layers, classes, queries, dim, fixture.argument("mask_dim", dim))
 
 
 def _levels(fixture: Fixture) -> FrameFeatures:
-    """The predictor's inputs; the levels come finest first and are read coarsest first, the masks as they come."""
+    """The predictor's inputs; detrex reverses the levels to coarsest first, but not their padding masks."""
     maps, masks = fixture.series("in/x.")[::-1], fixture["in/mask_features"]
     shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
     memory = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
-    given = [mask.bool() for mask in fixture.series("in/masks.")]
-    given = given or [torch.zeros(len(m), *m.shape[-2:], dtype=torch.bool) for m in maps]
-    padding = torch.cat([mask.flatten(1) for mask in given], dim=1)
-    return _features(memory, shapes, padding, _valid_ratios(given), masks)
+    levels = [mask.bool() for mask in fixture.series("in/masks.")]
+    levels = levels or [torch.zeros(len(m), *m.shape[-2:], dtype=torch.bool) for m in maps]
+    padding = torch.cat([mask.flatten(1) for mask in levels], dim=1)
+    return _features(memory, shapes, padding, _valid_ratios(levels), masks)
 
 
 def _seen_by_proposals(features: FrameFeatures) -> FrameFeatures:
-    """The same as theirs chooses from: padded tokens are zero but compete, where ours bars them.
+    """Features as detrex's two-stage selection reads them: padded tokens are zero but can be selected.
 
-    The valid ratios are read off the flat padding, others than the levels' own if masks came finest first.
+    detrex computes the valid ratios from the flattened padding, whose levels are in another order.
     """
-    assert features.padding is not None  # `_levels` gives one always
+    assert features.padding is not None  # set by `_levels`
     levels = features.padding.split([h * w for h, w in features.shapes], dim=1)
     views = [mask.unflatten(1, shape) for mask, shape in zip(levels, features.shapes, strict=True)]
     return replace(
@@ -377,18 +376,18 @@ def _seen_by_proposals(features: FrameFeatures) -> FrameFeatures:
 
 
 def _first_boxes(fixture: Fixture, masks: Tensor, predicted: Tensor | None) -> Tensor:
-    """Boxes of the local masks by the rule that is named; an empty mask has the box that rule gives it."""
+    """Boxes of the local masks by the rule in `initialize_box_type`, including its box for an empty mask."""
     rule = fixture.argument("initialize_box_type")
     if rule == "no":
         assert predicted is not None
         return predicted
     if rule not in EMPTY:
-        raise UnsupportedError(f"no such rule for the first boxes: {rule}")
+        raise UnsupportedError(f"unknown initialize_box_type: {rule}")
     empty = torch.tensor(EMPTY[rule]).expand(*masks.shape[:2], 4)
     return inverse_sigmoid(mask_to_box(masks, empty, edge=EDGE[rule])).sigmoid()
 
 
-#: What their rules make of an empty mask, clamped to [0, 1] as their decoder does, and whether the last pixel counts.
+#: Each rule's box of an empty mask after the decoder's clamp to [0, 1], and whether the last pixel counts.
 EMPTY = {"mask2box": (1.0, 1.0, 0.0, 0.0), "bitmask": (0.0, 0.0, 0.0, 0.0)}
 EDGE = {"mask2box": 0, "bitmask": 1}
 
@@ -400,9 +399,9 @@ def resnet(fixture: Fixture, compare: Comparison) -> None:
     stages = _stages(fixture.argument("stages"))
     channels = [stage[4] for stage in stages]
     if any(width * 4 != out for _, _, _, width, out in stages):
-        raise UnsupportedError("our bottlenecks are a quarter of their output")
+        raise UnsupportedError("our bottleneck width is a quarter of the output width")
     if [stage[1] for stage in stages] != [1, 2, 2, 2]:
-        raise UnsupportedError("our stages have strides 1, 2, 2, 2")
+        raise UnsupportedError("our strides are 1, 2, 2, 2")
     module = ResNet(
         [stage[0] for stage in stages],
         channels,
@@ -419,10 +418,10 @@ def resnet(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _stages(text: Any) -> list[tuple[int, ...]]:
-    """(blocks, stride, in, bottleneck, out) of every stage, written as text or as lists."""
+    """(blocks, stride, in, bottleneck, out) of every stage, from text or lists."""
     if isinstance(text, str):
-        found = re.findall(r"\(\s*(\d+(?:\s*,\s*\d+){4})\s*\)", text)
-        text = [numbers.split(",") for numbers in found]
+        groups = re.findall(r"\(\s*(\d+(?:\s*,\s*\d+){4})\s*\)", text)
+        text = [numbers.split(",") for numbers in groups]
     stages = [tuple(int(number) for number in stage) for stage in text]
     if not stages or any(len(stage) != 5 for stage in stages):
         raise UnsupportedError("stages: expected (blocks, stride, in, bottleneck, out) of each")
@@ -430,12 +429,12 @@ def _stages(text: Any) -> list[tuple[int, ...]]:
 
 
 def _shapes(fixture: Fixture) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the levels; where each begins in the tokens follows from them."""
+    """(height, width) of every level; `level_start_index` must follow from them."""
     shapes = tuple((int(h), int(w)) for h, w in fixture["in/spatial_shapes"].tolist())
     start = fixture.get("in/level_start_index")
-    begins = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
-    if start is not None and start.tolist() != begins:
-        raise UnsupportedError("the levels do not lie one behind the other")
+    expected = [sum(h * w for h, w in shapes[:i]) for i in range(len(shapes))]
+    if start is not None and start.tolist() != expected:
+        raise UnsupportedError("level_start_index does not match spatial_shapes")
     return shapes
 
 

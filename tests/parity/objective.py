@@ -1,4 +1,4 @@
-"""Matching, losses, the points masks are compared at, and boxes of masks, against detrex's; random draws come in."""
+"""Checks of matching, losses, point sampling and boxes of masks; recorded random draws are replayed."""
 
 from __future__ import annotations
 
@@ -38,35 +38,39 @@ def _matcher_of(arguments: Fixture) -> Matcher:
 
 
 def _targets(fixture: Fixture, count: int) -> list[Target]:
-    """Labels, boxes and masks (float) of every image; the masks padded to one size."""
-    found = []
+    """Labels, boxes and float masks of every image."""
+    targets = []
     for i in range(count):
         labels, boxes, masks = (fixture[f"in/targets.{i}.{kind}"] for kind in ("labels", "boxes", "masks"))
-        found.append((labels, boxes, masks.float()))
-    return found
+        targets.append((labels, boxes, masks.float()))
+    return targets
 
 
 def _padded(targets: Sequence[Target]) -> list[Tensor]:
-    """The masks of all images, padded at the right and the bottom to the largest."""
+    """The masks of all images, padded at the right and bottom to the largest."""
     height, width = (max(t[2].shape[axis] for t in targets) for axis in (-2, -1))
     return [F.pad(t[2], (0, width - t[2].shape[-1], 0, height - t[2].shape[-2])) for t in targets]
 
 
 def _recorded(fixture: Fixture) -> list[Tensor]:
-    """The recorded draws, in call order."""
+    """All recorded draws in call order."""
     return [fixture[name] for name in sorted(name for name in fixture.arrays if name.startswith("rng/"))]
 
 
 def _draws(fixture: Fixture) -> Iterator[Tensor]:
-    """The same one by one, and a reason where they do not suffice."""
+    """Yield the recorded draws in call order.
+
+    Raises:
+        UnsupportedError: when more draws are requested than were recorded.
+    """
     yield from _recorded(fixture)
-    raise UnsupportedError("fewer draws are recorded than asked for")
+    raise UnsupportedError("more random draws are needed than were recorded")
 
 
 def _match(
     matcher: Matcher, predictions: Sequence[Tensor], targets: Sequence[Target], draws: Iterator[Tensor]
 ) -> tuple[list[Tensor], Pairs]:
-    """Costs and pairs of every image; one set of points each, whether there is an instance or not."""
+    """Cost matrix and matched pairs of every image; each image uses one set of points, even without instances."""
     costs, pairs = [], []
     for logits, boxes, masks, (labels, true_boxes, true_masks) in zip(*predictions, targets, strict=True):
         points = next(draws)
@@ -92,7 +96,7 @@ def _compare_pairs(compare: Comparison, prefix: str, pairs: Pairs) -> None:
 
 
 def _without_instances(fixture: Fixture, targets: list[Target]) -> list[Target]:
-    """The targets of a fixture that borrows another's, with the images that are given nothing emptied."""
+    """Targets of another fixture, without the instances of images whose expected assignment is empty."""
     return [
         target
         if len(fixture.arrays[f"out/indices.{i}.src"])
@@ -102,15 +106,13 @@ def _without_instances(fixture: Fixture, targets: list[Target]) -> list[Target]:
 
 
 def matching(fixture: Fixture, compare: Comparison) -> None:
-    """Costs and assignment; the case of images without instances takes its inputs from the fixture its note names."""
-    given = fixture
-    if not fixture.names("in/"):
-        given = _inputs_of(fixture)
-    predictions = [given[f"in/outputs.{kind}"] for kind in _KINDS]
-    targets = _targets(given, len(predictions[0]))
-    if given is not fixture:
+    """Compare costs and assignment; a fixture without inputs uses those of the fixture that its note names."""
+    source = fixture if fixture.names("in/") else _inputs_of(fixture)
+    predictions = [source[f"in/outputs.{kind}"] for kind in _KINDS]
+    targets = _targets(source, len(predictions[0]))
+    if source is not fixture:
         targets = _without_instances(fixture, targets)
-    draws = _draws(fixture if fixture.names("rng/") else given)
+    draws = _draws(fixture if fixture.names("rng/") else source)
     costs, pairs = _match(_matcher_of(fixture), predictions, targets, draws)
     _compare_pairs(compare, "out/indices", pairs)
     for i, cost in enumerate(costs):
@@ -119,20 +121,20 @@ def matching(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _inputs_of(fixture: Fixture) -> Fixture:
-    """The fixture that another's note names ("inputs of f1"); of several the one of the likest name."""
-    named = re.search(r"inputs of (\w+)", fixture.note)
-    near = [
+    """The fixture that a note names ("inputs of f1"); the most similar name if several match."""
+    match = re.search(r"inputs of (\w+)", fixture.note)
+    candidates = [
         name
         for name, other in fixture.beside.items()
-        if named and name.split("_")[0] == named[1] and other.names("in/outputs.")
+        if match and name.split("_")[0] == match[1] and other.names("in/outputs.")
     ]
-    if not near:
-        raise UnsupportedError("no inputs, and the fixture that has them is not beside it")
-    return fixture.beside[max(near, key=lambda name: SequenceMatcher(None, name, fixture.name).ratio())]
+    if not candidates:
+        raise UnsupportedError("the fixture has no inputs, and no other fixture of the folder has them")
+    return fixture.beside[max(candidates, key=lambda name: SequenceMatcher(None, name, fixture.name).ratio())]
 
 
 def criterion(fixture: Fixture, compare: Comparison) -> None:
-    """Every loss of every set of predictions, each set matched anew, and the gradients of their sum."""
+    """Compare every loss of every set of predictions and the gradients of their sum; each set is re-matched."""
     fixture.expect(dn="no", panoptic_on=False, semantic_ce_loss=False)
     matcher = _matcher_of(Fixture(fixture.name, fixture.argument("matcher"), "", {}))
     sampler = PointSampler(
@@ -147,7 +149,7 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
         sets.append(("outputs.interm_outputs", "_interm"))
     leaves = {f"{name}.{kind}": fixture.leaf(f"{name}.{kind}") for name, _ in sets for kind in _KINDS}
     targets = _targets(fixture, len(next(iter(leaves.values()))))
-    share = 1 / max(1, sum(len(labels) for labels, _, _ in targets))
+    scale = 1 / max(1, sum(len(labels) for labels, _, _ in targets))
     draws = _draws(fixture)
     total = torch.zeros(())
     for j, (name, suffix) in enumerate(sets):
@@ -156,15 +158,15 @@ def criterion(fixture: Fixture, compare: Comparison) -> None:
         if f"out/matching.{j}.0.src" in fixture:
             _compare_pairs(compare, f"out/matching.{j}", pairs)
         losses = _losses(predictions, targets, pairs)
-        if "masks" in fixture.argument("losses"):  # nothing is drawn for others
-            of_masks, points = _mask_losses(sampler, predictions[2], targets, pairs, draws)
-            losses |= of_masks
+        if "masks" in fixture.argument("losses"):  # only mask losses draw points
+            mask_losses, points = _mask_losses(sampler, predictions[2], targets, pairs, draws)
+            losses |= mask_losses
             if f"out/point_coords.{j}" in fixture:
                 compare.output(f"out/point_coords.{j}", _ordered_as(fixture[f"out/point_coords.{j}"], points))
         for term in fixture.argument("losses"):
             for loss in _TERMS[term]:
-                compare.output(f"out/{loss}{suffix}", losses[loss] * share)
-                total = total + losses[loss] * share
+                compare.output(f"out/{loss}{suffix}", losses[loss] * scale)
+                total = total + losses[loss] * scale
     if fixture.names("grad/"):
         total.backward()
     compare.gradients_of(leaves)
@@ -174,26 +176,26 @@ _TERMS = {"labels": ("loss_ce",), "masks": ("loss_mask", "loss_dice"), "boxes": 
 
 
 def _of_pairs(values: Tensor, pairs: Pairs) -> Tensor:
-    """What was predicted for the instances, image after image."""
+    """Predictions matched to instances, concatenated over images."""
     return torch.cat([value[rows] for value, (rows, _) in zip(values, pairs, strict=True)])
 
 
-def _true(values: Sequence[Tensor], pairs: Pairs) -> Tensor:
-    """Its truth."""
+def _targets_of(values: Sequence[Tensor], pairs: Pairs) -> Tensor:
+    """Targets in the same order as `_of_pairs`."""
     return torch.cat([value[columns] for value, (_, columns) in zip(values, pairs, strict=True)])
 
 
 def _losses(predictions: Sequence[Tensor], targets: Sequence[Target], pairs: Pairs) -> dict[str, Tensor]:
-    """Every term of classes and boxes, summed over pairs."""
+    """Class and box losses, summed over pairs."""
     logits, boxes, _ = predictions
-    wanted = torch.zeros_like(logits)
+    onehot = torch.zeros_like(logits)
     for i, ((rows, columns), (labels, _, _)) in enumerate(zip(pairs, targets, strict=True)):
-        wanted[i, rows, labels[columns]] = 1.0
-    mine, boxed = _of_pairs(boxes, pairs), _true([t[1] for t in targets], pairs)
+        onehot[i, rows, labels[columns]] = 1.0
+    src_boxes, tgt_boxes = _of_pairs(boxes, pairs), _targets_of([t[1] for t in targets], pairs)
     return {
-        "loss_ce": sigmoid_focal_loss(logits, wanted).sum(),
-        "loss_bbox": l1_box_loss(mine, boxed).sum(),
-        "loss_giou": giou_loss(mine, boxed).sum(),
+        "loss_ce": sigmoid_focal_loss(logits, onehot).sum(),
+        "loss_bbox": l1_box_loss(src_boxes, tgt_boxes).sum(),
+        "loss_giou": giou_loss(src_boxes, tgt_boxes).sum(),
     }
 
 
@@ -204,30 +206,30 @@ def _mask_losses(
     pairs: Pairs,
     draws: Iterator[Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every term of masks, summed over pairs, and the points at which they were compared."""
-    owned, truth = _of_pairs(masks, pairs)[:, None], _true(_padded(targets), pairs)[:, None]
-    points = _uncertain(sampler, owned, draws)
-    drawn, truth = sample_points(owned, points)[:, 0], sample_points(truth, points)[:, 0]
+    """Mask losses, summed over pairs, and the points at which masks were compared."""
+    src_masks, tgt_masks = _of_pairs(masks, pairs)[:, None], _targets_of(_padded(targets), pairs)[:, None]
+    points = _uncertain(sampler, src_masks, draws)
+    src, tgt = sample_points(src_masks, points)[:, 0], sample_points(tgt_masks, points)[:, 0]
     return {
-        "loss_mask": sigmoid_ce_loss(drawn, truth).sum(),
-        "loss_dice": dice_loss(drawn, truth).sum(),
+        "loss_mask": sigmoid_ce_loss(src, tgt).sum(),
+        "loss_dice": dice_loss(src, tgt).sum(),
     }, points
 
 
 def _ordered_as(theirs: Tensor, ours: Tensor) -> Tensor:
-    """Our (..., P, 2) points as a set, in the order of theirs: detrex sorts by uncertainty, which no loss sees."""
+    """Our (..., P, 2) points in the order of theirs; detrex sorts by uncertainty, which no loss depends on."""
     if theirs.shape != ours.shape:
         return ours
-    # Draws are multiples of 2^-24: rows apart by x, then by y.
-    place, source = (
+    # Draws are multiples of 2^-24, so that this key sorts by x, then by y.
+    target, source = (
         (points[..., 0].double() * 2**26 + points[..., 1]).argsort(-1) for points in (theirs, ours)
     )
-    picked = ours.gather(-2, source[..., None].expand_as(ours))
-    return torch.zeros_like(ours).scatter(-2, place[..., None].expand_as(ours), picked)
+    ordered = ours.gather(-2, source[..., None].expand_as(ours))
+    return torch.zeros_like(ours).scatter(-2, target[..., None].expand_as(ours), ordered)
 
 
 def _uncertain(sampler: PointSampler, logits: Tensor, draws: Iterator[Tensor]) -> Tensor:
-    """The points of (M, 1, h, w) logits: from candidates, and uniform ones drawn after them if there are any."""
+    """The uncertain points of (M, 1, h, w) logits; uniform points, if any, are drawn after the candidates."""
     uniform = sampler.num_points - int(sampler.num_points * sampler.importance_ratio)
     candidates = torch.cat([next(draws) for _ in range(2 if uniform else 1)], dim=1)
     chosen = sampler.choose(sample_points(logits.detach(), candidates)[:, 0])
@@ -235,54 +237,56 @@ def _uncertain(sampler: PointSampler, logits: Tensor, draws: Iterator[Tensor]) -
 
 
 def point_sampling(fixture: Fixture, compare: Comparison) -> None:
-    """Bilinear samples at points, and the choice of uncertain ones."""
+    """Compare bilinear samples at points and the selection of uncertain points."""
     logits = fixture["in/logits"]
     if "out/point_sample" in fixture:
         compare.output("out/point_sample", sample_points(logits, fixture["in/point_coords"]))
     if "out/uncertain_points" not in fixture:
         return
     draws = _recorded(fixture)
-    count, drawn = fixture["out/uncertain_points"].shape[1], draws[0].shape[1]
+    count, num_candidates = fixture["out/uncertain_points"].shape[1], draws[0].shape[1]
     uniform = draws[1].shape[1] if len(draws) > 1 else 0
-    # half a point more, lest the part that is kept be cut to one point less
-    sampler = PointSampler(count, (drawn + 0.5) / count, (count - uniform + 0.5) / count if uniform else 1.0)
+    # Half a point more, so that rounding down does not lose a point.
+    sampler = PointSampler(
+        count, (num_candidates + 0.5) / count, (count - uniform + 0.5) / count if uniform else 1.0
+    )
     points = _uncertain(sampler, logits, iter(draws))
     compare.output("out/uncertain_points", _ordered_as(fixture["out/uncertain_points"], points))
 
 
 def loss_functions(fixture: Fixture, compare: Comparison) -> None:
-    """The functions one by one; `_nb4` and `_nm6` at the end of a name say what they are divided by."""
-    given = {name: fixture[f"in/{name}"] for name in fixture.names("in/")}
+    """Compare the loss functions; a suffix `_nb4` or `_nm6` of a name is the divisor."""
+    inputs = {name: fixture[f"in/{name}"] for name in fixture.names("in/")}
     for name in fixture.names("out/"):
         function, _, count = name.partition("_nb" if "_nb" in name else "_nm")
         divisor = int(count or 1)
         if function == "sigmoid_focal_loss":
-            ours = sigmoid_focal_loss(given["cls_logits"], given["cls_onehot"]).mean(1).sum() / divisor
+            ours = sigmoid_focal_loss(inputs["cls_logits"], inputs["cls_onehot"]).mean(1).sum() / divisor
         elif function in ("dice_loss", "sigmoid_ce_loss"):
             loss = dice_loss if function == "dice_loss" else sigmoid_ce_loss
-            ours = loss(given["logits"], given["labels"]).sum() / divisor
+            ours = loss(inputs["logits"], inputs["labels"]).sum() / divisor
         elif function in ("batch_dice_loss", "batch_sigmoid_ce_loss"):
             cost = dice_cost if function == "batch_dice_loss" else mask_cost
-            others = next(value for key, value in given.items() if re.fullmatch(r"labels\d+", key))
-            ours = cost(given["logits"], others)
+            others = next(value for key, value in inputs.items() if re.fullmatch(r"labels\d+", key))
+            ours = cost(inputs["logits"], others)
         elif function in ("generalized_box_iou", "box_iou"):
             overlap = box_iou if function == "box_iou" else generalized_box_iou
-            ours = overlap(given["boxes1_xyxy"][:, None], given["boxes2_xyxy"][None])
+            ours = overlap(inputs["boxes1_xyxy"][:, None], inputs["boxes2_xyxy"][None])
         else:
-            raise UnsupportedError(f"no such loss function here: {name}")
+            raise UnsupportedError(f"unknown loss function: {name}")
         compare.output(f"out/{name}", ours)
 
 
 def mask_boxes(fixture: Fixture, compare: Comparison) -> None:
-    """Boxes of masks by both of their rules: in pixels, in [0, 1], and through the sigmoid's inverse and back.
+    """Compare boxes of masks by both upstream rules: in pixels, in [0, 1], as inverse sigmoid and back.
 
-    Ours clamps what their rule makes of an empty mask as soon as it is made, theirs when it is used: such a box, in
-    pixels or in [0, 1], is compared after their clamp.
+    Our function clamps the box of an empty mask at once, detrex clamps it when it is used. Such a box is compared
+    after detrex's clamp.
     """
     for name in fixture.names("out/"):
         rule = "bitmask" if "bitmask" in name else "mask2box"
         if "mask2box" not in name and rule == "mask2box":
-            raise UnsupportedError(f"no such rule here: {name}")
+            raise UnsupportedError(f"unknown rule: {name}")
         theirs = fixture[f"out/{name}"]
         logits = fixture.get("in/mask_logits" if name.startswith("logits") else "in/masks")
         logits = torch.zeros(len(theirs), 1, 1) if logits is None else logits.float()
@@ -298,7 +302,7 @@ def mask_boxes(fixture: Fixture, compare: Comparison) -> None:
 
 
 def _unclamped(boxes: Tensor, masks: Tensor, theirs: Tensor, size: Tensor, in_pixels: bool) -> Tensor:
-    """Our boxes in their form; where a mask is empty theirs, if clamped they are what ours are."""
+    """Our boxes in detrex's format; detrex's own box for an empty mask, if it clamps to ours."""
     form = cxcywh_to_xyxy(boxes) * size if in_pixels else boxes
     low, high = theirs[..., :2], theirs[..., 2:]
     clamped = (torch.cat(((low + high) / 2, high - low), dim=-1) / size if in_pixels else theirs).clamp(0, 1)

@@ -310,14 +310,14 @@ def predictions(sets: int) -> Iterator[Arrays]:
 
 def targets() -> list[Arrays]:
     """Three instances in the first image, one in the second; masks are rectangles."""
-    found = []
+    instances = []
     for count in (3, 1):
         masks = torch.zeros(count, 32, 48, dtype=torch.bool)
         for i in range(count):
             masks[i, 4 + 5 * i : 16 + 5 * i, 6 + 9 * i : 22 + 9 * i] = True
         labels = torch.randint(0, 5, (count,))
-        found.append({"labels": labels, "boxes": torch.rand(count, 4) * 0.4 + 0.3, "masks": masks})
-    return found
+        instances.append({"labels": labels, "boxes": torch.rand(count, 4) * 0.4 + 0.3, "masks": masks})
+    return instances
 
 
 MATCHER = dict(
