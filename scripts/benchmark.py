@@ -1,11 +1,12 @@
-"""Ours against the layout in which detrex's MaskDINO works: same weights, same results, one process.
+"""Compare our code with the layout of detrex's MaskDINO: same weights, same results, one process.
 
     python scripts/benchmark.py frame attention --json benchmark.json
     python scripts/benchmark.py all --quick
-    python scripts/benchmark.py all --device cuda --compile --json gpu.json      # every GPU row in one call
+    python scripts/benchmark.py all --device cuda --compile --json gpu.json      # every GPU row
+    python scripts/benchmark.py frame clip --against PATH                        # another checkout is the peer
 
-Ratios are medians of peer / ours over alternating rounds, with their interquartile range; a row whose two results
-differ by more than its limit says so and makes the command fail.
+Ratios are medians of peer time / our time over alternating rounds, with the interquartile range. The command fails if
+the results of the two arms differ by more than the row's limit.
 """
 
 from __future__ import annotations
@@ -16,76 +17,74 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler says when it starts and when it stops
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of the profiler
 
 import torch
-from bench_measure import Bench, Row, surroundings
+from bench_common import Bench, Row, environment
 from rich.console import Console
 from rich.table import Table
 
-#: Each section's module and function; `run(quick)` is the form of those that know no peer layout.
+#: Module and function of each section.
 SECTIONS = {
-    "attention": ("bench_inference", "attention"),
-    "stages": ("bench_inference", "stages"),
-    "frame": ("bench_inference", "frame"),
-    "gpu": ("bench_gpu", "gpu"),
+    "attention": ("bench_stream", "attention"),
+    "frame": ("bench_stream", "frame"),
+    "gpu": ("bench_stream", "gpu"),
+    "scaling": ("bench_stream", "scaling"),
     "clip": ("bench_training", "clip"),
-    "matcher": ("bench_training", "matcher"),
-    "scaling": ("bench_scaling", "scaling"),
     "peers": ("bench_peers", "peers"),
-    "data": ("bench_data", "run"),
+    "data": ("bench_data", "data"),
     "scorer": ("bench_scorer", "run"),
 }
+CPU_ONLY = {"data", "scorer"}
 
 
-def measure(section: str, bench: Bench) -> list[Row]:
-    """The rows of one section; none, with a word, where its module is not there."""
-    module, function = SECTIONS[section]
-    try:
-        run = getattr(importlib.import_module(module), function)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        sys.stderr.write(f"{section}: no {module}.py beside this script\n")
-        return []
+def measure(section: str, bench: Bench, against: Path | None = None) -> list[Row]:
+    """Return the rows of one section; an exception ends the section, and its rows so far are kept."""
     rows: list[Row] = []
     try:
-        for row in run(bench.quick) if function == "run" else run(bench):
-            rows.append({"section": section, **row, "iqr": _spread(row.get("iqr"))})
-    except Exception as error:  # whatever one section meets, the others' rows are worth having
+        for row in _rows(section, bench, against):
+            iqr = row.get("iqr")
+            spread = {"iqr": iqr[1] - iqr[0]} if isinstance(iqr, (list, tuple)) else {}
+            rows.append({"section": section, **row, **spread})
+    except Exception as error:
         traceback.print_exc()
         rows.append({"section": section, "name": "stopped", "error": f"{type(error).__name__}: {error}"})
     return rows
 
 
-def _spread(iqr: float | tuple[float, float] | None) -> float | None:
-    """The range of a section that gives the two quartiles."""
-    return float(iqr[1] - iqr[0]) if isinstance(iqr, (tuple, list)) else iqr
+def _rows(section: str, bench: Bench, against: Path | None) -> Iterable[Row]:
+    if against is not None:
+        rows: Iterable[Row] = importlib.import_module("bench_against").rows(section, bench, against)
+        return rows
+    module, function = SECTIONS[section]
+    run = getattr(importlib.import_module(module), function)
+    rows = run(bench.quick) if function == "run" else run(bench)
+    return rows
 
 
 def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
-    """Puts the file in place when it is whole."""
+    """Write the rows atomically."""
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(json.dumps({**head, "rows": rows}, indent=1), encoding="utf-8")
     os.replace(partial, path)
 
 
-def table(rows: list[Row]) -> Table:
-    """What a person reads of the rows."""
-    made = Table("section", "name", "pass", "dtype", "mode", "ours", "peer", "ratio", "IQR", "agree")
+def table(rows: list[Row], peer: str) -> Table:
+    """Format rows for a terminal."""
+    result = Table("section", "name", "pass", "dtype", "mode", "ours", peer, "ratio", "IQR", "agree")
     for row in rows:
-        made.add_row(
+        result.add_row(
             *(str(row.get(key, "")) for key in ("section", "name", "pass", "dtype", "mode")),
             *(_seconds(row.get(key)) for key in ("ours_s", "peer_s")),
             *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("ratio", "iqr")),
             {True: "yes", False: "[red]NO[/red]", None: ""}[row.get("agree")],
         )
-    return made
+    return result
 
 
 def _seconds(value: float | None) -> str:
@@ -94,62 +93,72 @@ def _seconds(value: float | None) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.2f} ms"
 
 
-def sections_of(asked: Sequence[str], device: torch.device) -> list[str]:
-    """The sections that are measured; of all, on a GPU, those that use it."""
-    if "all" not in asked:
-        return list(asked)
-    return [name for name, (_, call) in SECTIONS.items() if device.type == "cpu" or call != "run"]
+def select(sections: Sequence[str], device: torch.device) -> list[str]:
+    """Return the sections to run; `all` on a GPU leaves out the sections that only use the CPU."""
+    if "all" not in sections:
+        return list(sections)
+    return [name for name in SECTIONS if device.type == "cpu" or name not in CPU_ONLY]
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line where others print their usage too, as all commands of `l2g` do."""
+    """A parser that prints errors as one line, like the commands of `l2g`."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"l2g: benchmark: {message}\n")
 
 
-def main() -> int:
-    """Measures, prints, writes."""
+def parse() -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = _Parser(
         description=__doc__.splitlines()[0],
         epilog="\n".join(__doc__.splitlines()[2:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    names = [*SECTIONS, "all"]
+    parser.add_argument("sections", nargs="+", choices=names, metavar="SECTION", help=", ".join(names))
     parser.add_argument(
-        "sections",
-        nargs="+",
-        choices=[*SECTIONS, "all"],
-        metavar="SECTION",
-        help=", ".join([*SECTIONS, "all"]),
+        "--quick", action="store_true", help="3 rounds, small sizes: about two minutes a section"
     )
-    parser.add_argument("--quick", action="store_true", help="3 rounds, small sizes: two minutes a section")
-    parser.add_argument("--compile", action="store_true", help="also what torch.compile makes of ours")
+    parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--against", type=Path, metavar="PATH", help="measure another checkout as the peer")
     options = parser.parse_args()
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    if options.against and not (options.against / "projects" / "local2global").is_dir():
+        parser.error(f"--against {options.against}: no projects/local2global in this folder")
+    return options
+
+
+def main() -> int:
+    """Run the sections, print and write their rows."""
+    options = parse()
     device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
-    # float32 is float32 in both arms: with tensor cores' ten bits their results would differ by a thousandth
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False  # both arms compute in float32
     bench = Bench(options.quick, device, options.compile)
     rows: list[Row] = []
-    console = Console(width=120)
-    for section in sections_of(options.sections, device):
-        found = measure(section, bench)
-        rows += found
-        console.print(table(found))
-        if options.json:  # after every section: a long run that is stopped keeps what it has
-            write(options.json, surroundings(device), rows)
-    disagreeing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]
-    if disagreeing:
-        sys.stderr.write(f"the results differ: {', '.join(disagreeing)}\n")
+    head, console = environment(device), Console(width=120)
+    cpu = head["cpu"]
+    console.print(
+        f"{head['device']}, {cpu['cores']} cores, {cpu['capability']}, bf16 in hardware: {cpu['bf16']}; "
+        f"torch {head['versions']['torch']}, BLAS {head['blas']}, {head['threads']} thread(s)"
+    )
+    for section in select(options.sections, device):
+        new = measure(section, bench, options.against)
+        rows += new
+        console.print(table(new, "other" if options.against else "peer"))
+        if options.json:  # after every section: an interrupted run keeps its rows
+            write(options.json, environment(device), rows)
+    differing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]
+    if differing:
+        sys.stderr.write(f"the results differ: {', '.join(differing)}\n")
     stopped = [f"{row['section']} ({row['error']})" for row in rows if "error" in row]
     if stopped:
         sys.stderr.write(f"sections that stopped: {', '.join(stopped)}\n")
-    return 1 if disagreeing or stopped else 0
+    return 1 if differing or stopped else 0
 
 
 if __name__ == "__main__":

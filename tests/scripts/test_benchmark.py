@@ -1,41 +1,47 @@
-"""The benchmark's own arithmetic: what alternates, what is compared, what memory an arm takes, what is written."""
+"""The benchmark: order of the arms, comparison of results, memory, output file, and small runs of its sections."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 
+import bench_against
+import bench_common
+import bench_stream
+import bench_training
 import benchmark
 import pytest
 import torch
-from bench_measure import Bench, apart, disagreement, peak_memory, surroundings
+from bench_common import Bench, environment, mask_difference, models, peak_memory, relative_difference
 
 CPU = torch.device("cpu")
+TINY = "configs/demo/l2g_tiny.py"
 
 
 def timed(monkeypatch, **seconds):
-    """A bench whose arms take given times; returns it and the list of turns."""
-    turns = []
+    """A bench whose arms take fixed times, and the list of arms in the order of their calls."""
+    calls = []
 
     def read(self, arm, repeats=1):
-        turns.append(arm())
-        return seconds[turns[-1]]
+        calls.append(arm())
+        return seconds[calls[-1]]
 
     monkeypatch.setattr(Bench, "read", read)
     monkeypatch.setattr(Bench, "_repeats", lambda self, arm: 1)
-    return Bench(quick=False, device=CPU), turns
+    return Bench(quick=False, device=CPU), calls
 
 
-def test_arms_take_turns_and_swap_places(monkeypatch):
-    bench, turns = timed(monkeypatch, ours=1.0, peer=3.0)
+def test_arms_alternate_in_the_order_abba(monkeypatch):
+    bench, calls = timed(monkeypatch, ours=1.0, peer=3.0)
     row = bench.compare("frame", "384x640", lambda: "ours", lambda: "peer", 0.0, 0.0)
-    assert turns[:4] == ["ours", "peer", "peer", "ours"]
-    assert len(turns) == 18
+    assert calls[:4] == ["ours", "peer", "peer", "ours"]
+    assert len(calls) == 18
     assert (row["ours_s"], row["peer_s"], row["ratio"], row["iqr"]) == (1.0, 3.0, 3.0, 0.0)
     assert (row["mode"], row["dtype"], row["pass"]) == ("eager", "fp32", "forward")
 
 
-def test_results_that_differ_do_not_agree(monkeypatch):
+def test_different_results_do_not_agree(monkeypatch):
     bench, _ = timed(monkeypatch, ours=1.0, peer=1.0)
     row = bench.compare("frame", "x", lambda: "ours", lambda: "peer", 0.2, 0.1, dtype="bf16")
     assert row["agree"] is False
@@ -43,80 +49,149 @@ def test_results_that_differ_do_not_agree(monkeypatch):
 
 
 def test_differences_by_hand():
-    assert apart(torch.tensor([1.0, 8.0]), torch.tensor([3.0, 8.0])) == 0.25
-    assert apart(torch.tensor([0.1]), torch.tensor([0.2])) == pytest.approx(0.1)
-    one, other = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool()
-    assert disagreement(one, other) == pytest.approx(2 / 3)
-    assert disagreement(one & ~one, other & ~other) == 0
+    assert relative_difference(torch.tensor([1.0, 8.0]), torch.tensor([3.0, 8.0])) == 0.25
+    assert relative_difference(torch.tensor([0.1]), torch.tensor([0.2])) == pytest.approx(0.1)
+    a, b = torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool()
+    assert mask_difference(a, b) == pytest.approx(2 / 3)
+    assert mask_difference(a & ~a, b & ~b) == 0
 
 
-def test_peak_memory_is_what_an_arm_takes_even_if_it_lets_it_go():
-    kept = []
+def test_peak_memory_includes_freed_tensors():
+    results = []
 
     def arm():
         first = torch.ones(1 << 20)
         second = first + 1
-        del first  # 4 MiB, which the third takes anew
-        kept.append(second * 2)
+        del first  # 4 MiB, which the third tensor can use again
+        results.append(second * 2)
 
     for _ in range(2):
         assert 8 << 20 <= peak_memory(arm, CPU) < (8 << 20) + 1000
 
 
-def test_a_missing_section_is_a_word_and_no_rows(monkeypatch, capsys):
-    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_nowhere", "run"))
-    assert benchmark.measure("data", Bench(quick=True, device=CPU)) == []
-    assert "bench_nowhere.py" in capsys.readouterr().err
-
-
-def test_a_section_that_stops_keeps_its_rows_and_says_why(monkeypatch, capsys):
-    def run(quick):
-        yield {"name": "x", "ratio": 2.0, "agree": True}
-        raise RuntimeError("no kernel image")
-
-    made = type(sys)("bench_made")
-    made.run = run
-    monkeypatch.setitem(sys.modules, "bench_made", made)
-    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_made", "run"))
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "data"])
-    assert benchmark.main() == 1
-    said = capsys.readouterr()
-    assert "2.00" in said.out
-    assert "data (RuntimeError: no kernel image)" in said.err
-
-
-def test_all_on_a_gpu_is_what_uses_it():
-    everything = benchmark.sections_of(["all"], CPU)
-    assert everything == list(benchmark.SECTIONS)
-    assert set(everything) - set(benchmark.sections_of(["all"], torch.device("cuda"))) == {
-        "data",
-        "scorer",
-    }
-    assert benchmark.sections_of(["scorer"], torch.device("cuda")) == ["scorer"]
-
-
-def test_a_section_may_give_its_two_quartiles(monkeypatch):
-    made = type(sys)("bench_made")
-    made.run = lambda quick: [{"name": "x", "ratio": 2.0, "iqr": (1.5, 2.25), "agree": True}]
-    monkeypatch.setitem(sys.modules, "bench_made", made)
-    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_made", "run"))
-    (row,) = benchmark.measure("data", Bench(quick=True, device=CPU))
-    assert (row["section"], row["iqr"]) == ("data", 0.75)
-
-
-def test_the_file_holds_what_a_number_means_nothing_without(tmp_path):
-    row = {"section": "frame", "name": "x", "agree": None}
-    benchmark.write(tmp_path / "b.json", surroundings(CPU), [row])
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert set(found) == {"versions", "device", "threads", "load", "commit", "rows"}
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["rows"] == [row]
-    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
-
-
 def test_short_arms_are_repeated_within_a_reading(monkeypatch):
-    """Twenty times a millisecond; a second's arm once."""
+    """An arm of one millisecond runs twenty times, an arm of one second once."""
     bench = Bench(quick=True, device=CPU)
     for seconds, repeats in ((0.001, 20), (1.0, 1)):
         monkeypatch.setattr(Bench, "read", lambda self, arm, seconds=seconds: seconds)
         assert bench._repeats(list) == repeats
+
+
+def test_a_failing_section_keeps_its_rows_and_reports_the_error(monkeypatch, capsys):
+    def run(quick):
+        yield {"name": "x", "ratio": 2.0, "agree": True}
+        raise RuntimeError("no kernel image")
+
+    module = type(sys)("bench_failing")
+    module.run = run
+    monkeypatch.setitem(sys.modules, "bench_failing", module)
+    monkeypatch.setitem(benchmark.SECTIONS, "data", ("bench_failing", "run"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "data"])
+    assert benchmark.main() == 1
+    output = capsys.readouterr()
+    assert "2.00" in output.out
+    assert "data (RuntimeError: no kernel image)" in output.err
+
+
+def test_a_misused_option_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "frame", "--against", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit_:
+        benchmark.main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_all_on_a_gpu_leaves_out_the_sections_of_the_cpu():
+    everything = benchmark.select(["all"], CPU)
+    assert everything == list(benchmark.SECTIONS)
+    assert set(everything) - set(benchmark.select(["all"], torch.device("cuda"))) == benchmark.CPU_ONLY
+    assert benchmark.select(["data"], torch.device("cuda")) == ["data"]
+
+
+def test_every_section_exists():
+    for module, function in benchmark.SECTIONS.values():
+        assert callable(getattr(__import__(module), function))
+
+
+def test_the_output_file_names_the_machine(tmp_path):
+    row = {"section": "frame", "name": "x", "agree": None}
+    benchmark.write(tmp_path / "b.json", environment(CPU), [row])
+    content = json.loads((tmp_path / "b.json").read_text())
+    assert content["versions"]["torch"] == torch.__version__
+    assert {"name", "cores", "capability", "bf16"} == set(content["cpu"])
+    assert {"device", "blas", "threads", "load", "commit"} <= set(content)
+    assert content["rows"] == [row]
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+# --- Sections at small size: the arms agree ---
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The small model for the paper's, one small frame size, and one reading per arm."""
+
+    def tiny(device, queries=100, config=TINY):
+        return models(device, 30, TINY)
+
+    def read(self, arm, repeats=1):
+        start = time.perf_counter()
+        arm()
+        return time.perf_counter() - start
+
+    for module in (bench_stream, bench_training):
+        monkeypatch.setattr(module, "models", tiny)
+    monkeypatch.setattr(bench_stream, "SIZES", ((96, 160),))
+    monkeypatch.setattr(bench_stream, "OUTPUT", (192, 320))
+    monkeypatch.setattr(Bench, "read", read)
+    monkeypatch.setattr(Bench, "rounds", 2)
+    monkeypatch.setattr(Bench, "_repeats", lambda self, arm: 1)
+    return Bench(quick=True, device=CPU)
+
+
+KEYS = {"section", "name", "mode", "dtype", "pass", "ours_s", "peer_s", "ratio", "iqr", "agree", "difference"}
+
+
+def test_attention_agrees_with_grid_sample_forward_and_backward(small):
+    rows = list(bench_stream.attention(small))
+    assert {(row["name"], row["dtype"], row["pass"]) for row in rows} == {
+        (place, dtype, kind)
+        for place in ("encoder", "decoder")
+        for dtype, kind in (("fp32", "forward"), ("bf16", "forward"), ("fp32", "train"))
+    }
+    assert all(row["agree"] and set(row) == KEYS for row in rows)
+
+
+def test_a_frame_agrees_with_the_peer(small):
+    rows = list(bench_stream.frame(small))
+    assert [row["dtype"] for row in rows] == ["fp32", "bf16"]
+    assert rows[0]["agree"], rows[0]
+    assert rows[0]["masks"] > 0
+    assert set(rows[0]) >= {*KEYS, "masks_unlike", "first_call_s"}
+
+
+def test_a_training_step_agrees_with_the_peer(small, monkeypatch):
+    monkeypatch.setattr(bench_training, "peak_memory", lambda arm, device: 1)  # the profiler takes seconds
+    row = bench_training._step_row(small, (96, 160))
+    assert row["agree"], row
+
+
+def test_reduced_supervision_and_the_aligner_are_measured(small, monkeypatch):
+    monkeypatch.setattr(bench_training, "SUPERVISED", {2: [False, True, False, True]})
+    rows = list(bench_training._part_rows(small, (96, 160)))
+    assert [row["agree"] for row in rows] == [None] * 2
+    assert rows[0]["ours_bytes"] < rows[0]["peer_bytes"]
+    assert "aligner_share" in rows[1]
+
+
+def test_another_checkout_is_measured_in_its_own_process(monkeypatch):
+    """The arms of this checkout and of a second worker of the same checkout agree."""
+    monkeypatch.setitem(bench_against.ARMS, "attention", ("attention decoder",))
+    (row,) = bench_against.rows("attention", Bench(quick=True, device=CPU), bench_common.ROOT)
+    assert row["agree"]
+    assert min(row["ours_s"], row["peer_s"]) > 0
+
+
+def test_sections_without_arms_cannot_be_measured_against_a_checkout():
+    with pytest.raises(ValueError, match="no section data"):
+        list(bench_against.rows("data", Bench(quick=True, device=CPU), bench_common.ROOT))
