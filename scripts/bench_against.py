@@ -6,6 +6,7 @@ per command. Both workers load the same weights, and their results are compared.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -36,6 +37,8 @@ from bench_common import (
     past_queries,
     relative_difference,
 )
+
+import local2global
 
 #: Arms of each section; `frame compiled` needs --compile.
 ARMS = {
@@ -133,10 +136,23 @@ def _write_scorer_load(folder: Path, quick: bool) -> None:
 Prepared = tuple[Arm, dict[str, Any]]
 
 
+def lookup(*names: str) -> Any:
+    """Import the first name that exists: checkouts may have the same object in different modules."""
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(f"local2global.{module}"), attribute)
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f"none of {', '.join(names)} exists in {local2global.__file__}")
+
+
 def _model(folder: Path) -> Any:
     """The paper's model; the first worker writes its weights, the second loads them."""
-    from local2global.weights.checkpoint import load_checkpoint, load_weights
-
+    load_checkpoint, load_weights = (
+        lookup(f"weights.checkpoint.{name}", f"checkpoint.{name}")
+        for name in ("load_checkpoint", "load_weights")
+    )
     model, path = build_model(), folder / "weights.pth"
     if path.exists():
         load_weights(model, load_checkpoint(path))
@@ -147,8 +163,7 @@ def _model(folder: Path) -> Any:
 
 def prepare_frame(name: str, folder: Path) -> Prepared:
     """A frame at 384x640, from a uint8 image to ten masks at 720p."""
-    from local2global.results.instances import VideoPostprocessor
-
+    postprocessor = lookup("results.instances.VideoPostprocessor", "postprocess.VideoPostprocessor")
     model = _model(folder)
     image, past = make_frame(SIZES[0], 3), past_queries(model, SIZES[0])
     model = compiled(model) if name.endswith("compiled") else model
@@ -157,7 +172,7 @@ def prepare_frame(name: str, folder: Path) -> Prepared:
     def arm() -> Any:
         with torch.inference_mode():
             predictions = model.step(model.encode([image]), past)
-            post = VideoPostprocessor(OUTPUT, threshold=0.3, spill=False)
+            post = postprocessor(OUTPUT, threshold=0.3, spill=False)
             return predictions, post.update(replace(predictions, logits=logits))
 
     predictions, result = arm()
@@ -177,10 +192,7 @@ def prepare_clip(name: str, folder: Path) -> Prepared:
 
 def prepare_attention(name: str, folder: Path) -> Prepared:
     """The sampling sum of deformable attention at 384x640."""
-    try:
-        from local2global.modeling.ops import deformable_sample as sample
-    except ImportError:  # before version 0.2
-        from local2global.modeling.layers import sample_levels as sample
+    sample = lookup("modeling.ops.deformable_sample", "modeling.layers.sample_levels")
     shapes, values, locations, weights = attention_inputs(name.split()[1], SIZES[0], CPU)
     train = name.endswith("train")
     leaves = [tensor.requires_grad_(train) for tensor in (values, locations, weights)]
