@@ -1,6 +1,6 @@
-"""`l2g benchmark`: the repository's `scripts/benchmark.py`, in a process of its own.
+"""`l2g benchmark`: run `scripts/benchmark.py` of the repository in a subprocess.
 
-The benchmark is no part of the package: it holds a second layout of the model, to compare with.
+The benchmark is not part of the package, because it contains a second implementation of the model for comparison.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "benchmark.py"
 
 
 def run_benchmark(arguments: Sequence[str]) -> int:
-    """The script's exit status, given its arguments.
+    """Run the script and return its exit status.
+
+    Args:
+        arguments: command-line arguments of the script.
 
     Raises:
-        UserError: if the package was installed without the repository round it.
+        UserError: if the package was installed without the repository.
     """
     if not SCRIPT.is_file():
         raise UserError(
-            f"{SCRIPT}: no such script; clone the repository and install it with `pip install -e .`"
+            f"{SCRIPT}: file not found; clone the repository and install it with `pip install -e .`"
         )
     return subprocess.call([sys.executable, str(SCRIPT), *arguments])
