@@ -23,8 +23,8 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The real detrex on our configs: make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2 (checkouts of both).
-# In an environment of its own: what detrex imports, torchvision above all, may not share one with ours.
+# Tests with the real detrex: make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2 (checkouts of both).
+# They run in a separate environment, because detrex needs torchvision and an old setuptools.
 SEAM_VENV ?= .venv-seam
 seam: $(SEAM_VENV)/.installed
 	DETREX="$(DETREX)" DETECTRON2="$(DETECTRON2)" $(SEAM_VENV)/bin/python -m pytest -q -rs -m detrex tests/test_seam.py tests/modeling/test_seam_modules.py
