@@ -112,7 +112,11 @@ def _row(section: str, name: str, bench: Bench, workers: Sequence[Worker], folde
     other, own = ((lambda worker=worker: worker.ask("run", name)) for worker in workers)
     timed = _ByReply(bench.quick, bench.device, bench.compiled)
     limit = {"clip": 2e-3, "scorer": 1e-9}.get(section, LIMITS["fp32"])
-    row = timed.compare(section, name, own, other, max(differences), limit, warm=False)
+    labels = {
+        "mode": "compiled" if name.endswith("compiled") else "eager",
+        "pass": "train" if name == "clip" or name.endswith("train") else "forward",
+    }
+    row = timed.compare(section, name, own, other, max(differences), limit, warm=False, **labels)
     return {**row, "first_call_s": first_calls[1], "peer_first_call_s": first_calls[0]}
 
 
