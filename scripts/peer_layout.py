@@ -200,17 +200,17 @@ class Segmenter(segmenter.Segmenter):
         local = self._predict(embed, boxes, features)
         assert local.masks is not None
         mask_boxes = planes_to_box(local.masks.detach(), boxes.detach(), features.extent)
-        return Proposals(embed.detach(), local, lambda: mask_boxes)
+        return Proposals(embed.detach(), mask_boxes, local)
 
     def decode(
-        self, embed: Tensor, positions: Positions, features: FrameFeatures, local: LayerPredictions
+        self, queries: Queries, positions: Positions, features: FrameFeatures, local: LayerPredictions
     ) -> FramePredictions:
         """Decoder and heads, as in the package."""
-        first = self._predict(embed, None, features)
+        first = self._predict(queries.embed, None, features)
         boxes = positions.boxes
-        if not positions.current:
-            boxes = planes_to_box(first.masks.detach(), boxes, features.extent)
-        output = self.decoder(embed, boxes, features)
+        if boxes is None:
+            boxes = planes_to_box(first.masks.detach(), queries.boxes, features.extent)
+        output = self.decoder(queries.embed, boxes, features)
         predictions = [first]
         for hidden, reference in zip(output.hidden, output.references, strict=True):
             refined = (self.decoder.bbox_embed(hidden) + inverse_sigmoid(reference)).sigmoid()

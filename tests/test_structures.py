@@ -10,8 +10,6 @@ from local2global.structures import (
     Clip,
     ClipTargets,
     FrameFeatures,
-    LayerPredictions,
-    Proposals,
     Queries,
     VideoResult,
 )
@@ -128,21 +126,6 @@ def test_mask_pixels_that_the_frame_touches_are_not_padding():
     assert torch.equal(padding, expected)
 
 
-def test_proposals_are_located_once_and_only_when_asked():
-    calls = []
-
-    def locate():
-        calls.append(1)
-        return torch.zeros(1, 2, 4)
-
-    local = Proposals(
-        torch.zeros(1, 2, 8), LayerPredictions(torch.zeros(1, 2, 3), None, torch.zeros(1, 2, 8)), locate
-    )
-    assert not calls
-    assert local.boxes is local.boxes
-    assert len(calls) == 1
-
-
 def test_a_track_is_read_by_its_rank():
     result = VideoResult(
         7,
@@ -165,8 +148,9 @@ def test_a_track_is_read_by_its_rank():
         lambda: features(extent=torch.zeros(3, 2)),
         lambda: Clip(torch.zeros(3, 3, 4, 6, dtype=torch.uint8), (4, 6), frame_ids=(1, 2)),
         lambda: structures.Positions(torch.zeros(1, 5, 8), torch.zeros(1, 4, 4)),
+        lambda: structures.Proposals(torch.zeros(1, 5, 8), torch.zeros(1, 4, 4), None),
     ],
-    ids=["visible", "padding", "extent", "frame_ids", "positions"],
+    ids=["visible", "padding", "extent", "frame_ids", "positions", "proposals"],
 )
 def test_what_the_attributes_say_is_checked(wrong):
     """Section 4: validated at construction."""

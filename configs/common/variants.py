@@ -1,4 +1,4 @@
-"""What one word on the command line stands for, in every config: `model.tracker.local_positions=dynamic`."""
+"""Short names for parts of the model, for overrides of every config: `model.tracker.local_positions=dynamic`."""
 
 from local2global.lazy import LazyCall as L
 from local2global.modeling.criterion import FullSupervision, ReducedSupervision
@@ -8,8 +8,8 @@ from local2global.modeling.positions import (
     StaticPositions,
     TrajectoryPositions,
 )
-from local2global.modeling.tracker import FromLocal, FromProposals, Learned
-from local2global.modeling.variants import BypassTracker
+from local2global.modeling.tracker import FromLocal, Learned
+from local2global.modeling.variants import BypassTracker, FromProposals
 
 _slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
 

@@ -17,7 +17,7 @@ from local2global.data.loader import build_test_loader, build_train_loader
 from local2global.data.readers.coco import load_coco
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
-from local2global.modeling.tracker import FromProposals
+from local2global.modeling.variants import FromProposals
 
 from ..common.models.l2g_small import model
 from ..common.scratch import lr_multiplier, optimizer, train

@@ -10,7 +10,7 @@ frozen.  The 50 held-out videos use seed 0, training uses seed 1.  All objects s
 """
 
 from local2global.data.generated.shapes import PRESETS as _PRESETS
-from local2global.modeling.aligner import IdentityStartAligner
+from local2global.modeling.variants import IdentityStartAligner
 
 from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 

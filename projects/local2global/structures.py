@@ -1,10 +1,10 @@
-"""The nouns: what the parts of the package hand to one another.
+"""The data types that the parts of the package exchange.
 
 Letters used in every shape of this package: B clips, T frames, N queries, M instances, K classes, C width, L feature
 levels, S tokens of all levels, H x W input pixels, h x w mask pixels (stride 4).
 
-Boxes are (cx, cy, w, h) in [0, 1] of the frame's own, unpadded size, everywhere.  Only deformable sampling multiplies
-by the valid ratios.
+Boxes are (cx, cy, w, h) in [0, 1] of the unpadded frame, everywhere.  Only deformable sampling multiplies by the valid
+ratios.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def _expect(condition: bool, message: str) -> None:
 
 
 def _expect_boxes(embed: Tensor, boxes: Tensor) -> None:
-    """One box of four numbers for each of (B, N, C) queries."""
+    """Check that (B, N, C) queries have (B, N, 4) boxes."""
     shape = (*embed.shape[:2], 4)
     _expect(boxes.shape == shape, f"boxes: expected {shape}, got {tuple(boxes.shape)}")
 
@@ -47,7 +46,7 @@ def constant(values: Any, like: Tensor, dtype: torch.dtype | None = None) -> Ten
 
 
 def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels of a padded map lie wholly in padding.
+    """Mask of the pixels of a map that lie wholly in padding.
 
     Args:
         extent: (B, 2) width and height of the unpadded part, in pixels of the map.
@@ -64,14 +63,14 @@ def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ClipTargets:
-    """The truth of one clip; an instance keeps its row through all frames.
+    """Ground truth of one clip; an instance has the same row on all frames.
 
     Attributes:
         labels: (M,) int64 class indices in [0, K).
         ids: (M,) int64 identities, unique within the clip.
         masks: (M, T, H, W) bool.
-        boxes: (M, T, 4) float32 (cx, cy, w, h) in [0, 1]; zeros where the instance is absent.
-        visible: (M, T) bool, whether the mask of that frame has a pixel.
+        boxes: (M, T, 4) float32 (cx, cy, w, h) in [0, 1]; zeros on frames where the instance is absent.
+        visible: (M, T) bool, whether the mask has a pixel on the frame.
     """
 
     labels: Tensor
@@ -100,7 +99,7 @@ class ClipTargets:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ClipTargets:
-        """The same truth on another device."""
+        """The targets on another device."""
         return dataclasses.replace(
             self, **{f.name: _move(getattr(self, f.name), device) for f in dataclasses.fields(self)}
         )
@@ -108,16 +107,16 @@ class ClipTargets:
 
 @dataclass(frozen=True)
 class Clip:
-    """Some frames of one video, as a loader yields them.
+    """Frames of one video, as a loader yields them.
 
     Attributes:
         frames: (T, 3, H, W) uint8 RGB, or a sequence that decodes its T frames of (3, H, W) one by one.
-        size: (height, width) of the source video, in which results are reported.
-        video_id: the video's id in its annotation file.
-        frame_ids: the frames' positions in the video.
-        targets: the truth, or None.
-        key: names the clip within a run - (seed, iteration, global clip index) - so that every random draw made for
-            it is the same whatever the number of processes, and after a resume.
+        size: (height, width) of the source video; results are reported at this size.
+        video_id: id of the video in its annotation file.
+        frame_ids: positions of the frames in the video.
+        targets: ground truth, or None.
+        key: (seed, iteration, global clip index).  Random draws for a clip depend on its key only, so they do not
+            change with the number of processes or after a resume.
     """
 
     frames: Tensor | Sequence[Tensor]
@@ -150,12 +149,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """What the segmentation encoder knows of B frames.
+    """Output of the segmentation encoder for B frames.
 
     Attributes:
         memory: (B, S, C) tokens of all levels, coarsest level first.
         shapes: (L, 2) as ints: (height, width) of every level.
-        padding: (B, S) bool, True at a token that lies wholly in padding; None where nothing is padded.
+        padding: (B, S) bool, True at a token that lies wholly in padding; None if no frame is padded.
         mask_features: (B, C, h, w) at stride 4.
         extent: (B, 2) float32, (width, height) of the unpadded frame in mask pixels.
         valid_ratios: (B, L, 2) float32, the unpadded part of each level's width and height.
@@ -194,7 +193,7 @@ class FrameFeatures:
         return padded_pixels(self.extent, *self.mask_features.shape[-2:])
 
     def split(self, length: int) -> list[FrameFeatures]:
-        """The features of B clips of `length` frames, clip-major, as one `FrameFeatures` of B per time step."""
+        """Features of B clips of `length` frames, clip-major, as one `FrameFeatures` of B frames per time step."""
 
         def at(value: Any, t: int) -> Any:
             return value[t::length] if isinstance(value, Tensor) else value
@@ -205,11 +204,11 @@ class FrameFeatures:
 
 @dataclass(frozen=True)
 class Queries:
-    """The slots: the whole state that crosses frames.  Row i is the same object in every frame.
+    """The slots: all state that is passed from frame to frame.  Row i is the same object on every frame.
 
     Attributes:
-        embed: (B, N, C) the last decoder layer's output before its norm.
-        boxes: (B, N, 4) where each slot's mask was last seen.
+        embed: (B, N, C) content; between frames, the last decoder layer's output before its norm.
+        boxes: (B, N, 4) Mask2Box of each slot's last non-empty mask.
     """
 
     embed: Tensor
@@ -221,31 +220,30 @@ class Queries:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where queries look.
+    """Positions of the queries of one frame.
 
     Attributes:
         embed: (B, N, C) position embedding, added to queries and keys.
-        boxes: (B, N, 4) reference boxes.
-        current: whether `boxes` hold for the frame at hand; where they do not, the decoder starts from the box of
-            each incoming query's mask on this frame and falls back on `boxes` where that mask is empty.
+        boxes: (B, N, 4) boxes that the decoder starts from.  None: it starts from Mask2Box of the queries' own masks
+            on the current frame; a query with an empty mask starts from its last box.
     """
 
     embed: Tensor
-    boxes: Tensor
-    current: bool = True
+    boxes: Tensor | None
 
     def __post_init__(self) -> None:
-        _expect_boxes(self.embed, self.boxes)
+        if self.boxes is not None:
+            _expect_boxes(self.embed, self.boxes)
 
 
 @dataclass(frozen=True)
 class LayerPredictions:
-    """What the heads read from one set of queries: the input of one set of losses.
+    """Output of the heads for one set of queries: the input of one set of losses.
 
     Attributes:
         logits: (B, N, K) class logits.
-        boxes: (B, N, 4), or None where the layer predicts none.
-        mask_embed: (B, N, C), to be multiplied with mask features.
+        boxes: (B, N, 4), or None if the layer predicts no boxes.
+        mask_embed: (B, N, C) mask embeddings; their dot products with the mask features are the mask logits.
     """
 
     logits: Tensor
@@ -255,37 +253,35 @@ class LayerPredictions:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Local queries: the current frame's best encoder tokens, by falling confidence.
+    """Local queries: the current frame's most confident encoder tokens, by decreasing confidence.
 
     Attributes:
-        embed: (B, K, C) their content, detached.
-        predictions: what the encoder's own heads say of them, with gradients.
-        locate: finds the boxes of their masks; only the first frame and dynamic l_pos ask for it.
+        embed: (B, K, C) content, detached.
+        boxes: (B, K, 4) Mask2Box of their masks, detached; a query with an empty mask has the encoder's box.
+        predictions: output of the heads for them, with gradients.
     """
 
     embed: Tensor
+    boxes: Tensor
     predictions: LayerPredictions
-    locate: Callable[[], Tensor] = field(repr=False)
 
-    @cached_property
-    def boxes(self) -> Tensor:
-        """(B, K, 4) Mask2Box of their masks, without gradients."""
-        return self.locate()
+    def __post_init__(self) -> None:
+        _expect_boxes(self.embed, self.boxes)
 
 
 @dataclass(frozen=True)
 class FramePredictions:
-    """One frame's answer.
+    """Predictions for one frame of B clips.
 
     Attributes:
         logits: (B, N, K) class logits of the final layer.
         boxes: (B, N, 4) of the final layer.
         masks: (B, N, h, w) mask logits of the final layer, float32, without gradients; 0 in padding.
         extent: (B, 2) float32, (width, height) of the unpadded frame in mask pixels.
-        queries: the slots as they go to the next frame.
+        queries: the slots that are passed to the next frame.
         layers: in training, the predictions of layer 0 (the aligner's output) and of every decoder layer, the final
-            one last; empty in evaluation.
-        local: in training, the predictions of the local queries.
+            layer last; empty in evaluation.
+        local: in training, the predictions of the local queries; None in evaluation.
     """
 
     logits: Tensor
@@ -297,23 +293,27 @@ class FramePredictions:
     local: LayerPredictions | None = None
 
     def in_order(self, order: Tensor) -> FramePredictions:
-        """The same predictions with slot i taken from row order[:, i] of (B, N); the local queries stay as they are."""
+        """The predictions with row i taken from row order[:, i]; those of the local queries are unchanged.
 
-        def taken(value: Tensor) -> Tensor:
+        Args:
+            order: (B, N) int64, a permutation of the slots of each clip.
+        """
+
+        def reorder(value: Tensor) -> Tensor:
             index = order.view(*order.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
             return value.gather(1, index)
 
-        def layer(one: LayerPredictions) -> LayerPredictions:
-            boxes = None if one.boxes is None else taken(one.boxes)
-            return LayerPredictions(taken(one.logits), boxes, taken(one.mask_embed))
+        def reorder_layer(layer: LayerPredictions) -> LayerPredictions:
+            boxes = None if layer.boxes is None else reorder(layer.boxes)
+            return LayerPredictions(reorder(layer.logits), boxes, reorder(layer.mask_embed))
 
         return dataclasses.replace(
             self,
-            logits=taken(self.logits),
-            boxes=taken(self.boxes),
-            masks=taken(self.masks),
-            queries=Queries(taken(self.queries.embed), taken(self.queries.boxes)),
-            layers=tuple(layer(one) for one in self.layers),
+            logits=reorder(self.logits),
+            boxes=reorder(self.boxes),
+            masks=reorder(self.masks),
+            queries=Queries(reorder(self.queries.embed), reorder(self.queries.boxes)),
+            layers=tuple(reorder_layer(layer) for layer in self.layers),
         )
 
 
@@ -322,11 +322,11 @@ class FrameResult:
     """The objects reported on one frame of a stream.
 
     Attributes:
-        index: the frame's position in the stream.
-        ids: (n,) int64 slots; an id is one object throughout the stream.
+        index: position of the frame in the stream.
+        ids: (n,) int64 slots; an id is the same object throughout the stream.
         labels: (n,) int64 class indices.
         scores: (n,) float32 in [0, 1].
-        masks: (n, height, width) bool at the source's size.
+        masks: (n, height, width) bool at the size of the source video.
         boxes: (n, 4) float32 (cx, cy, w, h) in [0, 1].
     """
 
@@ -343,9 +343,9 @@ class PanopticSegment:
     """A segment of one panoptic map.
 
     Attributes:
-        id: the value of its pixels, the same for one object (and one class of stuff) throughout the video.
+        id: value of its pixels; an object, or a class of stuff, has one id throughout the video.
         label: class index.
-        area: its pixels.
+        area: number of pixels.
         score: in [0, 1].
     """
 
@@ -357,12 +357,12 @@ class PanopticSegment:
 
 @dataclass(frozen=True)
 class PanopticFrame:
-    """One frame of a panoptic result: every pixel belongs to one segment or to none.
+    """Panoptic map of one frame: every pixel belongs to one segment or to none.
 
     Attributes:
-        index: the frame's position in the video.
-        ids: (height, width) int32 on the CPU, 0 where no segment is.
-        segments: those with a pixel, by rising id.
+        index: position of the frame in the video.
+        ids: (height, width) int32 on the CPU, 0 where there is no segment.
+        segments: segments with at least one pixel, by increasing id.
     """
 
     index: int
@@ -372,15 +372,15 @@ class PanopticFrame:
 
 @dataclass(frozen=True)
 class PanopticVideo:
-    """One video's panoptic result, made while it is read; it can be read once.
+    """Panoptic result of one video, computed while it is iterated; it can be iterated once.
 
     Attributes:
-        video_id: the video's id.
+        video_id: id of the video.
         size: (height, width) of the maps.
-        length: the number of frames.
-        frames: one after the other, each decided before the next frame of the video is looked at.
-        final: asked for after `frames` is spent, the same frames decided anew with what the whole video has shown;
-            None where that was not wanted.
+        length: number of frames.
+        frames: maps of the frames; each is final before the next frame of the video is read.
+        final: called after `frames` is exhausted, yields the maps recomputed with whole-video scores; None if that was
+            not requested.
     """
 
     video_id: int
@@ -392,16 +392,16 @@ class PanopticVideo:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """One video's tracks, best first: what evaluators and writers read.
+    """Tracks of one video, highest score first: the input of evaluators and writers.
 
     Attributes:
-        video_id: the video's id.
+        video_id: id of the video.
         size: (height, width) of the masks.
-        length: the number of frames.
+        length: number of frames.
         slots: (k,) int64 query of each track.
         labels: (k,) int64 class indices.
-        scores: (k,) float32 in [0, 1], falling.
-        read: gives the masks of a slot, frame by frame: a compressed COCO RLE, or None where the mask is empty.
+        scores: (k,) float32 in [0, 1], decreasing.
+        read: yields the masks of a slot, one per frame: a compressed COCO RLE, or None if the mask is empty.
     """
 
     video_id: int
@@ -417,5 +417,5 @@ class VideoResult:
         return len(self.slots)
 
     def segmentations(self, index: int) -> Iterator[dict[str, Any] | None]:
-        """The masks of track `index`, one per frame."""
+        """Masks of track `index`, one per frame."""
         return self.read(int(self.slots[index]))

@@ -68,7 +68,7 @@ def test_backbone_and_encoder_have_no_backward_graph(runs):
     assert not features.mask_features.requires_grad
     proposals = model.segmenter.propose(features)
     assert not proposals.predictions.logits.requires_grad
-    assert model.tracker(None, proposals, model.segmenter.decoder.embed_boxes)[0].requires_grad
+    assert model.tracker(None, proposals, model.segmenter.decoder.embed_boxes)[0].embed.requires_grad
 
 
 def test_the_learned_queries_read_the_frame_through_the_aligner(runs):

@@ -1,9 +1,9 @@
-"""Eq. (3): the paper's size, and identities that hold whatever the weights."""
+"""Eq. (3): the paper's size, and identities that hold for any weights."""
 
 import pytest
 import torch
 
-from local2global.modeling.aligner import AlignerLayer, IdentityStartAligner, L2GAligner
+from local2global.modeling.aligner import AlignerLayer, L2GAligner
 
 
 @pytest.fixture(params=[False, True], ids=["self first", "cross first"])
@@ -12,7 +12,7 @@ def aligner(request, stirred):
 
 
 @pytest.fixture
-def given():
+def inputs():
     return tuple(torch.randn(2, n, 16) for n in (5, 7, 5, 7))
 
 
@@ -25,53 +25,33 @@ def test_size_is_the_papers(hidden, parameters, cross_first):
     assert sum(p.numel() for p in aligner.parameters()) == parameters
 
 
-def test_the_default_is_the_papers():
+def test_default_size_is_the_papers():
     with torch.device("meta"):
         assert sum(p.numel() for p in L2GAligner().parameters()) == 3_160_320
 
 
-@pytest.mark.parametrize("cross_first", [False, True])
-def test_an_aligner_that_starts_as_identity_hands_queries_on(given, cross_first):
-    """Every residual branch starts at zero, so post-norm layers leave what is normed already."""
-    queries, *rest = given
-    normed = torch.nn.functional.layer_norm(queries, (16,))
-    handed = IdentityStartAligner(16, 2, 24, 2, cross_first)(normed, *rest)
-    torch.testing.assert_close(handed, normed, atol=1e-4, rtol=1e-4)
-
-
-def test_an_aligner_that_starts_as_identity_learns(given):
-    """Zero are the last products only: after two steps every parameter has moved."""
-    aligner = IdentityStartAligner(16, 2, 24, 2)
-    before = {name: p.detach().clone() for name, p in aligner.named_parameters()}
-    step = torch.optim.SGD(aligner.parameters(), lr=0.1)
-    for _ in range(2):
-        (aligner(*given) * torch.randn(2, 5, 16)).sum().backward()
-        step.step()
-    assert [n for n, p in aligner.named_parameters() if torch.equal(p, before[n])] == []
-
-
-def test_slot_i_stays_slot_i(aligner, given):
-    queries, local, g_pos, l_pos = given
+def test_slot_i_stays_slot_i(aligner, inputs):
+    queries, local, g_pos, l_pos = inputs
     order = torch.tensor([3, 0, 4, 1, 2])
     permuted = aligner(queries[:, order], local, g_pos[:, order], l_pos)
-    torch.testing.assert_close(permuted, aligner(*given)[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(permuted, aligner(*inputs)[:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_the_order_of_the_local_queries_is_in_l_pos_alone(aligner, given):
-    queries, local, g_pos, l_pos = given
+def test_order_of_local_queries_matters_through_l_pos_only(aligner, inputs):
+    queries, local, g_pos, l_pos = inputs
     order = torch.randperm(7)
     same = aligner(queries, local[:, order], g_pos, l_pos[:, order])
-    torch.testing.assert_close(same, aligner(*given), atol=1e-5, rtol=1e-5)
-    assert (aligner(queries, local[:, order], g_pos, l_pos) - aligner(*given)).abs().max() > 1e-3
+    torch.testing.assert_close(same, aligner(*inputs), atol=1e-5, rtol=1e-5)
+    assert (aligner(queries, local[:, order], g_pos, l_pos) - aligner(*inputs)).abs().max() > 1e-3
 
 
-def test_clips_of_a_batch_do_not_meet(aligner, given):
-    alone = aligner(*(x[1:] for x in given))
-    torch.testing.assert_close(aligner(*given)[1:], alone, atol=1e-5, rtol=1e-5)
+def test_clips_of_a_batch_are_independent(aligner, inputs):
+    alone = aligner(*(x[1:] for x in inputs))
+    torch.testing.assert_close(aligner(*inputs)[1:], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_are_never_values():
-    """Where every key is alike, positions cannot matter: one local query, one tracked query."""
+def test_positions_are_not_added_to_values():
+    """With one local and one global query, attention weights are 1 and positions have no effect."""
     layer = AlignerLayer(16, 2, 24)
     queries, local = torch.randn(1, 1, 16), torch.randn(1, 1, 16)
     zero, other = torch.zeros(1, 1, 16), torch.randn(1, 1, 16)
@@ -79,24 +59,24 @@ def test_positions_are_never_values():
 
 
 @pytest.mark.parametrize("i", range(4), ids=["queries", "local", "g_pos", "l_pos"])
-def test_every_input_matters(aligner, given, i):
-    changed = list(given)
+def test_every_input_matters(aligner, inputs, i):
+    changed = list(inputs)
     changed[i] = changed[i] + torch.randn_like(changed[i])
-    assert (aligner(*changed) - aligner(*given)).abs().max() > 1e-3
+    assert (aligner(*changed) - aligner(*inputs)).abs().max() > 1e-3
 
 
-def test_sub_layers_run_in_the_order_that_is_asked_for(given):
-    """Post-norm: the last norm that runs is the feed-forward's; self-attention runs before cross-attention or after."""
+def test_sub_layers_run_in_the_configured_order(inputs):
+    """Self-attention before cross-attention, or after; the feed-forward network last."""
     for cross_first in (False, True):
         layer, ran = AlignerLayer(16, 2, 24, cross_first), []
         for name in ("self_attn", "cross_attn", "ffn"):
             getattr(layer, name).register_forward_hook(lambda *_, name=name, ran=ran: ran.append(name))
-        layer(*given)
+        layer(*inputs)
         first = ["cross_attn", "self_attn"] if cross_first else ["self_attn", "cross_attn"]
         assert ran == [*first, "ffn"]
 
 
 def test_no_dropout():
     aligner = L2GAligner(16, 2, 24, 2).train()
-    given = tuple(torch.randn(1, 3, 16) for _ in range(4))
-    assert torch.equal(aligner(*given), aligner(*given))
+    inputs = tuple(torch.randn(1, 3, 16) for _ in range(4))
+    assert torch.equal(aligner(*inputs), aligner(*inputs))

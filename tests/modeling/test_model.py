@@ -11,7 +11,8 @@ from local2global.lazy import instantiate, load_config
 from local2global.modeling.backbone import GroupNorms, ResNet
 from local2global.modeling.criterion import Criterion, FullSupervision
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
-from local2global.modeling.tracker import FromLocal, FromProposals, Learned
+from local2global.modeling.tracker import FromLocal, Learned
+from local2global.modeling.variants import FromProposals
 from local2global.structures import Clip, VideoResult
 from waits import waits
 

@@ -21,7 +21,7 @@ from local2global.modeling.layers import inverse_sigmoid, mask_logits, sine_wave
 from local2global.modeling.ops import deformable_sample
 from local2global.modeling.positions import box_sine_embedding
 from local2global.modeling.segmenter import Segmenter, proposal_anchors
-from local2global.structures import FrameFeatures, LayerPredictions, Positions, Shapes
+from local2global.structures import FrameFeatures, LayerPredictions, Positions, Queries, Shapes
 from local2global.weights.names import DECODER, PIXEL_DECODER, PREDICTOR
 
 from .fixtures import Comparison, Fixture, UnsupportedError
@@ -314,8 +314,8 @@ def predictor(fixture: Fixture, compare: Comparison) -> None:
 
     heads("out/interm_outputs.", local.predictions, local.predictions.boxes)
     start = _first_boxes(fixture, masks_of(local.predictions), local.predictions.boxes)
-    placed = Positions(torch.zeros_like(local.embed), start)
-    out = module.train().decode(local.embed, placed, features, local.predictions)
+    positions = Positions(torch.zeros_like(local.embed), start)
+    out = module.train().decode(Queries(local.embed, start), positions, features, local.predictions)
     *earlier, last = out.layers
     earlier = [replace(earlier[0], boxes=start), *earlier[1:]]
     for i, layer in enumerate(earlier if fixture.argument("initial_pred", True) else earlier[1:]):

@@ -1,4 +1,4 @@
-"""A Local2Global between `l2g_tiny` and the paper's, for real frames on a CPU: wider, with more slots."""
+"""A Local2Global between `l2g_tiny` and the paper's model, for real frames on a CPU: wider, with more slots."""
 
 from .l2g_tiny import model
 

@@ -1,4 +1,7 @@
-"""The paper's model on Swin-L (windows of 12, pre-trained at 384) in place of ResNet-50."""
+"""The paper's model with Swin-L (windows of 12, pre-trained at 384) instead of ResNet-50.
+
+Needs transformers: `pip install "local2global[swin]"`.
+"""
 
 from local2global.lazy import LazyCall as L
 from local2global.modeling.swin import Swin

@@ -1,13 +1,13 @@
-"""A small Local2Global that trains from scratch on a CPU in minutes: every part of the paper's model, narrower.
+"""A small Local2Global that trains from scratch on a CPU in minutes: all parts of the paper's model, narrower.
 
-Its backbone has GroupNorm and trains whole, since there are no statistics to freeze.  Slots start at the encoder's
-boxes and classes weigh five times as much as in the paper: from scratch, telling alike objects and the slots on one
-object apart is what takes longest.
+The backbone has GroupNorm and no frozen parameters, since it has no pre-trained statistics.  Slots start at the
+encoder's boxes, and the class loss weighs five times as much as in the paper: from scratch, the slowest thing to learn
+is to distinguish similar objects, and slots on the same object.
 """
 
 from local2global.lazy import LazyCall as L
 from local2global.modeling.backbone import GroupNorms, ResNet
-from local2global.modeling.tracker import FromProposals
+from local2global.modeling.variants import FromProposals
 
 from .l2g_r50 import model
 

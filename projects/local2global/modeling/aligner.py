@@ -1,7 +1,7 @@
 """The L2G-aligner, Eq. (3): q_global,t = L2G-aligner(q_global,t-1, q_local,t, g_pos,t, l_pos).
 
-Tracked queries ask, the current frame's local queries answer.  Order is identity and is kept: row i of the output
-is row i of the input, told what the current frame looks like.
+The global queries attend to one another and to the current frame's local queries.  Row i of the output is the same
+object as row i of the input.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from .layers import Attention, FeedForward
 
 
 class AlignerLayer(nn.Module):
-    """Self-attention among the tracked queries, cross-attention to the local ones, feed-forward; post-norm.
+    """Self-attention of the global queries, cross-attention to the local queries, feed-forward; post-norm.
 
     Args:
         dim: width C.
         num_heads: attention heads.
         dim_feedforward: the paper's "hidden dimension".
-        cross_first: look at the local queries before looking at one another.
+        cross_first: apply cross-attention before self-attention.
     """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, cross_first: bool = False) -> None:
@@ -29,12 +29,15 @@ class AlignerLayer(nn.Module):
         self.cross_first = cross_first
 
     def forward(self, queries: Tensor, local: Tensor, g_pos: Tensor, l_pos: Tensor) -> Tensor:
-        """(B, N, C) tracked queries to the same, aligned."""
+        """As `L2GAligner.forward`."""
         if self.cross_first:
             queries = self.cross_attn(queries, g_pos, local, l_pos)
-            return self.ffn(self.self_attn(queries, g_pos))
-        queries = self.self_attn(queries, g_pos)
-        return self.ffn(self.cross_attn(queries, g_pos, local, l_pos))
+            queries = self.self_attn(queries, g_pos)
+        else:
+            queries = self.self_attn(queries, g_pos)
+            queries = self.cross_attn(queries, g_pos, local, l_pos)
+        out: Tensor = self.ffn(queries)
+        return out
 
 
 class L2GAligner(nn.Module):
@@ -44,8 +47,8 @@ class L2GAligner(nn.Module):
         dim: width C.
         num_heads: attention heads.
         dim_feedforward: hidden width of the feed-forward networks (Table 5).
-        num_layers: layers.
-        cross_first: cross-attention before self-attention.
+        num_layers: number of layers.
+        cross_first: apply cross-attention before self-attention.
     """
 
     def __init__(
@@ -62,13 +65,13 @@ class L2GAligner(nn.Module):
         )
 
     def forward(self, queries: Tensor, local: Tensor, g_pos: Tensor, l_pos: Tensor) -> Tensor:
-        """Align.
+        """Align the global queries with the current frame.
 
         Args:
             queries: (B, N, C) q_global,t-1.
             local: (B, K, C) q_local,t.
-            g_pos: (B, N, C), added to the queries.
-            l_pos: (B, K, C), added to the local queries where they are keys.
+            g_pos: (B, N, C) positions of the global queries.
+            l_pos: (B, K, C) positions of the local queries, added to the keys.
 
         Returns:
             (B, N, C) q_global,t.
@@ -76,24 +79,3 @@ class L2GAligner(nn.Module):
         for layer in self.layers:
             queries = layer(queries, local, g_pos, l_pos)
         return queries
-
-
-class IdentityStartAligner(L2GAligner):
-    """An L2G-aligner whose residual branches start at zero: new, it hands normed queries on as they are.
-
-    For video training without pre-training (section 4.2): but for the norms it starts at what propagation does without
-    an aligner, where random weights, or those that learned to follow learned queries, start behind that.  It takes what
-    `L2GAligner` takes.
-    """
-
-    def __init__(self, *args: int, **kwargs: int) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        for layer in self.layers:
-            assert isinstance(layer, AlignerLayer)
-            for last in (
-                layer.self_attn.attention.out_proj,
-                layer.cross_attn.attention.out_proj,
-                layer.ffn.linear2,
-            ):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)

@@ -1,7 +1,7 @@
-"""The segmentation decoder D of Eq. (1): queries look at the frame through deformable attention, layer by layer.
+"""The segmentation decoder D of Eq. (1), MaskDINO's as detrex assembles it.
 
-Every layer starts from a reference box, embeds it as the queries' position (Eq. 2's MLP(PE(.))) and refines it.
-MaskDINO's decoder as detrex assembles it: self-attention, 4-point cross-attention, feed-forward, post-norm.
+Every layer starts from a reference box, embeds the box as the query's position (MLP(PE(.)) of Eq. (2)) and refines it.
+A layer is self-attention, 4-point deformable cross-attention to the memory, and feed-forward; post-norm.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .positions import box_sine_embedding
 
 @dataclass(frozen=True)
 class DecoderOutput:
-    """What the decoder's layers produce, first layer first.
+    """Outputs of the decoder's layers, first layer first.
 
     Attributes:
-        raw: (B, N, C) each, the stream that runs between layers.
-        hidden: (B, N, C) each, the same after the shared norm.
-        references: (B, N, 4) each, the box a layer started from.
+        raw: (B, N, C) each, input of the next layer.
+        hidden: (B, N, C) each, `raw` after the shared norm.
+        references: (B, N, 4) each, the boxes that the layer started from.
     """
 
     raw: tuple[Tensor, ...]
@@ -54,20 +54,34 @@ class DecoderLayer(nn.Module):
         padding: Tensor | None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
+        """Decode one layer.
+
+        Args:
+            x: (B, N, C) queries.
+            pos: (B, N, C) their positions.
+            references: (B, N, L, 4) boxes in [0, 1] of each level's padded map.
+            memory: (B, S, C) tokens of all levels.
+            shapes: (height, width) of every level.
+            padding: (B, S) bool, True at padded tokens.
+            attn_mask: (N, N) bool, True where a query must not attend to another.
+
+        Returns:
+            (B, N, C).
+        """
         x = self.self_attn(x, pos, attn_mask=attn_mask)
         x = self.norm(x + self.cross_attn(x + pos, references, memory, shapes, padding))
-        return self.ffn(x)
+        out: Tensor = self.ffn(x)
+        return out
 
 
 class Decoder(nn.Module):
-    """Decoder layers with iterative boxes.
+    """Decoder layers that refine boxes.
 
     Args:
         dim: width C.
         num_heads: attention heads.
-        num_layers: layers.
-        dim_feedforward: hidden width.
+        num_layers: number of layers.
+        dim_feedforward: hidden width of the feed-forward networks.
         num_levels: levels L of the memory.
         num_points: sampling points of a head in a level.
     """
@@ -93,31 +107,36 @@ class Decoder(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         self.bbox_embed = MLP(dim, dim, 4, 3)
         for parameter in self.bbox_embed.layers[-1].parameters():
-            nn.init.zeros_(parameter)  # boxes start where they are
+            nn.init.zeros_(parameter)  # refined boxes equal their references at the start
 
     def embed_boxes(self, boxes: Tensor) -> Tensor:
-        """MLP(PE(boxes)) of Eq. (2): (..., 4) to (..., C), in float32."""
+        """MLP(PE(boxes)) of Eq. (2): (..., 4) boxes to (..., C) position embeddings, in float32."""
         with torch.autocast(boxes.device.type, enabled=False):
-            return self.ref_point_head(box_sine_embedding(boxes, self.dim // 2))
+            out: Tensor = self.ref_point_head(box_sine_embedding(boxes, self.dim // 2))
+        return out
 
     def refine(self, x: Tensor, boxes: Tensor) -> Tensor:
-        """Boxes moved as (..., C) queries say, in float32."""
+        """Refine (..., 4) boxes by (..., C) queries, in float32."""
         with torch.autocast(x.device.type, enabled=False):
-            return (self.bbox_embed(x.float()) + inverse_sigmoid(boxes.float())).sigmoid()
+            offsets: Tensor = self.bbox_embed(x.float())
+            return (offsets + inverse_sigmoid(boxes.float())).sigmoid()
 
     def forward(
         self, queries: Tensor, boxes: Tensor, features: FrameFeatures, attn_mask: Tensor | None = None
     ) -> DecoderOutput:
-        """Decode (B, N, C) queries that start at (B, N, 4) boxes.
+        """Decode one frame.
 
-        `attn_mask` (N, N), True where a query may not look at another, is what denoising asks of a decoder.
+        A layer predicts its box from its normed output: `refine(hidden[i], references[i])`.  The next layer's reference
+        comes from the raw output, as in MaskDINO.  A layer attends at a detached reference but predicts relative to the
+        attached one, so its box loss also trains the previous layer (DINO's look-forward-twice).
 
-        The box that a layer predicts comes from its normed output (`refine(hidden[i], references[i])`), the reference
-        that the next layer starts from comes from the raw one, as in MaskDINO.  A layer but the first looks from a
-        detached reference, but predicts relative to the attached one: its box loss trains the layer before too (DINO's
-        look-forward-twice).
+        Args:
+            queries: (B, N, C).
+            boxes: (B, N, 4) references of the first layer.
+            features: the frame.
+            attn_mask: (N, N) bool, True where a query must not attend to another; for denoising.
         """
-        ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]
+        ratios = torch.cat((features.valid_ratios, features.valid_ratios), dim=-1)[:, None]  # (B, 1, L, 4)
         raw, references, start = [], [boxes], boxes
         for layer in self.layers:
             queries = layer(

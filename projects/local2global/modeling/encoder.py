@@ -166,13 +166,14 @@ class PixelEncoder(nn.Module):
         self.extra_first = coarseness[0] > coarseness[-1]
         coarseness = [*extra, *coarseness] if self.extra_first else [*coarseness, *extra]
         self.coarsest_first = sorted(range(num_levels), key=lambda level: -coarseness[level])
-        coarsest = max(channels[name] for name in features)
+        self.coarsest = max(features, key=list(channels).index)
         projections: list[nn.Module] = []
         for level in range(num_levels):
             if level < len(features):
                 conv = nn.Conv2d(channels[features[level]], dim, 1)
             else:
-                conv = nn.Conv2d(coarsest if level == len(features) else dim, dim, 3, stride=2, padding=1)
+                in_channels = channels[self.coarsest] if level == len(features) else dim
+                conv = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1)
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(_bias(conv))
             projections.append(nn.Sequential(conv, nn.GroupNorm(groups, dim)))
@@ -214,8 +215,7 @@ class PixelEncoder(nn.Module):
         """The levels before attention, (B, C, height, width) each, in the encoder's order."""
         count = len(self.features)
         levels = [proj(maps[name]) for proj, name in zip(self.input_proj[:count], self.features, strict=True)]
-        coarsest = max((maps[name] for name in reversed(self.features)), key=lambda m: m.shape[1])
-        extra: list[Tensor] = []
+        coarsest, extra = maps[self.coarsest], list[Tensor]()
         for proj in self.input_proj[count:]:
             coarsest = proj(coarsest)
             extra.insert(0, coarsest)

@@ -1,6 +1,6 @@
 """Local2Global, Eq. (1): q_t = D(q_{t-1}, E(f_t)).  One step per frame; an object is the index of its slot.
 
-`step` is the method.  `forward` and `stream` are loops round it.
+`step` is the method; `losses` and `stream` are loops around it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from .segmenter import Segmenter
 from .tracker import Tracker
 from .variants import BypassTracker
 
-#: ImageNet's statistics of RGB in [0, 255].
+#: ImageNet's statistics of RGB values in [0, 255].
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class PanopticDecision(Protocol):
-    """Makes one map of things and stuff out of each frame's predictions."""
+    """Merges each frame's predictions into one map of things and stuff."""
 
     def __call__(self, predictions: Iterable[FramePredictions], clip: Clip) -> PanopticVideo:
-        """The panoptic result of a video; predictions are read as the result is."""
+        """The panoptic result of a video; iterating over it consumes the predictions."""
 
 
 class Local2Global(nn.Module):
@@ -38,15 +38,18 @@ class Local2Global(nn.Module):
 
     Args:
         segmenter: E, D and the heads.
-        tracker: what happens to queries between frames.
+        tracker: query propagation between frames.
         criterion: the losses.
         classes: `{id, name}` of every class, in the order of the logits.
-        test_size: (shortest edge, longest edge at most) to which videos are resized before they are seen.
+        test_size: (shortest edge, limit of the longest edge) of videos in evaluation.
         threshold: class score in [0, 1] from which a stream reports an object.
-        aggregate: how a video's scores become one: "top_quarter", "max" or "mean".
-        trainable: regular expressions; if given, only parameters with a match in their name train.
+        aggregate: how scores are aggregated over a video: "top_quarter", "max" or "mean".
+        trainable: regular expressions; if given, only parameters whose name matches one of them are trained.
         divisor: images are padded to a multiple of this.
-        panoptic: if given, what a video's result is made with: maps of things and stuff instead of tracks.
+        panoptic: if given, results are maps of things and stuff made by it; otherwise they are tracks.
+
+    Raises:
+        ValueError: a pattern of `trainable` matches no parameter.
     """
 
     pixel_mean: Tensor
@@ -78,31 +81,32 @@ class Local2Global(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives, and its inputs go."""
+        """Device of the model; inputs are moved to it."""
         return self.pixel_mean.device
 
     def step(self, features: FrameFeatures, past: Queries | None) -> FramePredictions:
-        """One frame.
+        """Segment one frame and update the slots.
 
         Args:
             features: E(f_t) of B frames.
-            past: their slots after frame t - 1; None on the first frame.
+            past: the slots after frame t - 1; None on the first frame.
         """
-        local = self.segmenter.propose(features)
-        embed, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)
-        predictions = self.segmenter.decode(embed, positions, features, local.predictions)
-        return self.tracker.link(past, predictions)
+        local = self.segmenter.propose(features)  # q_local,t
+        queries, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)  # Eqs. (2), (3)
+        predictions = self.segmenter.decode(queries, positions, features, local.predictions)  # Eq. (1)
+        if isinstance(self.tracker, BypassTracker) and past is not None:
+            return self.tracker.link(past, predictions)
+        return predictions
 
     def forward(
         self, clips: Sequence[Clip], normalizer: Tensor | None = None
     ) -> dict[str, Tensor] | list[VideoResult] | Iterator[PanopticVideo]:
-        """Losses of clips of equal length while training, else the result of each clip as a whole video."""
+        """Losses of clips of equal length in training; in evaluation the result of each clip as a whole video."""
         if self.training:
             return self.losses(clips, normalizer)
         if self.panoptic is not None:
-            # One after the other: a panoptic result is made while it is read.
-            decide = self.panoptic
-            return (decide(self.stream(clip.frames), clip) for clip in clips)
+            merge = self.panoptic  # one video at a time: a panoptic result is computed while it is iterated
+            return (merge(self.stream(clip.frames), clip) for clip in clips)
         return [self.segment(clip) for clip in clips]
 
     def normalizer(self, clips: Sequence[Clip]) -> Tensor:
@@ -110,26 +114,29 @@ class Local2Global(nn.Module):
         return self.criterion.normalizer(clips, self.device)
 
     def losses(self, clips: Sequence[Clip], normalizer: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted losses of clips of equal length T with targets; gradients flow through the queries of a clip.
+        """Weighted losses; gradients flow from frame to frame through the slots.
 
         Args:
-            clips: B clips.
+            clips: B clips of T frames with targets.
             normalizer: loss divisors if the batch is a part of an optimizer step.
+
+        Raises:
+            ValueError: the clips differ in length, or one has no targets.
         """
         lengths = {len(clip) for clip in clips}
         if len(lengths) != 1:
             raise ValueError(f"the clips of a batch must have one length, got {sorted(lengths)}")
         features = self.encode([frame for clip in clips for frame in clip.frames]).split(lengths.pop())
-        clips = [_with_targets_on(clip, self.device) for clip in clips]
+        clips = [_targets_to(clip, self.device) for clip in clips]
         predictions: list[FramePredictions] = []
-        for step in features:
+        for frame_features in features:
             past = predictions[-1].queries if predictions else None
-            predictions.append(self.step(step, past))
+            predictions.append(self.step(frame_features, past))
         return self.criterion(clips, features, predictions, normalizer)
 
     @torch.no_grad()
     def segment(self, clip: Clip) -> VideoResult:
-        """The tracks of a whole video, in memory that doesn't grow with it."""
+        """The tracks of a whole video; memory does not grow with its length."""
         post = VideoPostprocessor(clip.size, threshold=self.threshold, aggregate=self.aggregate)
         try:
             for _ in one_behind(self.stream(clip.frames), post.update, self.device):
@@ -141,13 +148,13 @@ class Local2Global(nn.Module):
 
     @torch.no_grad()
     def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
-        """Frame by frame; the result of frame t is out before frame t + 1 is read.
+        """Segment a video frame by frame; the result of frame t is yielded before frame t + 1 is read.
 
         Args:
             frames: (3, H, W) uint8 RGB, any number of them.
 
         Yields:
-            The predictions of each frame, B = 1.
+            The predictions for each frame, B = 1.
         """
         past = None
         for frame in frames:
@@ -163,21 +170,18 @@ class Local2Global(nn.Module):
             part.compile(dynamic=False)
 
     def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:
-        """E of (3, H, W) uint8 frames, each padded at its right and bottom to a common size."""
+        """E of (3, H, W) uint8 RGB frames, each padded at its right and bottom to a common size."""
         sizes = [frame.shape[-2:] for frame in frames]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
-        images = torch.stack(
-            [
-                F.pad(
-                    (frame.to(self.device, non_blocking=True).float() - self.pixel_mean) / self.pixel_std,
-                    (0, width - w, 0, height - h),
-                )
-                for frame, (h, w) in zip(frames, sizes, strict=True)
-            ]
-        )
-        padded = any((h, w) != (height, width) for h, w in sizes)
-        valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean) if padded else None
-        return self.segmenter.encode(images, valid)
+        images = []
+        for frame, (h, w) in zip(frames, sizes, strict=True):
+            image = frame.to(self.device, non_blocking=True).float()
+            image = (image - self.pixel_mean) / self.pixel_std
+            images.append(F.pad(image, (0, width - w, 0, height - h)))
+        valid = None
+        if any((h, w) != (height, width) for h, w in sizes):
+            valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean)
+        return self.segmenter.encode(torch.stack(images), valid)
 
     def _freeze_all_but(self, trainable: Sequence[str]) -> None:
         for pattern in trainable:
@@ -188,9 +192,9 @@ class Local2Global(nn.Module):
                 parameter.requires_grad_(False)
 
 
-def _with_targets_on(clip: Clip, device: torch.device) -> Clip:
+def _targets_to(clip: Clip, device: torch.device) -> Clip:
+    """The clip with its targets on the device, except `visible`, which the criterion reads on the host."""
     if clip.targets is None:
         raise ValueError(f"a training clip of video {clip.video_id} has no targets")
-    # the criterion reads `visible` on the host
     targets = dataclasses.replace(clip.targets.to(device), visible=clip.targets.visible)
     return dataclasses.replace(clip, targets=targets)

@@ -1,7 +1,7 @@
 """Positions, Eq. (2): g_pos,t = MLP(PE(Mask2Box(M_{t-1}))), trajectory as position embedding.
 
-`PE` is `box_sine_embedding`; `MLP` is the decoder's `ref_point_head`, lent as `embed_boxes`; `Mask2Box` has been
-applied when a frame was decoded and travels as `Queries.boxes`.
+PE is `box_sine_embedding`.  MLP is the decoder's `ref_point_head`, passed as `embed_boxes`.  Mask2Box is applied when
+frame t - 1 is decoded, and its boxes are `Queries.boxes`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ EmbedBoxes = Callable[[Tensor], Tensor]
 
 
 def box_sine_embedding(boxes: Tensor, dim: int = 128) -> Tensor:
-    """PE of Eq. (2): sines of a box's numbers, in the order y, x, w, h (DAB-DETR).
+    """PE of Eq. (2): sines of the coordinates, in the order y, x, w, h (DAB-DETR).
 
     Args:
-        boxes: (..., 4) or points (..., 2) in [0, 1].
-        dim: features of each number.
+        boxes: (..., 4) boxes or (..., 2) points in [0, 1].
+        dim: features per coordinate.
 
     Returns:
         (..., 4 * dim) or (..., 2 * dim), float32.
@@ -34,17 +34,17 @@ def box_sine_embedding(boxes: Tensor, dim: int = 128) -> Tensor:
 
 
 class TrajectoryPositions(nn.Module):
-    """g_pos from where each slot's mask was on the last frame."""
+    """g_pos: the embedded box of each slot's last mask."""
 
     def forward(self, queries: Queries, embed_boxes: EmbedBoxes) -> Positions:
-        """The positions of (B, N, C) queries."""
+        """Positions of the slots."""
         return Positions(embed_boxes(queries.boxes), queries.boxes)
 
 
 class StaticPositions(nn.Module):
-    """No trajectory (Table 3, rows 1 and 2): a learned embedding per slot inside the aligner.
+    """No trajectory (Table 3, rows 1 and 2): g_pos is a learned embedding per slot, used inside the aligner only.
 
-    The decoder then starts from the box of each incoming query's mask on the current frame.
+    The decoder starts from the box of each query's mask on the current frame.
 
     Args:
         num_queries: slots N.
@@ -56,14 +56,14 @@ class StaticPositions(nn.Module):
         self.embed = nn.Embedding(num_queries, dim)
 
     def forward(self, queries: Queries, embed_boxes: EmbedBoxes) -> Positions:
-        """The positions of (B, N, C) queries."""
+        """Positions of the slots."""
         del embed_boxes
         embed = self.embed.weight.expand(len(queries.embed), -1, -1)
-        return Positions(embed, queries.boxes, current=False)
+        return Positions(embed, None)
 
 
 class StaticLocalPositions(nn.Module):
-    """l_pos: one learned embedding per confidence rank of the local queries.
+    """l_pos: a learned embedding per confidence rank of the local queries.
 
     Args:
         num_queries: local queries K.
@@ -75,14 +75,14 @@ class StaticLocalPositions(nn.Module):
         self.embed = nn.Embedding(num_queries, dim)
 
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
-        """(B, K, C)."""
+        """Positions of the local queries, (B, K, C)."""
         del embed_boxes
         return self.embed.weight.expand(len(local.embed), -1, -1)
 
 
 class DynamicLocalPositions(nn.Module):
-    """Eq. (2) on the local queries' own boxes (Table 6, row 3)."""
+    """l_pos: Eq. (2) on the boxes of the local queries (Table 6, row 3)."""
 
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
-        """(B, K, C)."""
+        """Positions of the local queries, (B, K, C)."""
         return embed_boxes(local.boxes)

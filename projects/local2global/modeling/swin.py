@@ -1,4 +1,7 @@
-"""Swin (Liu et al., ICCV 2021) as a backbone, built by transformers, under the official code's names on disk."""
+"""Swin (Liu et al., ICCV 2021) as a backbone: transformers' network with the official code's names on disk.
+
+Needs transformers: `pip install "local2global[swin]"`.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..weights.names import HF_SWIN, rename
 
-#: The official code keeps queries, keys and values in one matrix, transformers in three.
-_PARTS = ("q", "k", "v")
+#: The official code stores queries, keys and values as one matrix `qkv`; transformers stores three.
+_QKV = ("q", "k", "v")
 
 
 class Swin(nn.Module):
-    """Images to four maps, each normed by itself; by default Swin-L, pre-trained at 384 with windows of 12.
+    """Images to four maps, each with its own norm; by default Swin-L, pre-trained at 384 with windows of 12.
 
     Args:
         embed_dim: channels of res2; each next map has twice as many.
         depths: blocks of every stage.
         num_heads: attention heads of every stage.
-        window_size: tokens along a window's side.
-        drop_path_rate: how often the last block is left out in training; earlier ones less.
+        window_size: tokens along the side of a window.
+        drop_path_rate: probability of skipping the last block in training; it decreases linearly to 0 at the first.
+
+    Raises:
+        UserError: transformers is not installed.
     """
 
     def __init__(
@@ -35,7 +42,12 @@ class Swin(nn.Module):
         drop_path_rate: float = 0.3,
     ) -> None:
         super().__init__()
-        from transformers import SwinBackbone, SwinConfig  # a second to import: only when a Swin is built
+        try:
+            from transformers import SwinBackbone, SwinConfig
+        except ImportError as error:
+            raise UserError(
+                'the Swin backbone needs transformers: pip install "local2global[swin]"'
+            ) from error
 
         settings: dict[str, Any] = dict(
             embed_dim=embed_dim,
@@ -46,30 +58,30 @@ class Swin(nn.Module):
             out_features=[f"stage{i + 1}" for i in range(len(depths))],
         )
         self.network = SwinBackbone(SwinConfig(**settings))
-        whole: nn.Module = self.network.swin
-        whole.layernorm = nn.Identity()  # of the whole network's output, which no map is
+        swin: nn.Module = self.network.swin
+        swin.layernorm = nn.Identity()  # norm of the classifier's input, which is not a map
         self.channels = {f"res{i + 2}": embed_dim * 2**i for i in range(len(depths))}
-        self._ours = {name: rename(name, HF_SWIN) for name in self.network.state_dict()}
+        self._saved_names = {name: rename(name, HF_SWIN) for name in self.network.state_dict()}
         self._register_state_dict_hook(_rename_saved)
         self._register_load_state_dict_pre_hook(self._rename_loaded)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised images to res2 .. res5 at strides 4 .. 32."""
+        """(B, 3, H, W) normalised images to maps res2 .. res5 of strides 4 .. 32."""
         return dict(zip(self.channels, self.network(images).feature_maps, strict=True))
 
     def _rename_loaded(self, state: dict[str, Any], prefix: str, *_: Any) -> None:
         for name in [name for name in state if name.startswith(prefix) and ".attn.qkv." in name]:
-            for part, value in zip(_PARTS, state.pop(name).chunk(3), strict=True):
+            for part, value in zip(_QKV, state.pop(name).chunk(3), strict=True):
                 state[name.replace(".attn.qkv.", f".attn.{part}.")] = value
-        for theirs, ours in self._ours.items():
-            if prefix + ours in state:
-                state[f"{prefix}network.{theirs}"] = state.pop(prefix + ours)
+        for name, saved in self._saved_names.items():
+            if prefix + saved in state:
+                state[f"{prefix}network.{name}"] = state.pop(prefix + saved)
 
 
 def _rename_saved(module: Swin, state: dict[str, Any], prefix: str, _: Any) -> None:
-    for theirs, ours in module._ours.items():
-        if f"{prefix}network.{theirs}" in state:
-            state[prefix + ours] = state.pop(f"{prefix}network.{theirs}")
+    for name, saved in module._saved_names.items():
+        if f"{prefix}network.{name}" in state:
+            state[prefix + saved] = state.pop(f"{prefix}network.{name}")
     for name in [name for name in state if name.startswith(prefix) and re.search(r"\.attn\.q\.", name)]:
-        parts = [state.pop(name.replace(".attn.q.", f".attn.{part}.")) for part in _PARTS]
+        parts = [state.pop(name.replace(".attn.q.", f".attn.{part}.")) for part in _QKV]
         state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)

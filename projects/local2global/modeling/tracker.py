@@ -1,13 +1,13 @@
-"""How queries cross frames: past queries and local queries in, aligned queries and their positions out.
+"""Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is another class with `Tracker`'s `forward` and `link`.
+Another way to propagate is another class with `Tracker`'s `forward`; `variants.py` has one.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..structures import FramePredictions, Positions, Proposals, Queries
+from ..structures import Positions, Proposals, Queries
 from .aligner import L2GAligner
 from .positions import (
     DynamicLocalPositions,
@@ -19,10 +19,10 @@ from .positions import (
 
 
 class FromLocal(nn.Module):
-    """The first frame: the local queries are the global ones.
+    """First frame: the local queries become the global queries.
 
     Args:
-        align: pass them through the aligner like any other frame's.
+        align: apply the aligner on the first frame too.
     """
 
     def __init__(self, align: bool = True) -> None:
@@ -30,27 +30,12 @@ class FromLocal(nn.Module):
         self.align = align
 
     def forward(self, local: Proposals) -> Queries:
-        """The slots of a video that begins."""
+        """The slots of a new video."""
         return Queries(local.embed, local.boxes)
 
 
-class FromProposals(FromLocal):
-    """The first frame, at the encoder's own boxes instead of those of the masks.
-
-    For training from scratch.  While a model can't tell alike objects apart, the masks of all its local queries cover
-    all of them, Mask2Box sends every slot to that one box, and there they stay alike; the encoder's boxes lie where
-    their tokens do.
-    """
-
-    def forward(self, local: Proposals) -> Queries:
-        """The slots of a video that begins."""
-        boxes = local.predictions.boxes
-        assert boxes is not None
-        return Queries(local.embed, boxes.detach())
-
-
 class Learned(nn.Module):
-    """COCO pre-training (section 4.2): learned queries at the positions of the local ones.
+    """First frame in COCO pre-training (section 4.2): learned queries at the positions of the local queries.
 
     Args:
         num_queries: slots N.
@@ -64,7 +49,7 @@ class Learned(nn.Module):
         self.embed = nn.Embedding(num_queries, dim)
 
     def forward(self, local: Proposals) -> Queries:
-        """The slots of a video that begins."""
+        """The slots of a new video."""
         return Queries(self.embed.weight.expand(len(local.embed), -1, -1), local.boxes)
 
 
@@ -72,11 +57,11 @@ class Tracker(nn.Module):
     """Query propagation with early alignment.
 
     Args:
-        aligner: Eq. (3); None hands the past queries straight to the decoder (Table 3, row 1), builds no l_pos and
-            trains no g_pos.
+        aligner: Eq. (3).  None passes the slots to the decoder unchanged (Table 3, row 1); then there is no l_pos, and
+            the parameters of g_pos are frozen.
         positions: g_pos, Eq. (2).
         local_positions: l_pos.
-        first_frame: where the first frame's queries come from.
+        first_frame: source of the first frame's slots.
     """
 
     def __init__(
@@ -96,28 +81,24 @@ class Tracker(nn.Module):
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
-    ) -> tuple[Tensor, Positions]:
-        """One frame's start.
+    ) -> tuple[Queries, Positions]:
+        """The decoder's input for one frame.
 
         Args:
-            past: the slots of the last frame, None on the first.
-            local: the current frame's proposals.
-            embed_boxes: the decoder's MLP(PE(.)), lent.
+            past: the slots after the previous frame; None on the first frame.
+            local: the local queries of the current frame.
+            embed_boxes: the decoder's MLP(PE(.)).
 
         Returns:
-            (B, N, C) the queries for the decoder, and where they look.
+            The aligned slots, with the boxes they had before, and their positions.
         """
-        queries = self.first_frame(local) if past is None else past
-        positions = self.positions(queries, embed_boxes)
-        if past is None:
-            positions = Positions(positions.embed, positions.boxes)
-        aligned = past is not None or self.first_frame.align
-        if self.aligner is None or self.local_positions is None or not aligned:
-            return queries.embed, positions
+        slots = self.first_frame(local) if past is None else past
+        positions: Positions = self.positions(slots, embed_boxes)
+        if past is None:  # these boxes are already those of masks on the current frame
+            positions = Positions(positions.embed, slots.boxes)
+        align = past is not None or self.first_frame.align
+        if self.aligner is None or self.local_positions is None or not align:
+            return slots, positions
         l_pos = self.local_positions(local, embed_boxes)
-        return self.aligner(queries.embed, local.embed, positions.embed, l_pos), positions
-
-    def link(self, past: Queries | None, found: FramePredictions) -> FramePredictions:
-        """What the decoder found, as it is: row i is slot i, because queries carry identity."""
-        del past
-        return found
+        aligned = self.aligner(slots.embed, local.embed, positions.embed, l_pos)
+        return Queries(aligned, slots.boxes), positions

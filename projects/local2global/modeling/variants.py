@@ -1,8 +1,8 @@
-"""No tracker: frames are segmented one by one, and what is most alike from one to the next is called the same object.
+"""Variants of the model that are not the paper's.
 
-The idea of MinVIS (Huang, Yu and Anandkumar, NeurIPS 2022): the queries of a good image segmenter look alike wherever
-they show the same object.  It gives image-only weights (a released MaskDINO) a video at once.  Identities are matched,
-not learned: an object that is hidden for a frame loses its slot to whatever takes its place.
+- `BypassTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
+- `FromProposals`: the first frame's slots start at the encoder's boxes, for training from scratch.
+- `IdentityStartAligner`: an aligner that starts as the identity, for video training without pre-training.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import FramePredictions, Positions, Proposals, Queries
+from .aligner import AlignerLayer, L2GAligner
 from .matcher import assign
 from .positions import EmbedBoxes
+from .tracker import FromLocal
 
 
 class BypassTracker(nn.Module):
-    """Decodes every frame's local queries by themselves, and links them to the last frame's afterwards.
+    """Decodes the local queries of every frame, then links them to the slots of the previous frame.
+
+    This is the idea of MinVIS (Huang, Yu and Anandkumar, NeurIPS 2022): queries of a good image segmenter are similar
+    wherever they show the same object.  It makes image-only weights, such as a released MaskDINO, usable on videos.
+    Identities are matched, not learned: an object that is hidden for a frame loses its slot.
 
     Attributes:
-        aligner: there is none.
-        caveat: what a user is told before looking at identities.
+        aligner: always None.
+        caveat: warning that is printed to users.
     """
 
     aligner: None = None
@@ -30,27 +36,65 @@ class BypassTracker(nn.Module):
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
-    ) -> tuple[Tensor, Positions]:
-        """(B, N, C) the local queries, where their masks are: MaskDINO on one image, whatever came before."""
+    ) -> tuple[Queries, Positions]:
+        """The local queries at the boxes of their masks, as MaskDINO does on one image; `past` is ignored."""
         del past
-        return local.embed, Positions(embed_boxes(local.boxes), local.boxes)
+        return Queries(local.embed, local.boxes), Positions(embed_boxes(local.boxes), local.boxes)
 
-    def link(self, past: Queries | None, found: FramePredictions) -> FramePredictions:
-        """What the decoder found, in the order of the last frame's slots."""
-        return found if past is None else found.in_order(most_alike(past.embed, found.queries.embed))
+    def link(self, past: Queries, predictions: FramePredictions) -> FramePredictions:
+        """The predictions in the order of the previous frame's slots."""
+        return predictions.in_order(most_similar(past.embed, predictions.queries.embed))
 
 
 @torch.no_grad()
-def most_alike(past: Tensor, now: Tensor) -> Tensor:
-    """The one-to-one assignment of greatest summed cosine similarity.
+def most_similar(past: Tensor, current: Tensor) -> Tensor:
+    """The one-to-one assignment with the largest summed cosine similarity.
 
     Args:
         past: (B, N, C).
-        now: (B, N, C).
+        current: (B, N, C).
 
     Returns:
-        (B, N) int64: which row of `now` belongs to each row of `past`.
+        (B, N) int64: the row of `current` that is assigned to each row of `past`.
     """
-    unlike = -F.normalize(past.float(), dim=-1) @ F.normalize(now.float(), dim=-1).mT
-    order = np.stack([assign(cost)[1] for cost in unlike.cpu().numpy()])  # rows come out in order
+    costs = -F.normalize(past.float(), dim=-1) @ F.normalize(current.float(), dim=-1).mT  # (B, N, N)
+    order = np.stack([assign(cost)[1] for cost in costs.cpu().numpy()])  # rows are returned in order
     return torch.from_numpy(order).to(past.device)
+
+
+class FromProposals(FromLocal):
+    """First frame: the local queries become the global queries, at the encoder's boxes instead of their masks' boxes.
+
+    Early in training from scratch, the masks of all local queries cover all similar objects.  Mask2Box then moves every
+    slot to the same box, where the slots stay similar.  The encoder's boxes differ as their tokens do.
+    """
+
+    def forward(self, local: Proposals) -> Queries:
+        """The slots of a new video."""
+        boxes = local.predictions.boxes
+        assert boxes is not None
+        return Queries(local.embed, boxes.detach())
+
+
+class IdentityStartAligner(L2GAligner):
+    """An L2G-aligner whose residual branches start at zero: at first it only normalises the queries.
+
+    Without pre-training (section 4.2), video training starts at propagation without an aligner.  Randomly initialised
+    weights start worse than that, as do weights trained with learned queries.
+
+    Args:
+        *args: as for `L2GAligner`.
+        **kwargs: as for `L2GAligner`.
+    """
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        for layer in self.layers:
+            assert isinstance(layer, AlignerLayer)
+            for last in (
+                layer.self_attn.attention.out_proj,
+                layer.cross_attn.attention.out_proj,
+                layer.ffn.linear2,
+            ):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
