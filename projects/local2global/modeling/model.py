@@ -6,7 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import re
+import shutil
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +22,7 @@ from torch import Tensor, nn
 from ..results.instances import Aggregate, VideoPostprocessor, one_behind
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
+from .ops import deformable_sample
 from .segmenter import Segmenter
 from .tracker import Tracker
 from .variants import BypassTracker
@@ -24,6 +30,8 @@ from .variants import BypassTracker
 #: ImageNet's statistics of RGB values in [0, 255].
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+_log = logging.getLogger(__name__)
 
 
 class PanopticDecision(Protocol):
@@ -74,6 +82,7 @@ class Local2Global(nn.Module):
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic
+        self._graphs = False  # whether streams replay CUDA graphs
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if trainable is not None:
@@ -158,16 +167,56 @@ class Local2Global(nn.Module):
         """
         past = None
         for frame in frames:
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             predictions = self.step(self.encode([frame]), past)
             past = predictions.queries
+            if self._graphs:  # the next frame's graphs overwrite their outputs
+                past = Queries(past.embed.clone(), past.boxes.clone())
+                predictions = dataclasses.replace(predictions, queries=past)
             yield predictions
 
-    def compile_stream(self) -> None:
-        """Compile the transformer layers, which takes a minute at the first frames of every size."""
-        aligner = self.tracker.aligner
-        layers = [*self.segmenter.encoder.layers, *self.segmenter.decoder.layers]
-        for part in (*layers, *(aligner.layers if aligner else ())):
-            part.compile(dynamic=False)
+    def compile_stream(self, size: tuple[int, int] | None = None) -> float:
+        """Compile the backbone, the encoder, the aligner and the decoder for streams.
+
+        On a CPU, inductor packs the weights into the compiled code (`freezing`).  Changed weights take effect after
+        another call.  Without a C++ compiler, a warning is logged and the model stays as it is.  On a GPU, the parts
+        become CUDA graphs.  The first frames of every size compile, for up to eight sizes.
+
+        Args:
+            size: (height, width) of frames to compile for now; None postpones compilation to the first frames.
+
+        Returns:
+            The seconds spent; they are logged too.
+        """
+        options: dict[str, Any] = {"options": {"freezing": True}}
+        if self.device.type != "cpu":
+            options = {"mode": "reduce-overhead"}
+            self._check_kernels()
+            self._graphs = True
+        elif not _has_cpp_compiler():
+            _log.warning(
+                "compile_stream: no C++ compiler found (set CXX); the model runs without compilation"
+            )
+            return 0.0
+        segmenter, aligner = self.segmenter, self.tracker.aligner
+        for part in (segmenter.backbone, segmenter.encoder, segmenter.decoder, aligner):
+            if part is not None:
+                part.compile(dynamic=False, **options)
+        if size is None:
+            return 0.0
+        start = time.perf_counter()
+        for _ in self.stream(torch.zeros(2, 3, *size, dtype=torch.uint8)):
+            pass
+        seconds = time.perf_counter() - start
+        _log.info("compiled for frames of %d x %d in %.0f s", *size, seconds)
+        return seconds
+
+    def _check_kernels(self) -> None:
+        """Check the sampling kernels of this device, which is not possible while compiling."""
+        point = torch.zeros(1, 1, 1, 1, 1, device=self.device)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            deformable_sample(point[0].to(dtype), [(1, 1)], point, point, point)
 
     def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:
         """E of (3, H, W) uint8 RGB frames, each padded at its right and bottom to a common size."""
@@ -198,3 +247,9 @@ def _targets_to(clip: Clip, device: torch.device) -> Clip:
         raise ValueError(f"a training clip of video {clip.video_id} has no targets")
     targets = dataclasses.replace(clip.targets.to(device), visible=clip.targets.visible)
     return dataclasses.replace(clip, targets=targets)
+
+
+def _has_cpp_compiler() -> bool:
+    """Whether the C++ compiler that inductor calls is installed."""
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return shutil.which(os.environ.get("CXX", default)) is not None
