@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`l2g convert` as a script, for a checkout that is not installed: other projects' weights to ours, ours to detrex's.
+"""`l2g convert` as a script for a checkout without installation: convert weights of other projects, or to detrex.
 
 python scripts/convert_checkpoint.py maskdino_r50.pth --output output/maskdino
 """

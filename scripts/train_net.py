@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The twin of detrex's tools/train_net.py: the same flags and configs, without detectron2, on CPU too.
+"""Counterpart of detrex's tools/train_net.py: the same flags and configs, without detectron2, on CPU and GPU.
 
 python scripts/train_net.py --config-file configs/demo/l2g_tiny.py --num-gpus 1 train.max_iter=100
 """
@@ -21,17 +21,18 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--resume", action="store_true", help="continue from the newest checkpoint in train.output_dir"
     )
-    flags.add_argument("--eval-only", action="store_true", help="score train.init_checkpoint")
-    flags.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (on CPU as well)")
+    flags.add_argument("--overwrite", action="store_true", help="replace an earlier run in train.output_dir")
+    flags.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint")
+    flags.add_argument("--num-gpus", type=int, default=1, help="processes on this machine (also on CPU)")
     flags.add_argument("--num-machines", type=int, default=1)
-    flags.add_argument("--machine-rank", type=int, default=0, help="this machine's number")
+    flags.add_argument("--machine-rank", type=int, default=0, help="rank of this machine")
     flags.add_argument("--dist-url", default="auto", help="tcp://HOST:PORT of machine 0")
     flags.add_argument("opts", nargs=argparse.REMAINDER, help="key=value overrides")
     return flags
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train or evaluate, or start the processes that do; the exit code."""
+    """Train or evaluate, in several processes if asked to; return the exit code."""
     started = "WORLD_SIZE" in os.environ
     if not started and arguments.num_gpus * arguments.num_machines > 1:
         from local2global.engine.processes import launch_command
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         script = [str(Path(__file__).resolve()), *sys.argv[1:]]
         machines = (arguments.num_machines, arguments.machine_rank, arguments.dist_url)
         command = launch_command(script, arguments.num_gpus, *machines)
-        # in this process's place, so that Ctrl-C reaches those who save
+        # torchrun replaces this process, so that Ctrl-C reaches the training processes.
         os.execv(command[0], command)
 
     from local2global.engine.loop import evaluate, train
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     cfg = load_config(arguments.config_file, arguments.opts)
     if not arguments.eval_only:
-        train(cfg, resume=arguments.resume)
+        train(cfg, resume=arguments.resume, overwrite=arguments.overwrite)
         return 0
     scores = evaluate(cfg)
     if scores:
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Run; what a person did wrong is one line, not a traceback."""
+    """Run and report errors caused by user input in one line."""
     try:
         return run(parser().parse_args())
     except UserError as error:

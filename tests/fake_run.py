@@ -121,6 +121,13 @@ class Evaluator:
         )
 
 
+class FailingEvaluator(Evaluator):
+    """An evaluator that fails."""
+
+    def evaluate(self):
+        raise ZeroDivisionError
+
+
 class WritingEvaluator(Evaluator):
     """An evaluator that writes its scores to `output_dir`."""
 

@@ -24,12 +24,11 @@ import fake_run  # noqa: E402
 torch.set_num_threads(1)
 
 
-def run(folder, *overrides, resume=False):
+def run(folder, *overrides, resume=False, overwrite=False):
     """Train; return the console output and the scores."""
     output = io.StringIO()
-    scores = train(
-        fake_run.config(folder, *overrides), resume=resume, progress=Console(file=output, width=200)
-    )
+    console = Console(file=output, width=200)
+    scores = train(fake_run.config(folder, *overrides), resume=resume, overwrite=overwrite, progress=console)
     return output.getvalue(), scores
 
 
@@ -250,7 +249,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 
 def test_higher_iteration_numbers_of_an_earlier_run_do_not_displace_new_checkpoints(tmp_path):
-    (tmp_path / "model_0099999.pth").touch()
+    (tmp_path / "model_0099999.pth").touch()  # a run whose other files were deleted
     os.utime(tmp_path / "model_0099999.pth", (1, 1))
     run(tmp_path, "train.checkpointer.period=5", "train.checkpointer.max_to_keep=1")
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_0000009.pth", "model_final.pth"]
@@ -337,14 +336,65 @@ def test_averaged_weights_have_the_names_of_the_state_dict(tmp_path):
     assert alone["line"] == scores["ema_line"]
 
 
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    run(tmp_path, "train.seed=1")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="holds an earlier run"):
+        run(tmp_path, "train.seed=2")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    run(tmp_path, "train.seed=2", overwrite=True)
+    assert json.loads((tmp_path / "versions.json").read_text())["seed"] == 2
+    assert len(fake_run.curve(tmp_path)) == 10
+
+
+def test_a_run_killed_before_its_final_checkpoint_is_repaired_by_resume(tmp_path):
+    """The period divides the number of iterations, and the process is killed between the last two files."""
+    run(tmp_path, "train.checkpointer.period=5")
+    expected = weights(tmp_path)
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    output, scores = run(tmp_path, "train.checkpointer.period=5", resume=True)
+    assert "nothing left to train" in output
+    assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path).items())
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    assert "line" in scores
+
+
+def test_a_run_killed_during_an_evaluation_evaluates_again(tmp_path):
+    """The checkpoint precedes the evaluation: without a repetition its scores would be lost."""
+    periods = ("train.checkpointer.period=4", "train.eval_period=4")
+    run(tmp_path / "whole", *periods)
+    broken = tmp_path / "broken"
+    with pytest.raises(ZeroDivisionError):
+        run(broken, *periods, "dataloader.evaluator._target_=fake_run.FailingEvaluator")
+    assert (broken / "last_checkpoint").read_text() == "model_0000003.pth"
+    run(broken, *periods, resume=True)
+
+    def scored(folder):
+        entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(e["iteration"], e.get("line/error")) for e in entries]
+
+    assert scored(broken) == scored(tmp_path / "whole")
+    assert fake_run.curve(broken) == fake_run.curve(tmp_path / "whole")
+
+
+def test_diverged_weights_are_not_saved(tmp_path):
+    """Without gradient clipping, a finite loss can follow from ruined weights."""
+    with pytest.raises(
+        UserError, match=r"iteration \d+: (model: layer\.weight has a value|loss_square is|the sum)"
+    ):
+        run(tmp_path, "optimizer.lr=1e30", "train.checkpointer.period=1")
+    assert not list(tmp_path.glob("*.pth*"))
+
+
 def test_a_refused_run_leaves_an_earlier_run_in_its_folder_unchanged(tmp_path):
     run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="no such checkpoint"):
-        run(tmp_path, "train.init_checkpoint=nowhere.pth", "train.max_iter=99")
+        run(tmp_path, "train.init_checkpoint=nowhere.pth", "train.max_iter=99", overwrite=True)
     torch.save({"alien": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth: weights of another model"):
-        run(tmp_path, f"train.init_checkpoint={tmp_path / 'other.pth'}")
+        run(tmp_path, f"train.init_checkpoint={tmp_path / 'other.pth'}", overwrite=True)
     (tmp_path / "other.pth").unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

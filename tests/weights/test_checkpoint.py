@@ -33,7 +33,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"a\.pth: cannot be written \(disk full\)\. Earlier checkpoints"):
         save_checkpoint(path, {"iteration": 2})
     assert load_checkpoint(path) == {"iteration": 1}
     assert list(tmp_path.iterdir()) == [path]
@@ -127,3 +127,14 @@ def test_the_config_is_found_beside_the_weights(tmp_path):
         find_config(tmp_path / "model_final.pth")
     (tmp_path / "config.yaml").touch()
     assert find_config(tmp_path / "model_final.pth") == tmp_path / "config.yaml"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -2e6])
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_that_are_not_finite_or_too_large_are_refused(value, strict):
+    target, state = model(), model().state_dict()
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    state["1.weight"][0, 2] = value
+    with pytest.raises(UserError, match=r"^bad\.pth: 1\.weight has a value of"):
+        load_weights(target, state, strict=strict, source="bad.pth")
+    assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())

@@ -102,10 +102,14 @@ def demo(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/demo"),
 ) -> None:
-    """Train a tiny model on generated videos, score it on held-out videos and annotate one of them."""
+    """Train a tiny model on generated videos, score it on held-out videos and annotate one of them.
+
+    An interrupted run of the demo is resumed; a finished one is replaced.
+    """
     from rich.console import Console
 
     from ..engine.loop import train as run
+    from ..engine.run_folder import FINAL, is_run_of
     from ..lazy import apply_overrides, instantiate, load_config, variants_of
     from .predict import L2G, default_device
 
@@ -115,7 +119,9 @@ def demo(
     cfg = apply_overrides(cfg, overrides or [], variants_of(path))
     folder = Path(cfg.train.output_dir)
     typer.echo(f"Training a tiny model on generated videos and scoring it on others; output in {folder}.")
-    run(cfg, progress=Console())
+    earlier = is_run_of(folder, cfg)
+    finished = (folder / FINAL).is_file()
+    run(cfg, resume=earlier and not finished, overwrite=earlier and finished, progress=Console())
     record = instantiate(cfg.dataloader.test.dataset).videos[0]
     model = L2G.from_pretrained(folder, cfg.train.device)
     run_model = partial(model.predict, output_dir=folder / "predictions")
@@ -127,13 +133,17 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the output folder.")
+    ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train a model; the output folder holds config, weights, metrics and curves."""
     path = find_config_file(config)
     if gpus > 1 and not dry_run:
-        _relaunch(["train", str(path), *(overrides or []), *(["--resume"] if resume else [])], gpus)
+        flags = [name for name, value in (("--resume", resume), ("--overwrite", overwrite)) if value]
+        _relaunch(["train", str(path), *(overrides or []), *flags], gpus)
     from ..engine.loop import train as run
     from ..lazy import LazyConfig, load_config
 
@@ -141,7 +151,7 @@ def train(
     if dry_run:
         typer.echo(LazyConfig.to_py(cfg))
         return
-    run(cfg, resume=resume)
+    run(cfg, resume=resume, overwrite=overwrite)
 
 
 @app.command(name="eval")

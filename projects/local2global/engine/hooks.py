@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ..weights.checkpoint import save_checkpoint
+from ..weights.checkpoint import check_weights, save_checkpoint
 from .evaluation import evaluate
 from .metrics import flatten, print_table
-from .processes import barrier, rank, reduce
+from .processes import barrier, gather, rank, reduce
 from .rng import preserve_random_state
 from .run_folder import FINAL, register_checkpoint
 from .trainer import Trainer
@@ -58,6 +58,12 @@ def save_periodically(trainer: Trainer) -> None:
         save(trainer, FINAL)
 
 
+def save_missing_final(trainer: Trainer) -> None:
+    """Save `model_final.pth` of a finished run that was killed between its last checkpoint and this file."""
+    if not gather((trainer.folder / FINAL).is_file())[0]:
+        save(trainer, FINAL)
+
+
 def save(trainer: Trainer, name: str = "") -> str:
     """Save a checkpoint of the last finished iteration.
 
@@ -67,9 +73,14 @@ def save(trainer: Trainer, name: str = "") -> str:
 
     Returns:
         The file's name.
+
+    Raises:
+        UserError: if a weight is not finite or larger than `checkpoint.LARGEST`; nothing is saved.
     """
     name = name or f"model_{trainer.iteration:07d}.pth"
     content = trainer.state()
+    for key in ("model", "ema_state"):
+        check_weights(content[key] or {}, f"iteration {trainer.iteration}: {key}")
     if rank() == 0:
         save_checkpoint(trainer.folder / name, content)
         register_checkpoint(trainer.folder, name, trainer.settings.checkpointer.max_to_keep)

@@ -15,32 +15,37 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ..errors import UserError
 from .evaluation import evaluate, load_model
-from .hooks import HOOKS, evaluate_periodically, save
+from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
 from .metrics import RunLog
-from .processes import join, rank
+from .processes import gather, join, rank
 from .rng import pick_seed, seed_all
-from .run_folder import last_checkpoint, load_last, record_run
+from .run_folder import has_run, has_scores, last_checkpoint, load_last, record_run
 from .settings import require, train_settings
 from .trainer import Trainer
 
 __all__ = ["evaluate", "load_model", "train"]
 
 
-def train(cfg: DictConfig, *, resume: bool = False, progress: Console | None = None) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, progress: Console | None = None
+) -> dict[str, Any]:
     """Train `cfg.model`; under torchrun, as one of several processes.
 
     Args:
         cfg: `model, optimizer, lr_multiplier, dataloader.{train,test,evaluator}, train`; not modified.
         resume: continue from the newest checkpoint in `train.output_dir`, with identical results to an uninterrupted
             run; without a checkpoint, start from iteration 0.
+        overwrite: without `resume`, replace an earlier run in `train.output_dir`.
         progress: console for messages; standard error by default.
 
     Returns:
         Scores of the last evaluation, {task: {name: number}}; {} on other processes than the first.
 
     Raises:
-        UserError: for an invalid `train` setting, weights that do not fit, or a loss that is not finite.
+        UserError: for an invalid `train` setting, an earlier run in the folder, weights that do not fit, or a loss that
+            is not finite.
         KeyboardInterrupt: after SIGINT or SIGTERM, once the checkpoint is saved.
     """
     require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
@@ -52,6 +57,12 @@ def train(cfg: DictConfig, *, resume: bool = False, progress: Console | None = N
         console = progress or Console(stderr=True)
         if rank() > 0:
             console = Console(quiet=True, force_terminal=False)
+        # All processes look before the first one writes.
+        if gather(has_run(folder))[0] and not (resume or overwrite):
+            raise UserError(
+                f"{folder}: holds an earlier run. Continue it with --resume, replace it with --overwrite, or choose "
+                "another train.output_dir."
+            )
         newest = last_checkpoint(folder) if resume else None
         content = load_last(newest) if newest else None
         settings.seed = pick_seed(settings.seed, content)
@@ -75,6 +86,10 @@ def train(cfg: DictConfig, *, resume: bool = False, progress: Console | None = N
         stack.enter_context(trainer.interruption)
         if trainer.start >= trainer.max_iter:
             console.print(f"nothing left to train: {trainer.start} of {trainer.max_iter} iterations are done")
+            save_missing_final(trainer)
+            evaluate_periodically(trainer)
+        elif content is not None and not gather(has_scores(folder, trainer.iteration))[0]:
+            # The run was killed during an evaluation, which follows the checkpoint.
             evaluate_periodically(trainer)
         trainer.run(HOOKS, content["random"] if content is not None else None)
         if trainer.interruption.agreed and trainer.iteration + 1 < trainer.max_iter:

@@ -16,13 +16,37 @@ import torch
 from omegaconf import DictConfig
 
 from .. import __version__
-from ..config.saved import write_text
+from ..config.saved import read_yaml, resolve, write_text
 from ..errors import UserError, make_folder
 from ..lazy import save_resolved
 from ..weights.checkpoint import load_checkpoint
 from .processes import world_size
 
 FINAL = "model_final.pth"
+
+
+def has_run(folder: Path) -> bool:
+    """Whether the folder holds checkpoints or metrics of a run."""
+    return any((folder / name).is_file() for name in ("last_checkpoint", "metrics.jsonl", FINAL))
+
+
+def is_run_of(folder: Path, cfg: DictConfig) -> bool:
+    """Whether the folder holds a run with the model and the data of a config."""
+    path = folder / "config.yaml"
+    saved = read_yaml(path) if has_run(folder) and path.is_file() else None
+    if not isinstance(saved, dict):
+        return False
+    return all(saved.get(key) == resolve(cfg.get(key)) for key in ("model", "dataloader"))
+
+
+def has_scores(folder: Path, iteration: int) -> bool:
+    """Whether metrics.jsonl has scores of an iteration, which are named `task/score`."""
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        entry = json.loads(line)
+        if entry["iteration"] == iteration and any("/" in name for name in entry):
+            return True
+    return False
 
 
 def last_checkpoint(folder: Path) -> Path | None:

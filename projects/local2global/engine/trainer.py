@@ -316,10 +316,18 @@ def endless(batches: Iterator[Any]) -> Iterator[Any]:
     """Pass on the batches of a loader.
 
     Raises:
-        UserError: if the loader ends.
+        UserError: if the loader ends, or one of its workers is killed.
     """
     count = 0
-    for batch in batches:
-        count += 1
-        yield batch
+    try:
+        for batch in batches:
+            count += 1
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a data-loading worker was killed after {count} batches, perhaps for lack of memory. Continue with "
+            "--resume, or lower num_workers of dataloader.train."
+        ) from error
     raise UserError(f"dataloader.train ended after {count} batches; it must be endless.")

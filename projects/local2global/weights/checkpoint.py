@@ -26,6 +26,7 @@ from .report import LoadReport
 __all__ = [
     "LoadReport",
     "State",
+    "check_weights",
     "evaluation_state",
     "find_config",
     "load_checkpoint",
@@ -39,6 +40,29 @@ PICKLED = (".pth", ".pt")
 FOREIGN = (".pkl", ".safetensors")
 PLAIN = (str, int, float, bool, type(None))
 
+#: Largest magnitude of a weight in a sound checkpoint; larger weights come from a diverged training.
+LARGEST = 1e6
+
+
+def check_weights(state: Mapping[str, Any], source: str) -> None:
+    """Check that every floating-point tensor is finite and at most `LARGEST` in magnitude.
+
+    Raises:
+        UserError: naming the first tensor that is not.
+    """
+    tensors = {
+        k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and v.numel()
+    }
+    if not tensors:
+        return
+    # One device synchronisation for all tensors.
+    largest = torch.stack([value.detach().abs().amax().double() for value in tensors.values()]).tolist()
+    for name, value in zip(tensors, largest, strict=True):
+        if not value <= LARGEST:
+            raise UserError(
+                f"{source}: {name} has a value of {value:.3g}: training diverged. Lower optimizer.lr."
+            )
+
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: an existing file is replaced only by a complete one.
@@ -48,7 +72,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         content: tensors, strings, numbers, None, and dicts, lists and tuples of them.
 
     Raises:
-        UserError: for another file suffix.
+        UserError: for another file suffix, or if the file cannot be written.
         TypeError: for a value that cannot be loaded without running code.
     """
     path = Path(path)
@@ -63,6 +87,13 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        )
+        raise UserError(
+            f"{path}: cannot be written ({reason}). Earlier checkpoints are unchanged."
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -231,8 +262,8 @@ def load_weights(
         partial: without `strict`, also accept a part of the model that is filled incompletely.
 
     Raises:
-        UserError: if the checkpoint belongs to another model (see `strict`).  Without `strict`, if no tensor fits or
-            a part of the model is filled incompletely, unless `partial`.
+        UserError: if a weight is not finite or too large, or the checkpoint belongs to another model (see `strict`).
+            Without `strict`, if no tensor fits or a part of the model is filled incompletely, unless `partial`.
     """
     read, ours = read_state(state, source), model.state_dict()
     try:
@@ -265,6 +296,7 @@ def load_weights(
         raise UserError(f"{source}: {report.refusal()}")
     if not (strict or partial) and report.half_loaded:
         raise UserError(f"{source}: {report.partial_refusal()}")
+    check_weights({name: theirs[name] for name in fits}, source)
     model.load_state_dict({name: theirs[name] for name in fits}, strict=False)
     return report
 
