@@ -15,7 +15,8 @@ import torch
 from fake_stream import Fake
 from local2global.app import cli
 from local2global.app.batch import predict_batch
-from local2global.app.predict import L2G, Prediction
+from local2global.app.predict import L2G
+from local2global.app.result_folder import Prediction
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
 

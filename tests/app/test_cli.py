@@ -195,7 +195,8 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
     """End to end with a model that only reports progress."""
     from PIL import Image
 
-    from local2global.app.predict import L2G, Prediction
+    from local2global.app.predict import L2G
+    from local2global.app.result_folder import Prediction
 
     calls = []
 

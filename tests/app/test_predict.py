@@ -17,7 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fake_stream import CLASSES, Fake
-from local2global.app.predict import L2G, find_weights, finish, prefetch
+from local2global.app.predict import L2G, find_weights, prefetch
+from local2global.app.result_folder import finish
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved

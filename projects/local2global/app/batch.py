@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Protocol
 
-from .predict import Prediction, Progress
+from .predict import Progress
+from .result_folder import Prediction
 from .video import Source
 
 CONCURRENCY = 3  # videos at a time with --batch: one in the model, one being decoded, one being encoded

@@ -22,7 +22,7 @@ from .score import bundle_results, score_app
 if TYPE_CHECKING:
     from ..data.datasets import VideoRecord
     from .batch import Predict
-    from .predict import Prediction
+    from .result_folder import Prediction
     from .video import Source
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
@@ -231,7 +231,7 @@ def predict(
 ) -> None:
     """Segment and track the objects of videos; write an annotated mp4 and the objects as JSON for each."""
     if finish is not None:
-        from .predict import finish as finish_folder
+        from .result_folder import finish as finish_folder
 
         _report(finish_folder(finish))
         return

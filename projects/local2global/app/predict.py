@@ -10,15 +10,13 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 from __future__ import annotations
 
 import difflib
-import json
-import logging
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -27,17 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import resize_shortest_edge
-from ..errors import UserError, make_folder
+from ..errors import UserError
 from ..lazy import apply_overrides, instantiate, load_resolved
-from ..results.exports.youtube_vis import write_annotations, write_results
 from ..results.instances import VideoPostprocessor, one_behind
-from ..results.record import RecordedTracks, RecordWriter, lock_record
 from ..structures import FramePredictions, FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
 from .draw import draw
-from .output import write_json
-from .video import Source, VideoWriter, finish_video, open_source
+from .result_folder import Prediction, finish, new_folder, open_record
+from .video import Source, VideoWriter, open_source
 
 _PREFETCH = 4  # decoded frames ahead of the model: hides decoding, uses little memory
 _END = object()
@@ -55,35 +51,6 @@ class StreamingModel(Protocol):
 
     def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
         """Yields the predictions of frame t before frame t + 1 is read."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The output of `L2G.predict`.
-
-    Attributes:
-        folder: output folder; it holds `video.mp4`, `annotations.json`, `results.json` and `frames.jsonl`.
-        frames: number of frames.
-        objects: number of reported objects per class.
-        seconds: elapsed time.
-        announced: number of frames declared by the source, or None.
-    """
-
-    folder: Path
-    frames: int
-    objects: Mapping[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    announced: int | None = None
-
-    @property
-    def video(self) -> Path:
-        """The annotated mp4."""
-        return self.folder / "video.mp4"
-
-    @property
-    def tracks(self) -> Path:
-        """The tracks in the form of YouTube-VIS truth."""
-        return self.folder / "annotations.json"
 
 
 class L2G:
@@ -204,8 +171,8 @@ class L2G:
         folder = Path(output_dir) / opened.name
         post = VideoPostprocessor(opened.size, threshold=report.threshold, spill=False)
         with (
-            _new_folder(folder),
-            _record(folder, opened, self.classes) as record,
+            new_folder(folder),
+            open_record(folder, opened, self.classes) as record,
             post,
             VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
             closing(self._results(opened, report, post)) as results,
@@ -306,74 +273,6 @@ def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
     near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"Did you mean '{near[0]}'?" if near else f"The classes are {', '.join(known)}."
     raise UserError(f"no class '{name}'. {hint}")
-
-
-def finish(folder: Path) -> Prediction:
-    """Writes `annotations.json`, `results.json` and `video.mp4` from the record and the partial video in a folder.
-
-    Args:
-        folder: output folder of an interrupted `L2G.predict`.
-
-    Raises:
-        UserError: if the folder holds no record, the record is invalid, or a run still writes to it.
-    """
-    record, about = folder / "frames.jsonl", folder / "stream.json"
-    if not (record.is_file() and about.is_file()):
-        raise UserError(f"{folder}: no frames.jsonl and stream.json of l2g predict in this folder")
-    with lock_record(record):
-        return _finish(folder)
-
-
-def _finish(folder: Path) -> Prediction:
-    content = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    with RecordedTracks(folder / "frames.jsonl") as recorded:
-        write_annotations(folder / "annotations.json", recorded, content["video"], content["categories"])
-        write_results(folder / "results.json", recorded)
-        objects = Counter(names[track.category_id] for track in recorded.tracks.values())
-        length = recorded.length
-    finish_video(folder / "video.mp4")
-    return Prediction(folder, length, dict(objects.most_common()))
-
-
-@contextmanager
-def _record(folder: Path, source: Source, classes: Sequence[Mapping[str, Any]]) -> Iterator[RecordWriter]:
-    """Opens the record of a stream; after an exception, the other files are made of the frames done so far."""
-    height, width = source.size
-    video = {"name": source.name, "width": width, "height": height, "fps": float(source.fps)}
-    content = {
-        "video": {**video, "file_names": source.files},
-        "categories": [dict(entry) for entry in classes],
-    }
-    about = folder / "stream.json"
-    with RecordWriter(folder / "frames.jsonl", classes) as writer:
-        write_json(about, content, "--output")
-        try:
-            yield writer
-        except BaseException as error:
-            if writer.count == 0:
-                about.unlink()
-                raise
-            _finish(folder)
-            done = f"the {writer.count} frames done are in {folder}"
-            if isinstance(error, UserError):
-                raise UserError(f"{error}; {done}") from error
-            logging.getLogger(__name__).warning("l2g: interrupted: %s", done)
-            raise
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[None]:
-    """Creates a folder; after an exception it is removed if empty, and so are the parents created with it."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder, "--output")
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for path in created or [folder]:
-                path.rmdir()
-        raise
 
 
 def default_device() -> str:
