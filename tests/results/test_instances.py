@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import ExitStack
 
@@ -13,7 +12,6 @@ from pycocotools import mask as coco_mask
 
 from local2global.errors import UserError
 from local2global.results.instances import VideoPostprocessor
-from local2global.results.tracks import best_tracks, write_tracks
 from local2global.structures import FramePredictions, Queries
 
 
@@ -158,35 +156,3 @@ def test_predictions_of_two_videos_are_refused():
 def test_an_unknown_aggregate_is_a_user_error():
     with pytest.raises(UserError, match="got 'median'"):
         VideoPostprocessor((16, 24), aggregate="median")
-
-
-CLASSES = [{"id": 5, "name": "cat"}, {"id": 9, "name": "dog"}]
-
-
-def write(path, indices=None):
-    with VideoPostprocessor((16, 24), keep=2) as post:
-        for filled in ([0], []):
-            post.update(frame([[0.7, 0.2]], filled))
-        result = post.result(3)
-        write_tracks(
-            path, result, best_tracks(result, {0}) if indices is None else indices, CLASSES, {"name": "v"}
-        )
-
-
-def test_tracks_are_written_as_youtube_vis_annotations(tmp_path):
-    write(tmp_path / "tracks.json")
-    content = json.loads((tmp_path / "tracks.json").read_text())
-    assert content["videos"] == [{"id": 3, "width": 24, "height": 16, "length": 2, "name": "v"}]
-    (track,) = content["annotations"]
-    assert (track["id"], track["category_id"]) == (0, 5)
-    assert track["score"] == pytest.approx(0.7 / (1 + math.exp(-2)), abs=1e-6)
-    assert coco_mask.area(track["segmentations"][0]) == 16 * 16
-    assert track["segmentations"][1] is None
-
-
-def test_a_failed_write_leaves_the_old_file_unchanged(tmp_path):
-    (tmp_path / "tracks.json").write_text("old")
-    with pytest.raises(IndexError):
-        write(tmp_path / "tracks.json", iter([0, 99]))
-    assert [path.name for path in tmp_path.iterdir()] == ["tracks.json"]
-    assert (tmp_path / "tracks.json").read_text() == "old"

@@ -122,6 +122,14 @@ def test_files_without_objects_are_valid(tmp_path):
     assert json.loads((tmp_path / "annotations.json").read_text())["annotations"] == []
 
 
+def test_a_failed_write_keeps_the_existing_file(record, tmp_path):
+    (tmp_path / "annotations.json").write_text("old")
+    with RecordedTracks(record) as recorded, pytest.raises(KeyError):
+        write_annotations(tmp_path / "annotations.json", recorded, {"name": "no size"}, CLASSES)
+    assert (tmp_path / "annotations.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations.json", "frames.jsonl"]
+
+
 def test_memory_does_not_grow_with_masks(tmp_path):
     """300 frames with 20 noisy masks: their RLEs are several MiB, exporting them holds less than 1 MiB."""
     path = tmp_path / "frames.jsonl"

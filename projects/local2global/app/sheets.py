@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..data.check import Sample
 from ..errors import UserError
+from ..results.files import atomic_path
 from ..structures import Clip, FrameResult
 from .draw import draw
 from .video import VideoWriter
@@ -122,9 +122,8 @@ def write_clips(clips: Sequence[Drawn], path: Path, cell: int | None = None) -> 
         sheet.paste(_GREY, (left, top, left + width, top + height))
         if j < len(rows[i]):
             sheet.paste(rows[i][j], (left, top))
-    temporary = path.with_name(path.name + ".tmp")
-    sheet.save(temporary, "PNG" if suffix == ".png" else "JPEG")
-    os.replace(temporary, path)
+    with atomic_path(path) as partial:
+        sheet.save(partial, "PNG" if suffix == ".png" else "JPEG")
 
 
 def _image(frame: Tensor, cell: int | None) -> Image.Image:

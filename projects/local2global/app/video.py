@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
+from ..results.files import atomic_path
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -326,30 +326,27 @@ def finish_video(path: Path) -> bool:
         path: the mp4, replaced atomically.
 
     Returns:
-        Whether there was a partial file with at least one complete fragment.
+        Whether there was a partial file.
+
+    Raises:
+        UserError: if the partial file holds no complete fragment.
     """
-    partial, temporary = path.with_suffix(".partial.mp4"), path.with_name(path.name + ".tmp")
+    partial = path.with_suffix(".partial.mp4")
     if not partial.is_file():
         return False
+    options = {"movflags": "+faststart"}
     try:
         with (
+            atomic_path(path) as whole,
             av.open(str(partial)) as source,
-            av.open(
-                str(temporary), "w", format="mp4", container_options={"movflags": "+faststart"}
-            ) as target,
+            av.open(str(whole), "w", format="mp4", container_options=options) as target,
         ):
             stream: Any = target.add_stream_from_template(source.streams.video[0])
-            packets = 0
             for packet in source.demux(video=0):
                 if packet.dts is not None:
                     packet.stream = stream
                     target.mux(packet)
-                    packets += 1
-        if packets:
-            os.replace(temporary, path)
     except av.error.FFmpegError as error:
         raise UserError(f"{partial}: this video cannot be read ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     partial.unlink()
-    return packets > 0
+    return True

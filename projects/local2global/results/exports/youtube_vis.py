@@ -6,14 +6,13 @@ Both are written mask by mask.  Frames on which an object was not reported have 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from pycocotools import mask as coco_mask
 
+from ..files import atomic_path
 from ..record import RecordedTrack, RecordedTracks
 
 VIDEO_ID = 1
@@ -21,7 +20,7 @@ VIDEO_ID = 1
 
 def write_results(path: Path, recorded: RecordedTracks) -> None:
     """Writes a list of {video_id, category_id, score, segmentations}, the input of evaluation servers."""
-    with _atomic(path) as file:
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         separator = "["
         for track in recorded.tracks.values():
             head = {
@@ -57,7 +56,7 @@ def write_annotations(
     entry = {**video, "id": VIDEO_ID, "length": length, "file_names": names[:length]}
     size = {"width": video["width"], "height": video["height"], "length": length}
     head = {"videos": [entry], "categories": [dict(category) for category in categories]}
-    with _atomic(path) as file:
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f'{json.dumps(head)[:-1]},\n"annotations": [')
         for count, track in enumerate(recorded.tracks.values()):
             fields = {
@@ -86,15 +85,3 @@ def _write_masks(file: TextIO, recorded: RecordedTracks, track: RecordedTrack) -
         lists["scores"].append(entry and entry["score"])
     file.write("]")
     return lists
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[TextIO]:
-    """Opens a temporary file that replaces `path` when the block ends, and is deleted after an exception."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
