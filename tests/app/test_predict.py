@@ -385,7 +385,9 @@ def test_an_unavailable_device_is_refused(device, problem):
 
 def test_an_output_folder_that_cannot_be_created_is_refused(model, clip, tmp_path):
     (tmp_path / "taken").touch()
-    with pytest.raises(UserError, match=r"cannot be made \(Not a directory\)\. Choose another with --output"):
+    with pytest.raises(
+        UserError, match=r"cannot be created \(Not a directory\)\. Choose another with --output"
+    ):
         model.predict(clip, tmp_path / "taken")
 
 
