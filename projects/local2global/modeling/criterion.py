@@ -302,7 +302,7 @@ class Criterion(nn.Module):
         for s, name in enumerate(outputs):
             # Unmatched pairs add 0.
             where = (rows[:, None], matches[name].indices, labels)
-            target[s].index_put_(where, matches[name].matched, accumulate=True)
+            target[s].index_put_(where, matches[name].matched.to(target.dtype), accumulate=True)
         loss = sigmoid_focal_loss(logits, target).sum(dim=(2, 3)) * batch.scale
         return {"cls": dict(zip(outputs, loss.sum(dim=1), strict=True))}
 
