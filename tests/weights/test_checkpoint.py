@@ -1,5 +1,6 @@
 """Checkpoints: atomic writes, plain content, and reports of what was loaded."""
 
+import argparse
 import pickle
 
 import numpy as np
@@ -86,12 +87,48 @@ def test_safetensors_files_are_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "iteration": 3, "trainer": {}}])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "teacher.", "model.module."]
+)
 def test_a_state_dict_is_loaded_by_itself_or_from_a_trainers_checkpoint(wrap, prefix):
     source, target = model(), model()
     report = load_weights(target, wrap({prefix + name: value for name, value in source.state_dict().items()}))
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
     assert report.summary() == ["0: 2 loaded", "1: 2 loaded"]
+
+
+def test_a_prefix_of_some_names_is_removed_and_other_tensors_are_reported():
+    state = {
+        **{f"module.{name}": value for name, value in model().state_dict().items()},
+        "epoch": torch.tensor(3),
+    }
+    assert load_weights(model(), state).unexpected == ("epoch",)
+
+
+def test_a_model_beside_its_teacher_is_refused_with_both_names():
+    state = {p + name: value for p in ("model.", "teacher.") for name, value in model().state_dict().items()}
+    with pytest.raises(UserError, match=r"8 are unknown: model\.0\.weight, "):
+        load_weights(model(), state)
+
+
+def test_arrays_scalars_and_settings_of_other_trainers_are_loaded(tmp_path):
+    source, target = model(), model()
+    content = {
+        "model": {name: value.numpy() for name, value in source.state_dict().items()},
+        "best": np.float64(3.5),
+        "args": argparse.Namespace(lr=1e-4, sizes=[1, 2]),
+    }
+    torch.save(content, tmp_path / "a.pth")
+    read = load_checkpoint(tmp_path / "a.pth")
+    load_weights(target, read)
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+    assert (read["best"], read["args"]) == (3.5, {"lr": 1e-4, "sizes": [1, 2]})
+
+
+def test_an_unsupported_object_is_named(tmp_path):
+    torch.save({"model": model()}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"it contains torch\.nn\.modules\.container\.Sequential"):
+        load_checkpoint(tmp_path / "a.pth")
 
 
 def test_weights_of_another_model_are_refused_and_the_model_is_unchanged():

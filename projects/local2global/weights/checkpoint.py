@@ -20,7 +20,7 @@ from ..config.saved import read_yaml
 from ..errors import UserError
 from .class_heads import CLASS_HEADS, match_rows, remap_heads, require_all
 from .names import DETREX, Project, Translation, recognise, to_ours, to_theirs
-from .pickles import load_pickle
+from .pickles import load_pickle, load_torch
 from .report import LoadReport
 
 __all__ = [
@@ -114,7 +114,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = _load(path)
     except Exception as error:  # readers fail on damaged bytes with errors of any type
+        unsupported = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
+        reason = f"it contains {unsupported[1]}" if unsupported else reason
         raise UserError(
             f"{path}: damaged, or more than tensors and plain values ({reason}). Download or export it again."
         ) from error
@@ -133,7 +135,7 @@ def _load(path: Path) -> Any:
         return dict(load_file(path))
     if path.suffix == ".pkl":
         return load_pickle(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_torch(path)
 
 
 def find_config(weights_path: str | Path) -> Path:
@@ -225,8 +227,7 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     if not tensors:
         inside = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{source}: no tensors in it, only {inside}.")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = _unwrap(tensors)
     project = recognise(tensors)
     if project is None:
         return State(tensors)
@@ -234,6 +235,19 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     used = {name: value for name, value in tensors.items() if name not in reasons}
     translation = to_ours(used, project.rows, source)
     return State(translation.state, project, translation.unknown, tuple(reasons.items()))
+
+
+def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the prefixes that wrappers add to names; names are unchanged if two would become equal.
+
+    The wrappers are DistributedDataParallel (`module.`), torch.compile (`_orig_mod.`), Lightning (`model.`) and mean
+    teachers (`teacher.`).
+    """
+    bare = {
+        re.sub(r"^((module|model|teacher)\.)+", "", name.replace("_orig_mod.", "")): v
+        for name, v in tensors.items()
+    }
+    return bare if len(bare) == len(tensors) else tensors
 
 
 #: Tensors of pre-training that video training does not use, with the reason.

@@ -9,6 +9,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,14 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
-_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+class _Namespace:
+    """Stand-in for argparse.Namespace, the settings that many trainers save."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.values = dict(state)
+
+
+_NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     **{
         (f"numpy.{core}.{module}", name): maker
         for core in ("core", "_core")
@@ -109,6 +117,10 @@ _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
+    ("argparse", "Namespace"): _Namespace,
+}
+_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+    **_NUMPY,
     ("__builtin__", "bytes"): _nothing,
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
@@ -137,11 +149,28 @@ def load_pickle(path: Path) -> Any:
         return _plain(_Reader(file, encoding="latin1").load())
 
 
+def load_torch(path: Path) -> Any:
+    """Load a file of `torch.save`, with NumPy arrays as tensors and an argparse.Namespace as a dict.
+
+    Raises:
+        pickle.UnpicklingError: if it holds anything but tensors, arrays and plain values.
+    """
+    stand_ins: list[Any] = [(maker, f"{module}.{name}") for (module, name), maker in _NUMPY.items()]
+    # Before version 2.6, torch accepts no stand-ins: files with arrays are then refused.
+    accept: AbstractContextManager[None] = (
+        torch.serialization.safe_globals(stand_ins) if torch.__version__ >= "2.6" else nullcontext()
+    )
+    with accept:
+        return _plain(torch.load(path, map_location="cpu", weights_only=True))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, _Array):
         return value.value
+    if isinstance(value, _Namespace):
+        return _plain(value.values)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
     return value
