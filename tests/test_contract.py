@@ -1,7 +1,7 @@
-"""The contract of detrex's trainer, held without it by a list of what it touches.
+"""The contract of detrex's trainer, tested without detrex against a list of everything that it reads.
 
-Its `instantiate` gives lists as ListConfigs, its loop asks the schedule for where = 1.0, sums every entry of the loss
-dict, and prints scores of exactly two levels.
+Its `instantiate` passes lists as ListConfigs.  Its loop calls the schedule at 1.0, sums all losses, and prints
+scores with exactly two levels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEMO = "demo/l2g_tiny.py"
 
 
 def as_detectron2_builds(cfg):
-    """Calls inside out as ours makes them, but a list in the config arrives as a ListConfig of what was built."""
+    """Instantiate like detectron2: a list of the config is passed as a ListConfig of the built objects."""
     if isinstance(cfg, ListConfig):
         return ListConfig([as_detectron2_builds(each) for each in cfg], flags={"allow_objects": True})
     if not (isinstance(cfg, DictConfig) and "_target_" in cfg):
@@ -55,11 +55,11 @@ def demo():
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_config_has_every_key_that_is_read(name):
+def test_a_config_has_every_key_that_the_trainer_reads(name):
     cfg = load_config(CONFIGS / name, ["train.model_ema.enabled=True"])
     absent = object()
     missing = [key for key in KEYS if OmegaConf.select(cfg, key, default=absent) is absent]
-    # the trainer itself sets it
+    # The trainer sets this key itself.
     assert [key for key in missing if key != "optimizer.params.model"] == []
     assert "model" in cfg.optimizer.params
     for key, names in ARGUMENTS.items():
@@ -68,27 +68,27 @@ def test_a_config_has_every_key_that_is_read(name):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_only_configs_survive_a_load(name):
-    """A class list or preset that a file imports is no key of the config; `data` is where users put their paths."""
+def test_a_loaded_config_holds_only_config_nodes(name):
+    """An imported class list or preset is not a key of the config; `data` holds paths that users set."""
     cfg = load_config(CONFIGS / name)
     assert all(isinstance(cfg[key], (DictConfig, ListConfig)) for key in cfg)
     assert set(cfg) <= {"model", "optimizer", "lr_multiplier", "dataloader", "train", "paper", "data"}
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_the_schedule_answers_at_the_very_end(name):
+def test_the_schedule_is_defined_at_the_end(name):
     schedule = as_detectron2_builds(load_config(CONFIGS / name).lr_multiplier)
     assert all(0 < schedule(where) <= 1 for where in (0.0, 0.5, 1.0))
 
 
-def test_parts_have_what_is_called(demo):
+def test_parts_have_the_attributes_that_the_trainer_calls(demo):
     for key, names in ATTRIBUTES.items():
         part = as_detectron2_builds(OmegaConf.select(demo, key))
         assert [name for name in names if not hasattr(part, name)] == []
 
 
 def test_lists_may_arrive_as_list_configs(demo):
-    """A step of the demo built as detectron2 builds it; nothing of a config is left in what is saved."""
+    """Two steps of the demo built like detectron2; the saved state holds no config object."""
     model = as_detectron2_builds(demo.model).train()
     demo.optimizer.params.model = model
     optimizer = as_detectron2_builds(demo.optimizer)
@@ -124,7 +124,7 @@ def test_scores_have_two_levels(demo, tmp_path):
 
 
 class Events:
-    """A stand-in for detectron2's event storage of a trainer that resumed at iteration 3."""
+    """A fake of detectron2's event storage, of a trainer that resumed at iteration 3."""
 
     iter = 3
 
@@ -134,8 +134,8 @@ def keys_of(loader, count):
     return [next(batches)[0].key[1] for _ in range(count)]
 
 
-def test_a_resumed_trainer_of_detectron2_gets_the_batches_it_is_due(demo, monkeypatch):
-    """It calls no `seek`; its event storage knows the iteration."""
+def test_a_resumed_trainer_of_detectron2_gets_the_batches_of_its_iteration(demo, monkeypatch):
+    """It does not call `seek`; the iteration is read from its event storage."""
     demo.dataloader.train.starts = [0, 4]
     curriculum, plain = (
         as_detectron2_builds(demo.dataloader.train),
@@ -149,4 +149,4 @@ def test_a_resumed_trainer_of_detectron2_gets_the_batches_it_is_due(demo, monkey
     assert keys_of(as_detectron2_builds(demo.dataloader.train), 3) == [3, 4, 5]
     assert keys_of(own_instantiate(demo.dataloader.train.loaders[0]), 2) == [3, 4]
     plain.seek(1)
-    assert keys_of(plain, 2) == [1, 2], "who seeks knows better"
+    assert keys_of(plain, 2) == [1, 2], "seek takes precedence"

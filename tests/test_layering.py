@@ -1,4 +1,4 @@
-"""The house's arrows: who may import whom.  Read from the source, nothing is imported."""
+"""Layering: which rooms of the package may import which.  Imports are parsed from the source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "local2global"
 
 NOUNS = {"structures", "boxes", "randomness", "errors"}
-# What each room may import besides itself and the nouns; a room is a folder or a file of the package.
+# What each room may import besides itself and the nouns.  A room is a folder or a file of the package.
 MAY_IMPORT = {
     **{noun: set() for noun in NOUNS - {"errors"}},
     "errors": set(),
@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "modeling": {"results", "weights"},
     "engine": {"lazy", "config", "weights"},
 }
-# Inside modeling a file may import its own floor and those below.
+# Inside modeling, a file may import files of its own level and of lower levels.
 FLOORS = {
     "ops": 0,
     "ops.bags": 0,
@@ -60,14 +60,14 @@ def absolute_imports(tree: ast.AST) -> Iterator[str]:
 
 
 def resolved(name: str) -> str:
-    """The longest beginning of a dotted name that is a module of the package."""
+    """The longest prefix of a dotted name that is a module of the package."""
     while name not in SOURCES:
         name = name.rpartition(".")[0]
     return name
 
 
 def own_imports(name: str) -> set[str]:
-    """The package's modules that a module imports, inside functions too."""
+    """The modules of the package that a module imports, including imports inside functions."""
     tree, found = TREES[name], set()
     for full in absolute_imports(tree):
         if full.split(".")[0] == "local2global":
@@ -90,14 +90,14 @@ def test_the_source_is_found():
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if room(name) in MAY_IMPORT])
-def test_a_room_imports_only_what_the_design_lets_it(name):
-    """The package's own __init__ (the version) is anybody's."""
-    strangers = {other for other in own_imports(name) if room(other) not in {room(name), "", *NOUNS}}
-    refused = {other for other in strangers if room(other) not in MAY_IMPORT[room(name)]}
+def test_a_room_imports_only_what_the_design_allows(name):
+    """Every room may import the package's __init__, which holds the version."""
+    others = {other for other in own_imports(name) if room(other) not in {room(name), "", *NOUNS}}
+    refused = {other for other in others if room(other) not in MAY_IMPORT[room(name)]}
     assert not refused, f"{name} imports {sorted(refused)}"
 
 
-def test_inside_modeling_nothing_imports_from_a_floor_above():
+def test_inside_modeling_no_file_imports_a_higher_level():
     for name in SOURCES:
         floor = FLOORS.get(name.removeprefix("modeling."))
         if room(name) == "modeling" and floor is not None:
@@ -108,8 +108,8 @@ def test_inside_modeling_nothing_imports_from_a_floor_above():
             assert not above, f"modeling.{name} imports {above}"
 
 
-def test_nobody_imports_the_app():
-    """But the package's front door and `python -m local2global`."""
+def test_no_room_imports_the_app():
+    """Except for the package's __init__ and `python -m local2global`."""
     assert not [
         name
         for name in SOURCES
@@ -119,7 +119,7 @@ def test_nobody_imports_the_app():
     ]
 
 
-def test_no_module_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
@@ -133,7 +133,7 @@ def test_no_module_imports_itself_by_way_of_others():
         visit(name, ())
 
 
-def test_only_the_seam_imports_detectron2_or_detrex():
+def test_only_lazy_imports_detectron2_or_detrex():
     files = {path: TREES[name] for name, path in SOURCES.items() if name != "lazy"}
     for path in sorted((ROOT / "configs").rglob("*.py")):
         if path.relative_to(ROOT / "configs").parts[0] != "detrex":
@@ -147,7 +147,7 @@ def test_only_the_seam_imports_detectron2_or_detrex():
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if room(name) not in MAY_NAME_DEVICES])
 def test_devices_come_from_tensors(name):
-    """No `.cuda()` and no "cuda" in what a model, its data and its scores are made of."""
+    """Models, data and scores neither call `.cuda()` nor name a device."""
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             assert node.func.attr != "cuda", f"{name}:{node.lineno} calls .cuda()"
@@ -156,5 +156,5 @@ def test_devices_come_from_tensors(name):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_every_module_says_what_it_is(name):
+def test_every_module_has_a_docstring(name):
     assert ast.get_docstring(TREES[name]), f"{SOURCES[name].name} has no docstring"
