@@ -149,7 +149,8 @@ def main() -> int:
     for section in select(options.sections, device):
         new = measure(section, bench, options.against)
         rows += new
-        console.print(table(new, "other" if options.against else "peer"))
+        if new:
+            console.print(table(new, "other" if options.against else "peer"))
         if options.json:  # after every section: an interrupted run keeps its rows
             write(options.json, environment(device), rows)
     differing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]
