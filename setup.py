@@ -25,7 +25,6 @@ setup(
         "hydra-core>=1.3",
         "PyYAML",
         "fvcore",
-        "transformers>=5",
         "pycocotools",
         "av",
         "Pillow",
@@ -35,8 +34,9 @@ setup(
         "safetensors",
     ],
     extras_require={
+        "swin": ["transformers>=5"],
         "metrics": ["trackeval"],
-        "test": ["pytest"],
+        "test": ["pytest", "transformers>=5"],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["l2g = local2global.app.cli:main"]},

@@ -1,4 +1,4 @@
-"""Small models and clips for the tests of the model: built by hand, stirred so that no weight is idle."""
+"""Small models and clips for tests; noise is added to the weights so that none is zero."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = [{"id": 10 * (k + 1), "name": f"class {k}"} for k in range(3)]
 
 
 class ToyBackbone(nn.Module):
-    """Patches, halved three times: no pixel sees another patch's."""
+    """Non-overlapping patches, downsampled three times: no patch sees another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class ToyBackbone(nn.Module):
 
 
 def stir(module, scale=0.15, seed=1):
-    """Noise on every parameter, so that zero-initialised ones do something too."""
+    """Add noise to every parameter, so that zero-initialised ones have an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -64,7 +64,7 @@ def toy_backbone():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Builds a Local2Global of width 32: 2 encoder layers, 2 decoder layers, 6 queries, 3 classes."""
+    """Factory of a Local2Global of width 32: 2 encoder layers, 2 decoder layers, 6 queries, 3 classes."""
 
     def build(
         aligner=True,
@@ -107,7 +107,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def make_clip():
-    """Builds a clip of moving rectangles; `visible` is (M, T)."""
+    """Factory of clips of moving rectangles; `visible` is (M, T)."""
 
     def build(visible=((1, 1, 1), (1, 0, 1)), size=(64, 96), labels=None, key=(0, 0, 0), seed=0):
         seen = torch.as_tensor(visible, dtype=torch.bool)

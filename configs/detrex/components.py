@@ -1,7 +1,7 @@
-"""detrex's own ResNet, MaskDINOEncoder and decoder layers behind our interfaces.
+"""detrex's ResNet, MaskDINOEncoder and decoder layers behind this package's interfaces.
 
-They take the arguments of our `PixelEncoder` and `Decoder`, and have the same names on disk: weights of one model are
-weights of the other.  Needs detectron2 and detrex, with its `projects`, on the path; on a GPU its compiled operators.
+They have the arguments of `PixelEncoder` and `Decoder` and their parameter names on disk, so weights can be exchanged.
+Needs detectron2 and detrex, with its `projects`, on the path, and on a GPU their compiled operators.
 """
 
 import re
@@ -30,7 +30,7 @@ except ImportError as error:
 
 
 def use_detrex(model):
-    """Exchange the parts of `configs/common/models/l2g_r50.py`, in place, for detrex's."""
+    """Replace the parts of `configs/common/models/l2g_r50.py` by detrex's, in place."""
     model.segmenter.backbone = L(ResNet)(
         stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
         stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=False, norm="FrozenBN"),
@@ -44,7 +44,7 @@ def use_detrex(model):
 class DetrexEncoder(MaskDINOEncoder):
     """detrex's pixel encoder as a `PixelEncoder`.
 
-    `forward_features` is its own and masks no padding; `forward` runs the same modules with padding masked.
+    `forward_features` is detrex's and does not mask padding; `forward` runs the same modules with padding masked.
     """
 
     def __init__(
@@ -71,10 +71,7 @@ class DetrexEncoder(MaskDINOEncoder):
         _rename_on_disk(self, PIXEL_DECODER)
 
     def forward(self, maps, valid):
-        """The (B, C, height, width) maps of B frames, unpadded by (B, 2) shares of their size, to `FrameFeatures`.
-
-        Without shares nothing is padded; detrex's own layers want their masks all the same.
-        """
+        """As `PixelEncoder.forward`; detrex's layers need masks even if no frame is padded."""
         maps = {name: x.float() for name, x in maps.items()}
         some = next(iter(maps.values()))
         with torch.autocast(some.device.type, enabled=False):
@@ -92,7 +89,7 @@ class DetrexEncoder(MaskDINOEncoder):
             for x, mask, embed in zip(sources, padding, self.transformer.level_embed, strict=True)
         ]
         padding = [mask.flatten(1) for mask in padding]
-        whole = valid.new_ones(len(valid), len(shapes), 2)  # references count padding, as samples do
+        whole = valid.new_ones(len(valid), len(shapes), 2)  # references are in [0, 1] of the padded map
         tokens = self.transformer.encoder(
             _flatten(sources),
             *_layout(shapes, valid.device),
@@ -141,7 +138,7 @@ class DetrexDecoderLayer(DeformableTransformerDecoderLayer):
                 nn.init.xavier_uniform_(parameter)
         _rename_on_disk(self, DECODER, inside="layers.0.")
 
-    def forward(self, x, pos, references, memory, shapes, padding, barred=None):
+    def forward(self, x, pos, references, memory, shapes, padding, attn_mask=None):
         """(B, N, C) queries at (B, N, L, 4) references to (B, N, C)."""
         spatial_shapes, starts = _layout(shapes, x.device)
         out = super().forward(
@@ -152,13 +149,13 @@ class DetrexDecoderLayer(DeformableTransformerDecoderLayer):
             memory_key_padding_mask=padding,
             memory_level_start_index=starts,
             memory_spatial_shapes=spatial_shapes,
-            self_attn_mask=barred,
+            self_attn_mask=attn_mask,
         )
         return out.transpose(0, 1)
 
 
 class DetrexDecoder(Decoder):
-    """Our decoder round detrex's layers; detrex's own gives only normed outputs, the raw ones cross frames."""
+    """Our decoder with detrex's layers; detrex's decoder does not return the raw outputs that pass between frames."""
 
     def __init__(self, dim, num_heads, num_layers, dim_feedforward, num_levels, num_points=4):
         super().__init__(dim, num_heads, 0, dim_feedforward, num_levels, num_points)
@@ -171,14 +168,17 @@ def _flatten(maps):
 
 
 def _layout(shapes, device):
-    """(L, 2) heights and widths of the levels, and (L,) where each begins."""
+    """(L, 2) heights and widths of the levels, and (L,) index of their first tokens."""
     sizes = torch.tensor(shapes, device=device)
     ends = sizes.prod(1).cumsum(0)
     return sizes, torch.cat((ends.new_zeros(1), ends[:-1]))
 
 
 def _rename_on_disk(module, rows, inside=""):
-    """Save and load a module's tensors under our names; the rows are of what holds it, where it is `inside`."""
+    """Save and load a module's tensors under our names.
+
+    `rows` rename the tensors of a parent, in which the module's names begin with `inside`.
+    """
     names = {theirs: rename(inside + theirs, rows).removeprefix(inside) for theirs in module.state_dict()}
 
     def saved(_, state, prefix, __):

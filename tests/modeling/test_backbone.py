@@ -1,4 +1,4 @@
-"""The backbone: detectron2's names on disk, frozen norms, maps of the right strides."""
+"""The backbone: detectron2's names on disk, frozen norms, strides of the maps."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_maps_have_strides_4_to_32(small):
 
 
 def test_names_and_shapes_on_disk_are_detectron2s(shared):
-    """R50 against the parameter list of detrex's MaskDINO; equal blocks are counted together there."""
+    """R50 against the parameter list of detrex's MaskDINO, in which equal blocks are one line with a count."""
     path = shared / "facts" / "detrex_maskdino_r50_c80_collapsed.txt"
     if not path.is_file():
         pytest.skip(f"no list of MaskDINO's parameters at {path}")
@@ -52,7 +52,7 @@ def test_names_and_shapes_on_disk_are_detectron2s(shared):
     assert ours == theirs
 
 
-def test_what_is_saved_is_loaded(small, tmp_path):
+def test_saved_weights_load_again(small, tmp_path):
     torch.save(small.state_dict(), tmp_path / "a.pth")
     torch.manual_seed(1)
     other = ResNet(**SMALL)
@@ -65,7 +65,7 @@ def test_what_is_saved_is_loaded(small, tmp_path):
     assert not torch.equal(before, other(torch.ones(1, 3, 64, 64))["res5"])
 
 
-def test_names_survive_a_prefix_and_a_missing_key_is_reported(small):
+def test_names_work_with_a_prefix_and_a_missing_key_is_reported(small):
     model = nn.ModuleDict({"backbone": ResNet(**SMALL)})
     state = {f"backbone.{name}": value for name, value in small.state_dict().items()}
     assert set(model.state_dict()) == set(state)
@@ -76,7 +76,7 @@ def test_names_survive_a_prefix_and_a_missing_key_is_reported(small):
     assert report.unexpected_keys == ["backbone.fc.weight"]
 
 
-def test_loading_leaves_the_callers_dict_alone(small):
+def test_loading_does_not_change_the_state_dict(small):
     state = small.state_dict()
     names = set(state)
     ResNet(**SMALL).load_state_dict(state)
@@ -92,7 +92,7 @@ def test_norms_are_frozen_buffers_and_the_stem_does_not_train(small):
     assert all(p.grad is not None for p in small.parameters() if p.requires_grad)
 
 
-def test_a_frozen_norm_is_batch_norms_evaluation():
+def test_frozen_batch_norm_equals_batch_norm_in_evaluation():
     theirs, ours = nn.BatchNorm2d(5).eval(), FrozenBatchNorm(5)
     for name in ("weight", "bias", "running_mean"):
         getattr(theirs, name).data.normal_()
@@ -103,7 +103,7 @@ def test_a_frozen_norm_is_batch_norms_evaluation():
     assert not list(ours.parameters())
 
 
-def test_a_fresh_frozen_norm_changes_nothing():
+def test_frozen_batch_norm_is_the_identity_at_initialisation():
     x = torch.randn(2, 5, 3, 4)
     torch.testing.assert_close(FrozenBatchNorm(5)(x), x)
 
@@ -118,7 +118,7 @@ def test_strides_are_in_the_3x3_convolutions(small):
     assert set(strides) == expected
 
 
-def test_a_backbone_from_scratch_trains_whole():
+def test_a_backbone_with_group_norm_trains_every_parameter():
     network = ResNet((1, 1, 1, 1), (16, 16, 32, 32), 8, "basic", GroupNorms(), freeze_stem=False)
     network(torch.randn(1, 3, 64, 64))["res5"].sum().backward()
     assert all(p.grad is not None for p in network.parameters())
@@ -126,7 +126,7 @@ def test_a_backbone_from_scratch_trains_whole():
 
 
 def test_nothing_is_downloaded(monkeypatch):
-    """Two constructions differ: weights are drawn, never fetched."""
+    """Two constructions differ: weights are random, not downloaded."""
     import socket
 
     def refuse(*_):

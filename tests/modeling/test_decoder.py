@@ -1,4 +1,4 @@
-"""D of Eq. (1): which box starts a layer, which box it predicts, what has gradients."""
+"""The decoder D of Eq. (1): references, predicted boxes and gradients."""
 
 import dataclasses
 
@@ -16,14 +16,14 @@ def decoder(stirred):
 
 
 @pytest.fixture
-def given(features_of):
+def inputs(features_of):
     return torch.randn(2, 6, 32), torch.rand(2, 6, 4), features_of(valid=((1.0, 1.0), (0.5, 0.75)))
 
 
-def test_a_decoder_is_its_layers_written_out(decoder, given):
-    """Every layer starts at the box that the raw output of the last one moved; positions are MLP(PE(box))."""
-    queries, boxes, features = given
-    output = decoder(*given)
+def test_layers_are_applied_as_in_the_formulas(decoder, inputs):
+    """A layer's reference is the box refined by the previous raw output; positions are MLP(PE(box))."""
+    queries, boxes, features = inputs
+    output = decoder(*inputs)
     x, start = queries, boxes
     for i, layer in enumerate(decoder.layers):
         torch.testing.assert_close(output.references[i], start)
@@ -39,26 +39,26 @@ def test_a_decoder_is_its_layers_written_out(decoder, given):
         start = (decoder.bbox_embed(x) + inverse_sigmoid(start)).sigmoid()
 
 
-def test_the_next_reference_is_not_the_predicted_box(decoder, given):
-    """Predicted from the normed query, started from the raw one: MaskDINO's, and up to .05 apart."""
-    output = decoder(*given)
+def test_next_reference_differs_from_the_predicted_box(decoder, inputs):
+    """Boxes are predicted from the normed query, references from the raw one, as in MaskDINO; up to .05 apart."""
+    output = decoder(*inputs)
     predicted = decoder.refine(output.hidden[0], output.references[0])
     assert (predicted - output.references[1]).abs().max() > 1e-3
 
 
-def test_a_new_decoder_leaves_boxes_where_they_are(given):
+def test_boxes_do_not_move_at_initialisation(inputs):
     decoder = Decoder(32, 2, 2, 48, 3)
-    boxes = given[1].clamp(0.01, 0.99)
-    output = decoder(given[0], boxes, given[2])
+    boxes = inputs[1].clamp(0.01, 0.99)
+    output = decoder(inputs[0], boxes, inputs[2])
     torch.testing.assert_close(output.references[1], boxes)
 
 
-def test_boxes_carry_no_gradient_from_layer_to_layer(decoder, given):
-    """The last layer's output depends on the box head only through references, which are detached.
+def test_references_are_detached_between_layers(decoder, inputs):
+    """The last layer's output depends on the box head through references only.
 
-    The boxes of the first layer are the caller's, who decides.
+    The boxes passed by the caller are not detached.
     """
-    queries, boxes, features = given
+    queries, boxes, features = inputs
     boxes.requires_grad_()
     output = decoder(queries, boxes, features)
     output.raw[-1].square().sum().backward()
@@ -67,8 +67,8 @@ def test_boxes_carry_no_gradient_from_layer_to_layer(decoder, given):
     assert decoder.ref_point_head.layers[0].weight.grad.any()
 
 
-def test_boxes_stay_in_full_precision(decoder, given):
-    queries, boxes, features = given
+def test_boxes_are_float32_under_autocast(decoder, inputs):
+    queries, boxes, features = inputs
     with torch.autocast("cpu", torch.bfloat16):
         embedded = decoder.embed_boxes(boxes)
         refined = decoder.refine(queries.bfloat16(), boxes)
@@ -79,8 +79,8 @@ def test_boxes_stay_in_full_precision(decoder, given):
     assert {r.dtype for r in output.references} == {torch.float32}
 
 
-def test_boxes_on_the_border_stay_finite(decoder, given):
-    queries, _, features = given
+def test_boxes_on_the_border_give_finite_outputs(decoder, inputs):
+    queries, _, features = inputs
     boxes = torch.tensor(
         [[0.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0.5, 0.5, 1, 1], [0, 1, 0, 1], [0.5, 0, 1, 0]]
     )
@@ -89,15 +89,15 @@ def test_boxes_on_the_border_stay_finite(decoder, given):
     assert output.raw[-1].isfinite().all()
 
 
-def test_query_i_stays_query_i(decoder, given):
-    queries, boxes, features = given
+def test_permuted_queries_give_permuted_outputs(decoder, inputs):
+    queries, boxes, features = inputs
     order = torch.randperm(6)
     permuted = decoder(queries[:, order], boxes[:, order], features)
-    torch.testing.assert_close(permuted.raw[-1], decoder(*given).raw[-1][:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(permuted.raw[-1], decoder(*inputs).raw[-1][:, order], atol=1e-5, rtol=1e-5)
 
 
-def test_noise_in_padded_tokens_changes_nothing(decoder, given):
-    queries, boxes, features = given
+def test_noise_in_padded_tokens_does_not_change_the_output(decoder, inputs):
+    queries, boxes, features = inputs
     noisy = features.memory + 100 * torch.randn_like(features.memory) * features.padding[..., None]
     output = decoder(queries, boxes, dataclasses.replace(features, memory=noisy))
-    torch.testing.assert_close(output.raw[-1], decoder(*given).raw[-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.raw[-1], decoder(*inputs).raw[-1], atol=1e-5, rtol=0)

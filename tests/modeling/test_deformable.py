@@ -59,13 +59,13 @@ def test_equals_grid_sample_forward_and_backward(attention, coordinates, padded)
         torch.testing.assert_close(a, b, atol=1e-5 * max(1, b.abs().max().item()), rtol=0)
 
 
-def test_a_point_far_outside_reads_nothing(attention):
+def test_points_far_outside_read_zero(attention):
     query, _, value = inputs(2)
     out = attention(query, torch.full((2, 6, 3, 2), 1e6), value, SHAPES)
     torch.testing.assert_close(out, attention.output_proj.bias.expand(2, 6, 8))
 
 
-def test_a_point_at_a_pixels_centre_reads_that_pixel():
+def test_a_point_at_a_pixel_centre_reads_that_pixel():
     """Level 0 is 2 x 3; (x, y) = (2.5 / 3, 1.5 / 2) is row 1, column 2: token 5."""
     values = torch.arange(6.0).view(1, 6, 1, 1)
     x, y = torch.full((1, 1, 1, 1, 1), 2.5 / 3), torch.full((1, 1, 1, 1, 1), 1.5 / 2)
@@ -74,13 +74,13 @@ def test_a_point_at_a_pixels_centre_reads_that_pixel():
     )
 
 
-def test_the_corner_of_the_map_is_a_quarter_of_its_pixel():
+def test_the_corner_of_a_map_reads_a_quarter_of_its_pixel():
     values = torch.tensor([8.0, 1, 1, 1, 1, 1]).view(1, 6, 1, 1)
     corner = torch.zeros(1, 1, 1, 1, 1)
     assert deformable_sample(values, [(2, 3)], corner, corner, torch.ones_like(corner)).item() == 2.0
 
 
-def test_noise_at_padded_tokens_is_not_read(attention):
+def test_padded_tokens_are_not_read(attention):
     padding = torch.rand(2, TOKENS) < 0.4
     query, references, value = inputs(4)
     noisy = value + padding[..., None] * 1e4
@@ -90,8 +90,8 @@ def test_noise_at_padded_tokens_is_not_read(attention):
     )
 
 
-def test_level_i_reads_level_is_tokens():
-    """Weight on one level only: other levels' tokens may be anything."""
+def test_a_level_reads_its_own_tokens_only():
+    """With weights on one level only, tokens of other levels have no effect."""
     values = torch.randn(1, TOKENS, 1, 2)
     x, y = torch.rand(1, 4, 1, 3, 2), torch.rand(1, 4, 1, 3, 2)
     weights = torch.zeros(1, 4, 1, 3, 2)
@@ -104,7 +104,7 @@ def test_level_i_reads_level_is_tokens():
     )
 
 
-def test_gradcheck_of_sampling():
+def test_gradcheck_in_float64():
     generator = torch.Generator().manual_seed(3)
     shapes = [(3, 4), (1, 4)]
 
@@ -120,7 +120,7 @@ def test_gradcheck_of_sampling():
 
 
 @pytest.mark.parametrize("frozen", ["values", "places"])
-def test_only_the_gradients_that_are_asked_for(frozen):
+def test_only_required_gradients_are_computed(frozen):
     values, weights = torch.randn(1, TOKENS, 1, 2), torch.rand(1, 3, 1, 3, 2)
     x, y = torch.rand(1, 3, 1, 3, 2), torch.rand(1, 3, 1, 3, 2)
     asked = [x, y, weights] if frozen == "values" else [values]
@@ -134,8 +134,8 @@ def test_only_the_gradients_that_are_asked_for(frozen):
 
 
 @pytest.mark.parametrize("side", [(3, 4), (1, 4), (3, 1), (1, 1)])
-def test_at_pixel_centres_and_beyond_every_edge_the_gradient_is_grid_samples(side):
-    """Where a share has a kink: a model's first step looks exactly there."""
+def test_gradients_at_pixel_centres_and_beyond_edges_equal_grid_samples(side):
+    """Bilinear weights have a kink there, and a new model samples exactly there."""
     height, width = side
     y, x = torch.meshgrid(
         (torch.arange(-3, 2 * height + 5) / 2 + 0.5) / height,
@@ -158,8 +158,8 @@ def test_at_pixel_centres_and_beyond_every_edge_the_gradient_is_grid_samples(sid
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_many_queries_are_what_one_by_one_they_are(monkeypatch):
-    """Without gradients a CPU takes some at a time."""
+def test_chunks_of_queries_give_the_same_sum(monkeypatch):
+    """Without gradients, a CPU computes the queries in chunks."""
     monkeypatch.setattr(bags, "CHUNK", 3)
     values, weights = torch.randn(2, TOKENS, 2, 4), torch.rand(2, 7, 2, 3, 2)
     x, y = torch.rand(2, 7, 2, 3, 2), torch.rand(2, 7, 2, 3, 2)
@@ -170,13 +170,13 @@ def test_many_queries_are_what_one_by_one_they_are(monkeypatch):
         )
 
 
-def test_a_place_that_is_not_a_number_reads_no_strange_memory():
+def test_nan_locations_give_nan_and_read_no_memory_outside_the_table():
     values, place = torch.ones(1, 6, 1, 1), torch.full((1, 1, 1, 1, 1), torch.nan)
     assert deformable_sample(values, [(2, 3)], place, place, torch.ones_like(place)).isnan().all()
 
 
-def test_bfloat16_looks_at_the_very_same_places(attention, monkeypatch):
-    """Locations and attention weights stay float32 under autocast; only what is read there is rounded."""
+def test_locations_are_float32_under_autocast(attention, monkeypatch):
+    """Locations and attention weights are float32 under autocast; only the values are rounded."""
     seen = []
 
     def spy(values, shapes, x, y, weights):
@@ -198,7 +198,7 @@ def test_bfloat16_looks_at_the_very_same_places(attention, monkeypatch):
     assert all(p.grad.isfinite().all() for p in attention.parameters())
 
 
-def test_heads_start_by_looking_in_all_directions():
+def test_initial_offsets_point_in_all_directions():
     """Point p of head h of 4 starts p + 1 pixels away: right, down, left, up."""
     module = DeformableAttention(8, 4, 2, 3)
     bias = module.sampling_offsets.bias.detach().view(4, 2, 3, 2)
@@ -209,6 +209,6 @@ def test_heads_start_by_looking_in_all_directions():
     assert not module.attention_weights.weight.any()
 
 
-def test_a_width_that_heads_cannot_share_is_refused():
+def test_a_width_not_divisible_by_the_heads_raises():
     with pytest.raises(ValueError, match="10 is not divisible by num_heads 4"):
         DeformableAttention(10, 4)

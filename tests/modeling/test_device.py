@@ -1,7 +1,7 @@
-"""What a GPU asks of a step, held where there is none: on which device things lie, and who waits for whom.
+"""Device placement and device synchronisations, tested without a GPU.
 
-Meta tensors stand for a GPU's.  They have a device of their own and no values, so whoever asks for one is seen; what
-the trainer does ask for is answered with zeros, and noted.
+Meta tensors stand for GPU tensors: they have their own device and no values, so every read of a value is detected.
+Copies to the host return zeros and are recorded.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ CHANNELS = [16, 16, 32, 32]
 
 
 class Watch(TorchDispatchMode):
-    """Notes in `asked` what the host asks the device for, in `sent` what it gives it; fails where devices meet."""
+    """Records shapes copied to the host in `asked` and to the device in `sent`; fails on tensors of two devices."""
 
     def __init__(self):
         super().__init__()
@@ -35,9 +35,7 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
         given = [one for one in tree_leaves((args, kwargs)) if torch.is_tensor(one)]
-        if (
-            name == "rand" and "generator" in kwargs
-        ):  # there is no generator of meta's: one of a CPU stands for it
+        if name == "rand" and "generator" in kwargs:  # meta has no generator: a CPU generator stands for it
             return torch.empty(args[0], device="meta")
         if not any(one.is_meta for one in given):
             out = function(*args, **kwargs)
@@ -68,10 +66,10 @@ def model(tiny):
 
 
 @torch.no_grad()
-def test_a_streams_step_asks_the_device_for_nothing(model, make_clip):
-    """Sizes go to the device, which nobody waits for; that is all that passes."""
+def test_a_stream_step_copies_nothing_to_the_host(model, make_clip):
+    """Only frames and constants of at most 8 numbers are copied to the device."""
     frames = make_clip([[1, 1, 1]], size=(60, 90)).frames
-    list(model.eval().stream(frames[:1]))  # what is sent once for every size
+    list(model.eval().stream(frames[:1]))  # constants that are cached per size
     with Watch() as watch:
         assert all(found.masks.is_meta for found in model.stream(frames))
     assert not watch.asked
@@ -80,15 +78,15 @@ def test_a_streams_step_asks_the_device_for_nothing(model, make_clip):
 
 
 @pytest.mark.parametrize("name", ["demo/l2g_tiny.py", "ytvis2021/l2g_r50.py"])
-def test_a_config_lies_on_one_device(root, name):
+def test_a_model_of_a_config_is_on_one_device(root, name):
     model = instantiate(load_config(str(root / "configs" / name)).model).to("meta").eval()
     with torch.no_grad(), Watch() as watch:
         list(model.stream([torch.zeros(3, 128, 160, dtype=torch.uint8)] * 2))
     assert not watch.asked
 
 
-def test_a_training_step_waits_for_the_device_twice(root, make_clip, tmp_path):
-    """For the matching costs, which the assignment is made of, and for whether the numbers are finite."""
+def test_a_training_step_synchronises_twice(root, make_clip, tmp_path):
+    """For the matching costs, and for whether losses and gradients are finite."""
     config = load_config(str(root / "configs/demo/l2g_tiny.py"), [f"train.output_dir={tmp_path}"])
     train_settings(config)
     trainer = Trainer(config, torch.device("meta"), Console(quiet=True))

@@ -24,7 +24,7 @@ def encoder(stirred):
     return stirred(PixelEncoder(CHANNELS, 16, 2, 2, 24, 4, groups=4), 0.1)
 
 
-def test_the_decoder_reads_the_coarsest_level_first(encoder):
+def test_features_have_the_coarsest_level_first(encoder):
     features = encoder(maps(), torch.ones(1, 2))
     assert features.shapes == ((1, 2), (2, 3), (4, 6), (8, 12))
     assert features.memory.shape == (1, 2 + 6 + 24 + 96, 16)
@@ -35,7 +35,7 @@ def test_the_decoder_reads_the_coarsest_level_first(encoder):
 
 
 def test_without_layers_tokens_are_the_projected_maps():
-    """No attention: the tokens of each level are its projection, row by row."""
+    """Without attention, the tokens of a level are its projected map, row by row."""
     encoder = PixelEncoder(CHANNELS, 16, 2, 0, 24, 4, groups=4)
     inputs = maps()
     features = encoder(inputs, torch.ones(1, 2))
@@ -47,7 +47,7 @@ def test_without_layers_tokens_are_the_projected_maps():
 
 
 def test_levels_of_equal_size_keep_their_order():
-    """A 32-pixel frame: res5 and the level below it are one token each; the stride-64 one still comes first."""
+    """In a 32-pixel frame, res5 and the stride-64 level have one token each; the stride-64 level comes first."""
     encoder = PixelEncoder(CHANNELS, 16, 2, 0, 24, 4, groups=4)
     inputs = maps(size=(32, 32))
     features = encoder(inputs, torch.ones(1, 2))
@@ -55,7 +55,7 @@ def test_levels_of_equal_size_keep_their_order():
     torch.testing.assert_close(features.memory[:, 0], encoder.input_proj[3](inputs["res5"])[..., 0, 0])
 
 
-def test_checkpointing_changes_no_gradient(encoder):
+def test_checkpointing_does_not_change_gradients(encoder):
     inputs, gradients = maps(), []
     for encoder.checkpointing in (False, True):
         features = encoder(inputs, torch.ones(1, 2))
@@ -72,7 +72,7 @@ def test_every_parameter_trains(encoder):
     assert not [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
 
 
-def test_a_token_is_padding_when_the_frame_does_not_touch_it(encoder):
+def test_tokens_that_lie_wholly_outside_the_frame_are_padding(encoder):
     """A frame of 48 x 40 pixels in 96 x 64: at stride 32, columns 0..1 and rows 0..1; at stride 16, 0..2 and 0..2."""
     features = encoder(maps(), torch.tensor([[48 / 96, 40 / 64]]))
     padding = [
@@ -86,7 +86,7 @@ def test_a_token_is_padding_when_the_frame_does_not_touch_it(encoder):
     assert features.extent.tolist() == [[12, 10]]
 
 
-def test_no_width_of_a_frame_adds_a_column_of_padding(tiny):
+def test_extent_is_exact_for_every_frame_width(tiny):
     """Float rounding must not turn 28 mask pixels of a 112-pixel frame in a 416-pixel batch into 28.000002."""
     encoder = PixelEncoder({"res2": 1, "res3": 1, "res4": 1, "res5": 1}, 4, 1, 0, 4, 3, groups=1)
     wrong = []
@@ -111,8 +111,8 @@ def test_no_width_of_a_frame_adds_a_column_of_padding(tiny):
     assert not wrong
 
 
-def test_noise_in_padded_tokens_changes_nothing_behind_group_norm(encoder, monkeypatch):
-    """The padded part of every map that leaves the projection is noise: tokens inside stay what they were."""
+def test_noise_in_padding_after_group_norm_does_not_change_tokens(encoder, monkeypatch):
+    """The padded part of every projected map is replaced by noise; tokens inside the frame do not change."""
     inputs, valid = maps(), torch.tensor([[0.5, 0.5]])
     project = PixelEncoder.project
     clean = encoder(inputs, valid)
@@ -134,7 +134,7 @@ def test_noise_in_padded_tokens_changes_nothing_behind_group_norm(encoder, monke
 
 
 def test_grid_positions_by_hand():
-    """Four features: sin and cos of y, then of x; the last pixel of the frame is one whole turn."""
+    """Four features: sin and cos of y, then of x; the last pixel of the frame is at 2 pi."""
     embed = grid_sine_embedding(torch.tensor([[2.0, 1.0]]), 1, 4, 4)[0]
     turn = 2 * math.pi
     expected = [
@@ -149,7 +149,7 @@ def test_grid_positions_do_not_depend_on_padding():
     torch.testing.assert_close(padded[:, :3, :5], alone)
 
 
-def test_features_the_backbone_lacks_are_named():
+def test_unknown_features_are_named_in_the_error():
     with pytest.raises(ValueError, match="res9"):
         PixelEncoder(CHANNELS, 16, features=("res3", "res9"))
 

@@ -1,4 +1,4 @@
-"""The whole model, small: sizes, gradients, padding, streams, precision."""
+"""The whole model at a small size: parameter counts, gradients, padding, streams, precision."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def total(losses):
 
 @pytest.fixture(scope="module")
 def paper(root):
-    """The paper's model for the 40 classes of YouTube-VIS, without memory."""
+    """The paper's model for the 40 classes of YouTube-VIS, on the meta device."""
     config = load_config(str(root / "configs/common/models/l2g_r50.py"))
     config.model.classes = [{"id": i + 1, "name": str(i)} for i in range(40)]
     with torch.device("meta"):
@@ -65,7 +65,7 @@ def test_sizes_are_the_papers(paper):
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("length", [1, 3])
 def test_every_trainable_parameter_has_a_gradient_after_one_step(tiny, make_clip, name, length):
-    """DistributedDataParallel's default depends on it."""
+    """DistributedDataParallel requires it by default."""
     if name == "bypass" and length == 1:
         pytest.skip("a bypassed aligner has nothing to do in clips of one frame")
     model = tiny(**VARIANTS[name]()).train()
@@ -88,34 +88,34 @@ def test_without_an_aligner_there_is_no_l_pos(tiny):
     assert not [name for name in model.state_dict() if "local_positions" in name or "aligner" in name]
 
 
-def test_only_what_is_named_trains(tiny):
+def test_only_parameters_named_by_trainable_are_trained(tiny):
     model = tiny(first_frame=Learned(6, 32), trainable=PRETRAINING)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     expected = {n for n, _ in model.named_parameters() if n.startswith("tracker.") or "ref_point_head" in n}
     assert trained == expected
 
 
-def test_a_pattern_that_matches_nothing_is_an_error(tiny):
+def test_a_trainable_pattern_without_a_match_raises(tiny):
     with pytest.raises(ValueError, match="alinger"):
         tiny(trainable=["alinger"])
 
 
-def test_label_enc_stays_frozen_whatever_trains(tiny):
+def test_label_enc_is_frozen_even_if_trainable_matches_it(tiny):
     assert not tiny(trainable=["."]).segmenter.label_enc.weight.requires_grad
 
 
-def test_clips_of_one_batch_have_one_length(tiny, make_clip):
+def test_clips_of_different_lengths_raise(tiny, make_clip):
     with pytest.raises(ValueError, match=r"\[2, 3\]"):
         tiny().train()([make_clip([[1, 1]]), make_clip([[1, 1, 1]])])
 
 
-def test_a_clip_without_truth_cannot_be_trained_on(tiny, make_clip):
+def test_a_clip_without_targets_raises_in_training(tiny, make_clip):
     with pytest.raises(ValueError, match="no targets"):
         tiny().train()([dataclasses.replace(make_clip(), targets=None)])
 
 
 def run(model, clip):
-    """Step by step on all frames encoded together: what training does, without the losses."""
+    """The training loop without losses: all frames are encoded together, then decoded one by one."""
     answers, past = [], None
     for features in model.encode(list(clip.frames)).split(len(clip)):
         answers.append(model.step(features, past))
@@ -133,14 +133,14 @@ def same(one, other, atol=1e-5):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
-def test_a_stream_is_a_clip(tiny, make_clip, name):
+def test_a_stream_predicts_what_a_clip_does(tiny, make_clip, name):
     model, clip = tiny(**VARIANTS[name]()).eval(), make_clip([[1, 1, 1, 1]])
     for one, other in zip(model.stream(iter(clip.frames)), run(model, clip), strict=True):
         same(one, other)
 
 
 @torch.no_grad()
-def test_a_clip_in_a_batch_is_the_clip_alone(tiny, make_clip):
+def test_a_clip_in_a_batch_predicts_what_it_does_alone(tiny, make_clip):
     model = tiny().eval()
     clips = [make_clip([[1, 1, 1]], seed=i) for i in range(2)]
     features = model.encode([f for c in clips for f in c.frames]).split(3)
@@ -152,7 +152,7 @@ def test_a_clip_in_a_batch_is_the_clip_alone(tiny, make_clip):
         torch.testing.assert_close(answer.masks[1:], alone[t].masks, atol=1e-4, rtol=1e-5)
 
 
-def test_a_frames_result_is_out_before_the_next_frame_is_read(tiny, make_clip):
+def test_a_result_is_yielded_before_the_next_frame_is_read(tiny, make_clip):
     model, read = tiny().eval(), []
 
     def frames():
@@ -164,7 +164,7 @@ def test_a_frames_result_is_out_before_the_next_frame_is_read(tiny, make_clip):
         assert read == list(range(t + 1))
 
 
-def test_two_streams_through_one_model_do_not_meet(tiny, make_clip):
+def test_two_streams_of_one_model_are_independent(tiny, make_clip):
     model = tiny().eval()
     one, other = make_clip([[1, 1, 1]], seed=1), make_clip([[1, 1, 1]], seed=2)
     apart = list(model.stream(one.frames)), list(model.stream(other.frames))
@@ -177,7 +177,7 @@ def test_two_streams_through_one_model_do_not_meet(tiny, make_clip):
     assert all(torch.equal(b, before[1][n]) for n, b in model.named_buffers())
 
 
-def test_a_stream_keeps_no_graph(tiny, make_clip):
+def test_a_stream_builds_no_autograd_graph(tiny, make_clip):
     (answer,) = tiny().eval().stream(make_clip([[1]]).frames)
     assert not answer.logits.requires_grad
     assert not answer.queries.embed.requires_grad
@@ -194,8 +194,8 @@ def test_evaluation_gives_one_result_per_clip(tiny, make_clip):
     assert [(r.video_id, r.size, r.length) for r in results] == [(7, (30, 50), 2), (9, (64, 96), 3)]
 
 
-def test_gradients_flow_through_the_queries_of_a_clip_and_through_nothing_else(tiny, make_clip):
-    """A loss of the last frame reaches the first frame's features; through the boxes alone it would not."""
+def test_gradients_flow_between_frames_through_query_content_only(tiny, make_clip):
+    """A loss on the last frame reaches the first frame's features, but not through boxes alone."""
     model, clip = tiny().train(), make_clip([[1, 1, 1]])
     steps = model.encode(list(clip.frames)).split(3)
     steps = [
@@ -217,8 +217,8 @@ def test_gradients_flow_through_the_queries_of_a_clip_and_through_nothing_else(t
     assert torch.autograd.grad(alone, steps[0].memory, allow_unused=True)[0] is None
 
 
-def test_the_local_queries_content_is_detached(tiny, make_clip):
-    """The token scorer learns from the local losses only: final predictions do not reach it."""
+def test_local_content_is_detached(tiny, make_clip):
+    """The token scorer gets gradients from local predictions, and none from final predictions."""
     model, clip = tiny().train(), make_clip([[1]])
     answer = model.step(model.encode(list(clip.frames)), None)
     scorer = model.segmenter.enc_output.weight
@@ -228,7 +228,7 @@ def test_the_local_queries_content_is_detached(tiny, make_clip):
 
 
 def judged(model, clips, monkeypatch):
-    """Losses, and the slots that the criterion gave."""
+    """Losses, and the slots that the criterion assigned."""
     slots, track = [], Criterion.track
 
     def spy(*args):
@@ -255,7 +255,7 @@ def test_bfloat16_gives_the_same_matches_and_losses_within_two_percent(tiny, mak
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_losses_of_a_key_are_the_same_twice_and_others_of_another_key(tiny, make_clip):
+def test_losses_depend_on_the_clips_key_not_on_the_global_seed(tiny, make_clip):
     model = tiny().train()
     torch.manual_seed(1)
     one = model([make_clip(key=(0, 3, 1))])
@@ -264,7 +264,7 @@ def test_losses_of_a_key_are_the_same_twice_and_others_of_another_key(tiny, make
     assert model([make_clip(key=(0, 3, 2))]) != one
 
 
-def test_the_order_of_clips_in_a_batch_changes_nothing(tiny, make_clip):
+def test_losses_do_not_depend_on_the_order_of_clips(tiny, make_clip):
     model = tiny().train()
     clips = [make_clip([[1, 1, 1], [0, 1, 1]], seed=i, key=(0, 0, i)) for i in range(2)]
     one, other = model(clips), model(clips[::-1])
@@ -272,8 +272,8 @@ def test_the_order_of_clips_in_a_batch_changes_nothing(tiny, make_clip):
         torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-4)
 
 
-def test_noise_in_padding_changes_nothing_behind_the_encoder(tiny, make_clip, monkeypatch):
-    """Padded tokens and padded mask pixels: proposals, aligner, decoder, boxes, costs and losses."""
+def test_noise_in_padding_after_the_encoder_does_not_change_losses(tiny, make_clip, monkeypatch):
+    """Noise in padded tokens and mask pixels has no effect on proposals, aligner, decoder, boxes, costs or losses."""
     model = tiny().train()
     clips = [make_clip([[1, 1]], key=(0, 0, 0)), make_clip([[1, 1], [1, 1]], size=(40, 56), key=(0, 0, 1))]
     clean, tracks = judged(model, clips, monkeypatch)
@@ -299,8 +299,8 @@ def test_noise_in_padding_changes_nothing_behind_the_encoder(tiny, make_clip, mo
 
 
 @torch.no_grad()
-def test_a_frame_that_is_not_padded_is_not_masked_and_finds_the_same(tiny, make_clip):
-    """No mask and a mask that is nowhere True are one, bit for bit, behind the encoder and in it."""
+def test_no_mask_equals_an_empty_mask(tiny, make_clip):
+    """Frames without padding give the same bits with padding None and with a mask that is False everywhere."""
     model = tiny().eval()
     (frame,) = make_clip([[1]], size=(64, 96)).frames
     free = model.encode([frame])
@@ -318,7 +318,7 @@ def test_a_frame_that_is_not_padded_is_not_masked_and_finds_the_same(tiny, make_
 
 
 def without_group_norm(model):
-    """Each GroupNorm replaced by nothing."""
+    """The model with every GroupNorm replaced by the identity."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm):
@@ -328,7 +328,7 @@ def without_group_norm(model):
 
 @torch.no_grad()
 def padding_effect(model, clip):
-    """How far tokens, mask features and logits inside the frame move when another frame of the batch is larger."""
+    """Largest change of tokens, mask features and logits inside the frame if the batch has a larger frame."""
     (frame,), large = clip.frames, torch.zeros(3, 96, 160, dtype=torch.uint8)
     alone, both = model.encode([frame]), model.encode([frame, large])
     inside = both.memory[0, ~both.padding[0]], both.mask_features[0][:, ~both.mask_padding[0]]
@@ -338,8 +338,8 @@ def padding_effect(model, clip):
     return tokens, masks, (two.logits[:1] - one.logits).abs().max().item()
 
 
-def test_padding_acts_through_group_norm_on_tokens(tiny, make_clip):
-    """Patches that meet no other, attention that is masked: without GroupNorm tokens know nothing of padding."""
+def test_padding_changes_tokens_through_group_norm_only(tiny, make_clip):
+    """The toy backbone's patches do not overlap and attention is masked."""
     clip = make_clip([[1]])
     with_norm, without = (
         padding_effect(tiny().eval(), clip),
@@ -350,8 +350,8 @@ def test_padding_acts_through_group_norm_on_tokens(tiny, make_clip):
 
 
 @torch.no_grad()
-def test_padding_acts_on_masks_through_the_fpns_neighbours_too(tiny, make_clip, monkeypatch):
-    """Bilinear upsampling and a 3x3 convolution look across the frame's edge; without them nothing is left."""
+def test_padding_also_changes_masks_through_the_fpn(tiny, make_clip, monkeypatch):
+    """Bilinear upsampling and a 3x3 convolution read across the frame's edge; without them there is no change."""
     clip, model = make_clip([[1]]), without_group_norm(tiny()).eval()
     assert padding_effect(model, clip)[1] > 1e-2
     model.segmenter.encoder.layer_1 = nn.Conv2d(32, 32, 1)
@@ -388,8 +388,8 @@ def test_a_resnet_trains_end_to_end(tiny, make_clip):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-class _Asked(TorchDispatchMode):
-    """Notes the operators that give the host a tensor's value or a shape that depends on one."""
+class _ValueReads(TorchDispatchMode):
+    """Records operators that return a tensor's value, or a shape that depends on a value, to the host."""
 
     def __init__(self):
         super().__init__()
@@ -403,10 +403,10 @@ class _Asked(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("supervision", [FullSupervision(), None], ids=["all frames", "some frames"])
-def test_a_training_step_asks_no_tensor_for_its_value(tiny, make_clip, supervision):
-    """A GPU's step waits for the costs alone, sent in one piece.  How many frames to skip is drawn on the host."""
+def test_a_training_step_reads_no_tensor_value(tiny, make_clip, supervision):
+    """On a GPU, a step waits for the matching costs only.  The number of skipped frames is drawn on the host."""
     model = tiny(supervision=supervision).train()
     clips = [make_clip(), make_clip(visible=((0, 1, 1), (0, 0, 0), (1, 1, 0)), key=(0, 0, 1), seed=1)]
-    with _Asked() as asked:
+    with _ValueReads() as asked:
         total(model(clips)).backward()
     assert asked.names == ["_local_scalar_dense"] * (0 if supervision else len(clips))

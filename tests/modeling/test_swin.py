@@ -1,8 +1,11 @@
-"""Swin as a backbone: four maps, and the official code's names on disk."""
+"""The Swin backbone: four maps, and the official code's names on disk."""
+
+import sys
 
 import pytest
 import torch
 
+from local2global.errors import UserError
 from local2global.modeling.swin import Swin
 
 SMALL = {
@@ -16,6 +19,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small():
+    pytest.importorskip("transformers", reason="the Swin backbone needs transformers")
     return Swin(**SMALL).eval()
 
 
@@ -29,7 +33,7 @@ def test_maps_have_strides_4_to_32_for_any_size(small):
 
 @torch.no_grad()
 def test_names_on_disk_are_the_official_codes(small):
-    """Queries, keys and values in one matrix, in that order, and back."""
+    """Queries, keys and values are saved as one matrix, in that order, and load again."""
     state = small.state_dict()
     block = "layers.2.blocks.1"
     assert {
@@ -62,7 +66,7 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.detrex
 @torch.no_grad()
 def test_maps_are_those_of_detectron2s_swin(small):
-    """The same weights by the same names give the same maps (its patch norm on, as released weights have it)."""
+    """The same weights under the same names give the same maps (with patch norm, as in released weights)."""
     pytest.importorskip("detectron2")
     from detectron2.modeling.backbone.swin import SwinTransformer
 
@@ -80,3 +84,9 @@ def test_maps_are_those_of_detectron2s_swin(small):
     image = torch.randn(1, 3, 80, 112)
     for ours, theirs in zip(small(image).values(), real(image).values(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_without_transformers_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r'pip install "local2global\[swin\]"'):
+        Swin()

@@ -21,7 +21,7 @@ SHAPES = ((5, 7), (3, 4), (1, 2))
 
 
 def inputs(batch=2, queries=7, heads=3, depth=5, shapes=SHAPES, points=3, dtype=torch.float32):
-    """Odd numbers of everything; some places beyond every edge."""
+    """Odd sizes; some locations beyond every edge."""
     tokens, places = sum(h * w for h, w in shapes), (batch, queries, heads, len(shapes), points)
     wide = torch.promote_types(dtype, torch.float32)
     given = [torch.randn(batch, tokens, heads, depth, dtype=wide).to(dtype)]
@@ -52,7 +52,7 @@ def compared(given, shapes=SHAPES, tolerance=1e-5):
 
 @pytest.mark.parametrize(("queries", "heads", "depth"), [(1, 1, 1), (4, 3, 5), (5, 2, 8)])
 def test_sum_and_gradients_are_those_of_the_bags(heads, depth, queries):
-    """Blocks of queries and of depth that are whole, and others that are not."""
+    """Full and partial blocks of queries and of channels."""
     compared(inputs(heads=heads, depth=depth, queries=queries))
 
 
@@ -61,13 +61,13 @@ def test_maps_of_one_row_or_column(side):
     compared(inputs(shapes=(side, (2, 3))), shapes=(side, (2, 3)))
 
 
-def test_many_queries_take_the_larger_blocks(monkeypatch):
+def test_many_queries_use_larger_blocks(monkeypatch):
     monkeypatch.setattr(triton_kernel, "BUSY", 1)
     compared(inputs(queries=21, heads=1, points=1))
 
 
 @pytest.mark.parametrize("missing", ["queries", "batch"])
-def test_nothing_to_sum_is_nothing(missing):
+def test_empty_inputs_give_empty_outputs(missing):
     given = inputs(**{missing: 0})
     out = kernel(*given)
     assert out.numel() == 0
@@ -75,20 +75,20 @@ def test_nothing_to_sum_is_nothing(missing):
 
 
 @torch.no_grad()
-def test_a_recorded_step_has_the_kernel_as_one_operator():
-    """What a CUDA graph captures is the kernel, not what an interpreter or a compiler sees of it."""
+def test_a_traced_step_contains_the_kernel_as_one_operator():
+    """A tracer records the operator, not the interpreter's steps."""
     given = [one.detach() for one in inputs()]
     traced = make_fx(torch.func.functionalize(lambda *four: kernel(*four)))(*given)
     assert [str(n.target) for n in traced.graph.nodes].count("local2global.sample.default") == 1
     torch.testing.assert_close(traced(*given), kernel(*given))
 
 
-def test_half_wide_values_are_summed_in_float32():
-    """Only what goes in and comes out is rounded: no further than a bfloat16 is from its neighbours."""
+def test_bfloat16_values_are_summed_in_float32():
+    """Only inputs and outputs are rounded to bfloat16."""
     compared(inputs(dtype=torch.bfloat16, queries=3, points=8), tolerance=2**-7)
 
 
-def test_half_wide_shares_and_places_with_gaps():
+def test_bfloat16_weights_and_strided_locations():
     values, x, y, weights = inputs(depth=8)
     places = torch.stack((x, y), dim=-1).detach().requires_grad_()
     out = kernel(values, places[..., 0], places[..., 1], weights.bfloat16())
@@ -98,7 +98,7 @@ def test_half_wide_shares_and_places_with_gaps():
 
 
 @pytest.mark.parametrize("far", [1e6, -1e30, float("inf")])
-def test_a_place_far_outside_reads_nothing(far):
+def test_locations_far_outside_read_zero(far):
     values, x, y, weights = inputs()
     with torch.no_grad():
         x[:, 0], y[:, 1] = far, far
@@ -107,7 +107,7 @@ def test_a_place_far_outside_reads_nothing(far):
         torch.testing.assert_close(out, bags(values, x, y, weights))
 
 
-def test_a_place_that_is_not_a_number_reads_no_strange_memory():
+def test_nan_locations_give_nan_and_read_no_memory_outside_the_map():
     values, x, y, weights = inputs()
     with torch.no_grad():
         x[0, 3], y[1, 2] = torch.nan, torch.nan
@@ -115,8 +115,8 @@ def test_a_place_that_is_not_a_number_reads_no_strange_memory():
         assert torch.equal(out.isnan(), bags(values, x, y, weights).isnan())
 
 
-def test_where_a_share_has_a_kink_the_gradient_is_the_bags():
-    """At pixel centres, where a model's first step looks, and a pixel beyond the edges."""
+def test_gradients_at_pixel_centres_equal_the_bags():
+    """At pixel centres, where a new model samples, and one pixel beyond the edges."""
     height, width = 3, 4
     y, x = torch.meshgrid(
         (torch.arange(-3, 2 * height + 5) / 2 + 0.5) / height,
@@ -134,8 +134,8 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda *a: kernel(*a, shapes=shapes), given, atol=1e-6, fast_mode=True)
 
 
-def test_torchs_own_checks_of_an_operator(monkeypatch):
-    """Its schema, its gradient's registration, and that it can be traced; the interpreter can't run a traced one."""
+def test_torch_opcheck(monkeypatch):
+    """Schema, autograd registration and fake tensors; the interpreter cannot run fake tensors."""
     launch = triton_kernel._launch
 
     def only_real(kernel, values, x, given):
@@ -151,12 +151,12 @@ def test_torchs_own_checks_of_an_operator(monkeypatch):
     )
 
 
-def test_the_first_use_compares_the_kernel_with_the_bags():
+def test_the_check_accepts_the_kernel():
     assert ops.checked_kernel(DEVICE, torch.float32) is triton_kernel.sample
     assert ops.checked_kernel(DEVICE, torch.bfloat16) is triton_kernel.sample
 
 
-def test_a_kernel_that_fails_or_errs_is_not_used_and_said_once(monkeypatch, caplog):
+def test_a_failing_or_wrong_kernel_is_disabled_with_one_warning(monkeypatch, caplog):
     def fails(*_):
         raise RuntimeError("no such instruction\non this device")
 
@@ -171,7 +171,7 @@ def test_a_kernel_that_fails_or_errs_is_not_used_and_said_once(monkeypatch, capl
         assert "on this device" not in record.getMessage()
 
 
-def test_the_environment_can_refuse_it(monkeypatch):
+def test_the_environment_disables_the_kernel(monkeypatch):
     monkeypatch.setenv("L2G_TRITON", "0")
     assert ops.checked_kernel(DEVICE, torch.float32) is None
 
