@@ -8,8 +8,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from local2global.lazy import instantiate, load_config
+from local2global.modeling import criterion
 from local2global.modeling.backbone import GroupNorms, ResNet
-from local2global.modeling.criterion import Criterion, FullSupervision
+from local2global.modeling.criterion import FullSupervision
+from local2global.modeling.matcher import match_clip
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, Learned
 from local2global.modeling.variants import FromProposals
@@ -227,27 +229,27 @@ def test_local_content_is_detached(tiny, make_clip):
     assert torch.autograd.grad(answer.local.logits.sum(), scorer)[0].any()
 
 
-def judged(model, clips, monkeypatch):
-    """Losses, and the slots that the criterion assigned."""
-    slots, track = [], Criterion.track
+def losses_and_slots(model, clips, monkeypatch):
+    """Losses, and the slots that the criterion assigned to each clip."""
+    slots = []
 
-    def spy(*args):
-        slots.append(track(*args))
+    def record(*args):
+        slots.append(match_clip(*args))
         return slots[-1]
 
-    monkeypatch.setattr(Criterion, "track", staticmethod(spy))
-    losses = model(clips)
-    monkeypatch.setattr(Criterion, "track", staticmethod(track))
-    return losses, [s.slots.tolist() for s in slots]
+    with monkeypatch.context() as patch:
+        patch.setattr(criterion, "match_clip", record)
+        losses = model(clips)
+    return losses, [assigned.tolist() for assigned in slots]
 
 
 def test_bfloat16_gives_the_same_matches_and_losses_within_two_percent(tiny, make_clip, monkeypatch):
     model = tiny(scale=0.02).train()
     clips = [make_clip([[1, 1, 1], [0, 1, 1]], seed=10 + i, key=(0, 0, i)) for i in range(2)]
-    full, tracks = judged(model, clips, monkeypatch)
+    full, slots = losses_and_slots(model, clips, monkeypatch)
     with torch.autocast("cpu", torch.bfloat16):
-        half, half_tracks = judged(model, clips, monkeypatch)
-    assert half_tracks == tracks
+        half, half_slots = losses_and_slots(model, clips, monkeypatch)
+    assert half_slots == slots
     assert all(value.dtype == torch.float32 for value in half.values())
     for name, value in full.items():
         assert half[name].item() == pytest.approx(value.item(), rel=0.02), name
@@ -276,7 +278,7 @@ def test_noise_in_padding_after_the_encoder_does_not_change_losses(tiny, make_cl
     """Noise in padded tokens and mask pixels has no effect on proposals, aligner, decoder, boxes, costs or losses."""
     model = tiny().train()
     clips = [make_clip([[1, 1]], key=(0, 0, 0)), make_clip([[1, 1], [1, 1]], size=(40, 56), key=(0, 0, 1))]
-    clean, tracks = judged(model, clips, monkeypatch)
+    clean, slots = losses_and_slots(model, clips, monkeypatch)
     encode = type(model.segmenter).encode
 
     def noisy(self, images, valid):
@@ -292,8 +294,8 @@ def test_noise_in_padding_after_the_encoder_does_not_change_losses(tiny, make_cl
         )
 
     monkeypatch.setattr(type(model.segmenter), "encode", noisy)
-    noise, noisy_tracks = judged(model, clips, monkeypatch)
-    assert noisy_tracks == tracks
+    noise, noisy_slots = losses_and_slots(model, clips, monkeypatch)
+    assert noisy_slots == slots
     for name, value in clean.items():
         torch.testing.assert_close(noise[name], value, atol=1e-5 * max(1, value.item()), rtol=0)
 
