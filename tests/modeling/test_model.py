@@ -406,8 +406,9 @@ class _ValueReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("supervision", [FullSupervision(), None], ids=["all frames", "some frames"])
 def test_a_training_step_reads_no_tensor_value(tiny, make_clip, supervision):
-    """On a GPU, a step waits for the matching costs only.  Skipped frames are drawn on the host, for the
-    normalizer and for the losses.
+    """On a GPU, a step waits for the matching costs only.
+
+    Skipped frames are drawn on the host, once for the normalizer and once for the losses.
     """
     model = tiny(supervision=supervision).train()
     clips = [make_clip(), make_clip(visible=((0, 1, 1), (0, 0, 0), (1, 1, 0)), key=(0, 0, 1), seed=1)]
