@@ -13,6 +13,8 @@ from rich.console import Console
 
 from local2global.engine.loop import evaluate, train
 from local2global.engine.processes import launch_command
+from local2global.engine.run_folder import is_run_of
+from local2global.engine.trainer import endless
 from local2global.errors import UserError
 from local2global.weights.checkpoint import load_checkpoint
 
@@ -453,3 +455,25 @@ def test_launch_command_needs_an_address_for_several_machines():
     assert {"--nnodes=2", "--node-rank=1", "--master-addr=head", "--master-port=29500"} <= set(command)
     with pytest.raises(UserError, match="tcp://HOST:PORT"):
         launch_command(["x.py"], 4, machines=2)
+
+
+def test_a_folder_is_recognised_as_a_run_of_the_same_model_and_data(tmp_path):
+    """`l2g demo` resumes or replaces its own run and refuses others."""
+    cfg = fake_run.config(tmp_path)
+    assert not is_run_of(tmp_path, cfg)
+    run(tmp_path)
+    assert is_run_of(tmp_path, fake_run.config(tmp_path, "train.max_iter=5"))
+    assert not is_run_of(tmp_path, fake_run.config(tmp_path, "model.noise=0.1"))
+    (tmp_path / "config.yaml").unlink()
+    assert not is_run_of(tmp_path, cfg)
+
+
+def test_a_killed_data_loading_worker_is_reported_in_one_line():
+    def batches():
+        yield "batch"
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    stream = endless(batches())
+    assert next(stream) == "batch"
+    with pytest.raises(UserError, match=r"^a data-loading worker was killed after 1 batches.*--resume"):
+        next(stream)
