@@ -25,9 +25,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from .config.overrides import apply_overrides
-from .config.saved import load_resolved, load_yaml_config, resolve, save_resolved, write_text
+from .config.saved import load_resolved, load_yaml_config, resolve, save_resolved
 from .config.targets import FLAGS, locate, nearest, short_name, target_name
 from .errors import UserError
+from .files import write_text
 
 __all__ = [
     "LazyCall",

@@ -16,6 +16,7 @@ from local2global.engine.processes import launch_command
 from local2global.engine.run_folder import is_run_of
 from local2global.engine.trainer import endless
 from local2global.errors import UserError
+from local2global.files import locked_folder
 from local2global.weights.checkpoint import load_checkpoint
 
 HERE = Path(__file__).resolve().parents[1]
@@ -347,6 +348,19 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     run(tmp_path, "train.seed=2", overwrite=True)
     assert json.loads((tmp_path / "versions.json").read_text())["seed"] == 2
     assert len(fake_run.curve(tmp_path)) == 10
+
+
+def test_a_training_in_the_folder_of_a_running_one_is_refused(tmp_path):
+    """The message names the other process; the files of its run are unchanged."""
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with locked_folder(tmp_path, "--output"):
+        for options in ({"overwrite": True}, {"resume": True}, {}):
+            with pytest.raises(
+                UserError, match=rf"process {os.getpid()} on .*another with train\.output_dir"
+            ):
+                run(tmp_path, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_run_killed_before_its_final_checkpoint_is_repaired_by_resume(tmp_path):

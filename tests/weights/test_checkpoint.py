@@ -34,7 +34,7 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", crash)
-    with pytest.raises(UserError, match=r"a\.pth: cannot be written \(disk full\)\. Earlier checkpoints"):
+    with pytest.raises(UserError, match=r"a\.pth: cannot be written \(disk full\)"):
         save_checkpoint(path, {"iteration": 2})
     assert load_checkpoint(path) == {"iteration": 1}
     assert list(tmp_path.iterdir()) == [path]

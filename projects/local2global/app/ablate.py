@@ -400,7 +400,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
 
 def write_tables(folder: Path, runs: Sequence[Run], rows: Sequence[Row], command: str) -> None:
     """Writes `ablation.md` and `ablation.csv` into the folder of the ablation."""
-    from ..config.saved import write_text
+    from ..files import write_text
 
     settings = {run.setting.name: run.setting for run in runs}
     write_text(folder / "ablation.md", _markdown(settings, rows, command))

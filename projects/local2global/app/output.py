@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
-from ..config.saved import write_text
 from ..errors import UserError, make_folder
+from ..files import write_text
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str] = ()) -> str:

@@ -163,7 +163,7 @@ class L2G:
             progress: called after every frame with (frames done, number of frames or None, objects on the frame).
 
         Raises:
-            UserError: if the source cannot be read, a class name is unknown, or another run writes to the folder.
+            UserError: if the source cannot be read, a class name is unknown, or another process writes to the folder.
         """
         start = time.perf_counter()
         report = _Filter.of(self._model, threshold, classes, max_objects)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, make_folder
+from ..files import locked_folder
 from ..results.exports.youtube_vis import write_annotations, write_results
-from ..results.record import RecordedTracks, RecordWriter, lock_record
+from ..results.record import RecordedTracks, RecordWriter
 from .output import write_json
 from .video import Source, finish_video
 
@@ -63,7 +64,7 @@ def finish(folder: Path) -> Prediction:
     record, about = folder / "frames.jsonl", folder / "stream.json"
     if not (record.is_file() and about.is_file()):
         raise UserError(f"{folder}: no frames.jsonl and stream.json of l2g predict in this folder")
-    with lock_record(record):
+    with locked_folder(folder, "--output"):
         return _finish(folder)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.check import Sample
 from ..errors import UserError
-from ..results.files import atomic_path
+from ..files import atomic_path
 from ..structures import Clip, FrameResult
 from .draw import draw
 from .video import VideoWriter

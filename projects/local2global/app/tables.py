@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..config.saved import write_text
 from ..errors import UserError
+from ..files import write_text
 from ..lazy import LazyConfig, load_config
 from .output import csv_table, markdown_table
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
-from ..results.files import atomic_path
+from ..files import atomic_path
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})

@@ -13,19 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
+from ..files import write_text
 from .targets import FLAGS, nearest, target_name
 from .trusted import UNSAVED, check_trusted
 
 #: Largest size of a yaml file in bytes, and largest number of nodes after expanding its aliases.
 MAX_BYTES = 4_000_000
 MAX_NODES = 50_000
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically."""
-    partial = Path(f"{os.fspath(path)}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def resolve(cfg: Any) -> Any:

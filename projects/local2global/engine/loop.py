@@ -21,7 +21,7 @@ from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
 from .metrics import RunLog
 from .processes import gather, join, rank
 from .rng import pick_seed, seed_all
-from .run_folder import has_run, has_scores, last_checkpoint, load_last, record_run
+from .run_folder import has_run, has_scores, last_checkpoint, load_last, lock_run, record_run
 from .settings import require, train_settings
 from .trainer import Trainer
 
@@ -44,8 +44,8 @@ def train(
         Scores of the last evaluation, {task: {name: number}}; {} on other processes than the first.
 
     Raises:
-        UserError: for an invalid `train` setting, an earlier run in the folder, weights that do not fit, or a loss that
-            is not finite.
+        UserError: for an invalid `train` setting, an earlier run in the folder, a process that writes to it, weights
+            that do not fit, or a loss that is not finite.
         KeyboardInterrupt: after SIGINT or SIGTERM, once the checkpoint is saved.
     """
     require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
@@ -57,7 +57,7 @@ def train(
         console = progress or Console(stderr=True)
         if rank() > 0:
             console = Console(quiet=True, force_terminal=False)
-        # All processes look before the first one writes.
+        stack.enter_context(lock_run(folder))
         if gather(has_run(folder))[0] and not (resume or overwrite):
             raise UserError(
                 f"{folder}: holds an earlier run. Continue it with --resume, replace it with --overwrite, or choose "

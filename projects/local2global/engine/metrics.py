@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..config.saved import write_text
 from ..errors import UserError
+from ..files import write_text
 
 Item = TypeVar("Item")
 

@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,30 @@ import torch
 from omegaconf import DictConfig
 
 from .. import __version__
-from ..config.saved import read_yaml, resolve, write_text
-from ..errors import UserError, make_folder
+from ..config.saved import read_yaml, resolve
+from ..errors import UserError
+from ..files import locked_folder, write_text
 from ..lazy import save_resolved
 from ..weights.checkpoint import load_checkpoint
-from .processes import world_size
+from .processes import gather, rank, world_size
 
 FINAL = "model_final.pth"
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock the output folder of a run; the first process holds the lock, and its error is raised on all processes."""
+    message = ""
+    with ExitStack() as stack:
+        if rank() == 0:
+            try:
+                stack.enter_context(locked_folder(folder, "train.output_dir"))
+            except UserError as error:
+                message = str(error)
+        message = gather(message)[0]
+        if message:
+            raise UserError(message)
+        yield
 
 
 def has_run(folder: Path) -> bool:
@@ -85,7 +104,6 @@ def register_checkpoint(folder: Path, name: str, max_to_keep: int | None) -> Non
 
 def record_run(folder: Path, cfg: DictConfig, resumed: bool) -> None:
     """Write config.yaml and versions.json; unless `resumed`, delete the records of an earlier run."""
-    make_folder(folder, "train.output_dir")
     if not resumed:
         for name in ("last_checkpoint", "metrics.jsonl", "load_report.txt"):
             (folder / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from ..errors import UserError, make_folder
-from ..results.files import atomic_path
+from ..files import atomic_path
 from .files import read_json
 from .oddities import Oddities
 from .tracks import parse_results

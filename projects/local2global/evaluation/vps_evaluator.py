@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..results.files import atomic_path
+from ..files import atomic_path
 from ..results.segment_ids import write_ids
 from .files import read_json
 from .gather import gather, is_first

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..results.files import atomic_path
+from ..files import atomic_path
 from .files import read_json
 from .masks import track_iou
 from .oddities import Oddities

@@ -11,7 +11,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +21,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from ..files import locked_folder
 from ..structures import FrameResult
-
-with suppress(ImportError):  # not on Windows
-    import fcntl
 
 
 class RecordWriter:
@@ -38,16 +36,17 @@ class RecordWriter:
         count: number of frames written.
 
     Raises:
-        UserError: if another process writes to the file.
+        UserError: if another process writes to the folder.
     """
 
     def __init__(self, path: Path, classes: Sequence[Mapping[str, Any]]) -> None:
-        """Opens and locks the file."""
+        """Opens the file and locks its folder."""
         self.path = path
         self.count = 0
         self._category_ids = [entry["id"] for entry in classes]
-        self._file = lock_record(path)
-        self._file.truncate(0)
+        self._stack = ExitStack()
+        self._stack.enter_context(locked_folder(path.parent, "--output"))
+        self._file = self._stack.enter_context(path.open("wb"))
 
     def append(self, result: FrameResult, time: float) -> None:
         """Writes the line of the next frame and flushes it.
@@ -82,27 +81,9 @@ class RecordWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the file; deletes it if no frame was written."""
-        self._file.close()
         if self.count == 0:
             self.path.unlink(missing_ok=True)
-
-
-def lock_record(path: Path) -> BinaryIO:
-    """Opens a record for appending and locks it until it is closed.
-
-    Raises:
-        UserError: if another process holds the lock.
-    """
-    file = path.open("ab")
-    try:
-        if "fcntl" in globals():
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise UserError(
-            f"{path.parent}: another run writes to this folder. Choose another with --output."
-        ) from error
-    return file
+        self._stack.close()
 
 
 def read_record(path: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import UserError
-from .files import atomic_path
+from ..files import atomic_path
 
 Ids = NDArray[np.int32]
 

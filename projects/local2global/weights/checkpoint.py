@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config.saved import read_yaml
 from ..errors import UserError
+from ..files import atomic_path, cannot_write
 from .class_heads import CLASS_HEADS, match_rows, remap_heads, require_all
 from .names import DETREX, Project, Translation, recognise, to_ours, to_theirs
 from .pickles import load_pickle, load_torch
@@ -80,22 +81,13 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: checkpoints are written as .pth or .pt.")
     _require_plain(content, "checkpoint")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("wb") as file:
+        with atomic_path(path) as partial, partial.open("wb") as file:
             torch.save(dict(content), file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
-        )
-        raise UserError(
-            f"{path}: cannot be written ({reason}). Earlier checkpoints are unchanged."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from pycocotools import mask as coco_mask
 
-from ..files import atomic_path
+from ...files import atomic_path
 from ..record import RecordedTrack, RecordedTracks
 
 VIDEO_ID = 1

@@ -1,0 +1,168 @@
+"""Output files: a file appears only when it is complete, and one process at a time writes to a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import UserError, make_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows: files are written without locks
+    fcntl = None  # type: ignore[assignment]
+
+#: Errors that only writing raises: no space, quota exceeded, file too large.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_locks: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    # A forked data-loading worker must not hold the locks of a killed parent.
+    for file in list(_locks):
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _lock(path: Path) -> BinaryIO | None:
+    """Open a file for appending and lock it until it is closed or the process dies; None if it is locked."""
+    while True:
+        file = path.open("ab")
+        _locks.add(file)
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        except OSError:  # a file system without locks
+            return file
+        if _is_open(path, file):
+            return file
+        file.close()  # the previous holder has just renamed or deleted it
+
+
+def _is_open(path: Path, file: BinaryIO) -> bool:
+    """Whether `file` is still the file at `path`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def cannot_write(path: str | Path, error: BaseException) -> UserError:
+    """The error for a file that cannot be written."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return UserError(f"{path}: cannot be written ({reason or str(error).splitlines()[0]})")
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to `path` when the block ends and deleted if the block raises.
+
+    The name is `<path>.tmp`, or a unique one while another process writes the same file.
+
+    Args:
+        path: the output file; an existing file is replaced.
+
+    Yields:
+        the path to write to, in the same folder.
+
+    Raises:
+        UserError: if the folder does not exist or is not writable, or the disk is full.
+    """
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.tmp")
+    lock: BinaryIO | None = None
+    try:
+        lock = _lock(partial)
+        if lock is None:
+            partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+            lock = _lock(partial)
+        if lock is not None:
+            lock.truncate(0)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    try:
+        if fcntl is None and lock is not None:
+            lock.close()  # Windows cannot rename an open file
+        yield partial
+        os.replace(partial, target)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (error.errno in _FULL or not target.parent.is_dir()):
+            raise cannot_write(target, error) from error
+        raise
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(os.fspath(path)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked_folder(folder: Path, setting: str) -> Iterator[None]:
+    """Create an output folder and lock it; temporary files of killed processes are deleted.
+
+    The file `.lock` names the process.  The lock of a killed process is void.  Folders that were created and stay empty
+    are removed.
+
+    Args:
+        folder: the folder.
+        setting: the option that selects another folder, such as "--output".
+
+    Raises:
+        UserError: if the folder cannot be created, or another process writes to it.
+    """
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder, setting)
+    path = folder / ".lock"
+    try:
+        file = _lock(path)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if file is None:
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8")
+        raise UserError(
+            f"{folder}: {holder or 'another process'} writes to this folder. Choose another with {setting}."
+        )
+    try:
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})".encode())
+        file.flush()
+        _delete_partial_files(folder)
+        yield
+    finally:
+        if _is_open(path, file):
+            path.unlink()
+        file.close()
+        with suppress(OSError):
+            for empty in created:
+                empty.rmdir()
+
+
+def _delete_partial_files(folder: Path) -> None:
+    """Delete the temporary files in a folder that no process is writing."""
+    for partial in folder.glob("*.tmp"):
+        lock = _lock(partial) if partial.is_file() else None
+        if lock is not None:
+            partial.unlink()
+            lock.close()

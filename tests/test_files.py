@@ -1,0 +1,107 @@
+"""Output files are complete or absent, and a folder has one writer."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from local2global.errors import UserError
+from local2global.files import atomic_path, locked_folder, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+        assert names(tmp_path) == ["a.txt.tmp"]
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_failed_block_leaves_the_old_file_and_no_other(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(IsADirectoryError), atomic_path(tmp_path / "a.txt"):
+        tmp_path.write_text("half")
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_two_writers_of_one_file_use_different_temporary_files(tmp_path):
+    with atomic_path(tmp_path / "a.txt") as first, atomic_path(tmp_path / "a.txt") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "first"
+
+
+def test_the_temporary_file_of_a_killed_process_is_reused(tmp_path):
+    (tmp_path / "a.txt.tmp").write_text("a long remnant of a killed process")
+    with atomic_path(tmp_path / "a.txt") as partial, partial.open("a") as file:
+        file.write("new")
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_full_disk_is_one_line_with_the_path(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"a\.txt: cannot be written \(No space"),
+        atomic_path(tmp_path / "a.txt"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_a_missing_folder_is_one_line_with_the_path(tmp_path):
+    with pytest.raises(UserError, match=r"gone/a\.txt: cannot be written \(No such file"):
+        write_text(tmp_path / "gone" / "a.txt", "")
+
+
+def test_a_locked_folder_names_its_process(tmp_path):
+    with (
+        locked_folder(tmp_path, "--output"),
+        pytest.raises(
+            UserError, match=rf"process {os.getpid()} on .* \(since 2.*Choose another with --output"
+        ),
+        locked_folder(tmp_path, "--output"),
+    ):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_process_is_void_also_if_a_child_of_it_lives(tmp_path):
+    """The child is forked as data-loading workers are."""
+    code = (
+        "import os, pathlib, sys, time\n"
+        "from local2global.files import locked_folder\n"
+        f"with locked_folder(pathlib.Path({str(tmp_path)!r}), '--output'):\n"
+        "    child = os.fork()\n"
+        "    if child:\n"
+        "        print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(UserError, match=f"process {process.pid} on"), locked_folder(tmp_path, "--output"):
+            pass
+        process.kill()
+        process.wait()
+        (tmp_path / "a.pth.tmp").touch()
+        with locked_folder(tmp_path, "--output"):
+            assert names(tmp_path) == [".lock"]
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()
+
+
+def test_folders_created_for_nothing_are_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked_folder(tmp_path / "a" / "b", "--output"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
