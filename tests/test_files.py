@@ -81,9 +81,8 @@ def test_the_lock_of_a_killed_process_is_void_also_if_a_child_of_it_lives(tmp_pa
         "import os, pathlib, sys, time\n"
         "from local2global.files import locked_folder\n"
         f"with locked_folder(pathlib.Path({str(tmp_path)!r}), '--output'):\n"
-        "    child = os.fork()\n"
-        "    if child:\n"
-        "        print(child, flush=True)\n"
+        "    if os.fork() == 0:\n"
+        "        print(os.getpid(), flush=True)\n"
         "    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +24,9 @@ from ..errors import UserError
 
 # Other processes wait for the first one while it computes scores, which may take long.
 TIMEOUT = timedelta(hours=3)
+
+# Environment variable with the process id of the launcher.
+_LAUNCHER = "L2G_LAUNCHER"
 
 
 def rank() -> int:
@@ -51,6 +58,7 @@ def join(device: str) -> torch.device:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        _end_with_launcher()
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=TIMEOUT)
     return place
 
@@ -119,17 +127,39 @@ def launch_command(
     return [*run, *rendezvous, *script]
 
 
+def _end_with_launcher() -> None:
+    """Watch torchrun, the parent process, in a thread; end this process if the parent is killed.
+
+    torchrun stops its processes unless it is killed by SIGKILL.  They would then continue to train.
+    """
+    parent = int(os.environ.get(_LAUNCHER, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        with suppress(OSError):
+            os.write(2, b"l2g: the launcher was killed, so this process ends. Continue with --resume.\n")
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def launch() -> None:
     """Run torchrun with this command line and exit with the code of the first process that failed.
 
-    A failed process prints its own error; only death by a signal is reported here.
+    A failed process prints its own error; only death by a signal is reported here.  After SIGINT or SIGTERM, which
+    torchrun forwards, the exit code is 128 plus the signal's number.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    os.environ[_LAUNCHER] = str(os.getpid())
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         main()
+    except (SignalException, KeyboardInterrupt) as error:
+        sys.exit(128 + int(getattr(error, "sigval", signal.SIGINT)))
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
