@@ -155,7 +155,7 @@ def launch() -> None:
     from torch.distributed.run import main
 
     os.environ[_LAUNCHER] = str(os.getpid())
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         main()
     except (SignalException, KeyboardInterrupt) as error:
