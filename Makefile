@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format seam clean
+.PHONY: demo test check format docs seam clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g demo
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Tests with the real detrex: make seam DETREX=path/to/detrex DETECTRON2=path/to/detectron2 (checkouts of both).
 # They run in a separate environment, because detrex needs torchvision and an old setuptools.
@@ -51,4 +54,8 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) -e ".[docs]"
 	touch $@

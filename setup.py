@@ -36,6 +36,7 @@ setup(
     extras_require={
         "swin": ["transformers>=5"],
         "metrics": ["trackeval"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": ["pytest", "transformers>=5"],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },

@@ -1,0 +1,74 @@
+"""The demo's moving picture: generated videos with crossing objects, segmented by a trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..data.generated.shapes import PRESETS, load_shapes
+from .draw import draw
+from .predict import L2G
+
+#: Three objects of the demo's classes on paths that cross and stay inside the frame.
+CROSSING = replace(
+    PRESETS["demo"], objects=(3, 3), radius=(0.17, 0.27), orbit=(0.35, 0.8), leaving=0.0, period=(40, 60)
+)
+#: Seeds of the videos shown.  Training never draws them.
+SEEDS = (170, 152, 158, 199)
+LENGTH = 48
+#: (height, width) of each video in pixels: twice the size that the demo's model sees.
+SIZE = (192, 320)
+#: Milliseconds per frame.
+DURATION = 100
+
+
+def write_showcase(model: L2G, path: Path, seeds: Sequence[int] = SEEDS) -> Path:
+    """Segments one generated video per seed and writes them side by side as an animated WebP.
+
+    Args:
+        model: the demo's model.
+        path: the .webp file; it appears only when it is whole.
+        seeds: of the videos, an even number; two videos form a row.
+
+    Returns:
+        The path.
+    """
+    drawn = [_segmented(model, seed) for seed in seeds]
+    images = [_grid([video[t] for video in drawn]) for t in range(LENGTH)]
+    temporary = path.with_name(path.name + ".tmp")
+    images[0].save(
+        temporary,
+        format="WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=DURATION,
+        loop=0,
+        quality=70,
+        method=4,
+    )
+    temporary.replace(path)
+    return path
+
+
+def _segmented(model: L2G, seed: int) -> list[Tensor]:
+    """The frames of one video with the model's masks, (3, H, W) uint8 each."""
+    video = load_shapes(CROSSING, 1, seed, LENGTH, SIZE).videos[0]
+    frames = [video.frame(t) for t in range(LENGTH)]
+    results = model.stream(frames)
+    return [draw(frame, result, model.classes) for frame, result in zip(frames, results, strict=True)]
+
+
+def _grid(frames: Sequence[Tensor]) -> Image.Image:
+    """Two frames per row, with a white gap between them."""
+    gap, (height, width) = 4, SIZE
+    rows = -(-len(frames) // 2)
+    sheet = np.full((rows * (height + gap) - gap, 2 * (width + gap) - gap, 3), 255, np.uint8)
+    for i, frame in enumerate(frames):
+        top, left = (i // 2) * (height + gap), (i % 2) * (width + gap)
+        sheet[top : top + height, left : left + width] = frame.permute(1, 2, 0).numpy()
+    return Image.fromarray(sheet)
