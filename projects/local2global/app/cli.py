@@ -102,7 +102,7 @@ def demo(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/demo"),
 ) -> None:
-    """Train a tiny model on generated videos, score it on held-out videos and annotate one of them.
+    """Train a tiny model on generated videos, score it on held-out videos and draw some of them.
 
     An interrupted run of the demo is resumed; a finished one is replaced.
     """
@@ -112,6 +112,7 @@ def demo(
     from ..engine.run_folder import FINAL, is_run_of
     from ..lazy import apply_overrides, instantiate, load_config, variants_of
     from .predict import L2G, default_device
+    from .showcase import write_showcase
 
     path = find_config_file(DEMO_CONFIG)
     cfg = load_config(path)
@@ -126,6 +127,7 @@ def demo(
     model = L2G.from_pretrained(folder, cfg.train.device)
     run_model = partial(model.predict, output_dir=folder / "predictions")
     _predict_all(run_model, [_record_source(record)], batch=False)
+    typer.echo(f"  picture {write_showcase(model, folder / 'demo.webp')}")
 
 
 @app.command()
