@@ -15,7 +15,13 @@ import torch
 
 from local2global.modeling import criterion as module
 from local2global.modeling.criterion import WEIGHTS, Criterion, FullSupervision, ReducedSupervision
-from local2global.modeling.losses import PointSampler, sigmoid_focal_loss
+from local2global.modeling.losses import (
+    BOX_LOSSES,
+    LABEL_LOSSES,
+    MASK_LOSSES,
+    PointSampler,
+    sigmoid_focal_loss,
+)
 from local2global.modeling.matcher import Matcher
 from local2global.randomness import keyed_generator
 from local2global.structures import (
@@ -276,6 +282,21 @@ def test_a_weight_scales_its_term_in_every_set():
     first, second = (criterion(dice=weight)([clip], make_features(), predictions) for weight in (5.0, 10.0))
     for name in first:
         torch.testing.assert_close(second[name], first[name] * (2 if "dice" in name else 1))
+
+
+@pytest.mark.parametrize("table", [LABEL_LOSSES, MASK_LOSSES, BOX_LOSSES])
+def test_a_new_loss_is_a_function_in_a_table_and_a_weight(monkeypatch, table):
+    """A copy of an existing term under a new name, at ten times its weight, is ten times its loss in every set."""
+    term, function = next(iter(table.items()))
+    clip, predictions = make_clip((0, "0")), [make_predictions([[B, NOTHING]])]
+    plain = criterion()([clip], make_features(), predictions)
+    monkeypatch.setitem(table, "extra", function)
+    losses = criterion(extra=10 * WEIGHTS[term])([clip], make_features(), predictions)
+    assert set(losses) - set(plain) == {
+        name.replace(term, "extra") for name in plain if name.startswith(f"loss_{term}")
+    }
+    for name in set(losses) - set(plain):
+        torch.testing.assert_close(losses[name], 10 * plain[name.replace("extra", term)])
 
 
 @pytest.mark.parametrize("weights", [{"cls": 1.0}, WEIGHTS | {"boundary": 1.0}])

@@ -26,16 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..randomness import keyed_generator
 from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions
 from .layers import mask_logits
-from .losses import (
-    WEIGHTS,
-    PointSampler,
-    dice_loss,
-    giou_loss,
-    l1_box_loss,
-    sample_points,
-    sigmoid_ce_loss,
-    sigmoid_focal_loss,
-)
+from .losses import BOX_LOSSES, LABEL_LOSSES, MASK_LOSSES, WEIGHTS, PointSampler, sample_points
 from .matcher import Matcher, match_clip, match_frame
 
 #: Names of prediction sets, used as suffixes of loss names.  Layer i before the final layer is `_i`.
@@ -150,8 +141,9 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = dict(WEIGHTS if weights is None else weights)
-        if set(self.weights) != set(WEIGHTS):
-            raise ValueError(f"weights: expected {sorted(WEIGHTS)}, got {sorted(self.weights)}")
+        terms = {**LABEL_LOSSES, **MASK_LOSSES, **BOX_LOSSES}
+        if set(self.weights) != set(terms):
+            raise ValueError(f"weights: expected {sorted(terms)}, got {sorted(self.weights)}")
         self.matcher, self.sampler, self.supervision = matcher, sampler, supervision
         self.things = things
 
@@ -303,29 +295,33 @@ class Criterion(nn.Module):
             # Unmatched pairs add 0.
             where = (rows[:, None], matches[name].indices, labels)
             target[s].index_put_(where, matches[name].matched.to(target.dtype), accumulate=True)
-        loss = sigmoid_focal_loss(logits, target).sum(dim=(2, 3)) * batch.scale
-        return {"cls": dict(zip(outputs, loss.sum(dim=1), strict=True))}
+        return {
+            term: dict(
+                zip(outputs, (loss(logits, target).sum(dim=(2, 3)) * batch.scale).sum(dim=1), strict=True)
+            )
+            for term, loss in LABEL_LOSSES.items()
+        }
 
     def loss_boxes(
         self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
     ) -> dict[str, dict[str, Tensor]]:
-        """L1 and generalized IoU loss at matched things, for every set with boxes."""
+        """Box losses (L1 and generalized IoU) at matched things, for every set with boxes."""
         weight = batch.scale[:, None]
         if self.things is not None:
             weight = weight * (batch.labels[batch.frames] < self.things)
         tgt_boxes = batch.boxes[batch.frames]
-        losses: dict[str, dict[str, Tensor]] = {"box": {}, "giou": {}}
+        losses: dict[str, dict[str, Tensor]] = {term: {} for term in BOX_LOSSES}
         for name, output in outputs.items():
             if output.boxes is not None:
                 src_boxes, pair_weight = matches[name].src(output.boxes), matches[name].matched * weight
-                losses["box"][name] = (l1_box_loss(src_boxes, tgt_boxes) * pair_weight).sum()
-                losses["giou"][name] = (giou_loss(src_boxes, tgt_boxes) * pair_weight).sum()
+                for term, loss in BOX_LOSSES.items():
+                    losses[term][name] = (loss(src_boxes, tgt_boxes) * pair_weight).sum()
         return losses
 
     def loss_masks(
         self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
     ) -> dict[str, dict[str, Tensor]]:
-        """Cross-entropy and dice loss at matched instances.
+        """Mask losses (cross-entropy and dice) at matched instances.
 
         Whole masks are computed and then sampled: there are more candidate points than mask pixels.
         """
@@ -335,19 +331,19 @@ class Criterion(nn.Module):
             for f, pairs in zip(batch.supervised.tolist(), embed, strict=True):
                 logits = batch.src_masks(f, pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
                 losses.append(self._frame_mask_losses(f, logits, batch))
-            mask, dice = (torch.stack(term, dim=1) for term in zip(*losses, strict=True))  # (M, F', S)
+            terms = [torch.stack(term, dim=1) for term in zip(*losses, strict=True)]  # (M, F', S) each
         else:
             # No instance: a zero that depends on the mask head and the mask features, since DDP needs all gradients.
             zero = embed.sum(dim=-1) + sum(features.sum() for features in batch.mask_features) * 0
-            mask = dice = zero.transpose(0, 1)
+            terms = [zero.transpose(0, 1)] * len(MASK_LOSSES)
         weight = torch.stack([(matches[name].matched * batch.scale[:, None]).T for name in outputs], dim=-1)
         return {
             term: dict(zip(outputs, (loss * weight).sum(dim=(0, 1)), strict=True))
-            for term, loss in (("mask", mask), ("dice", dice))
+            for term, loss in zip(MASK_LOSSES, terms, strict=True)
         }
 
-    def _frame_mask_losses(self, f: int, logits: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and dice loss, (M, S) each, of (M, S, h, w) mask logits of frame f.
+    def _frame_mask_losses(self, f: int, logits: Tensor, batch: _Batch) -> list[Tensor]:
+        """The mask losses, (M, S) each, of (M, S, h, w) mask logits of frame f.
 
         All sets share the candidate points of an instance, and each set selects its own points among them.
         """
@@ -364,7 +360,7 @@ class Criterion(nn.Module):
             points = candidates[:, None].expand(-1, num_sets, -1, -1).gather(2, coordinates).flatten(0, 1)
         masks = logits.flatten(0, 1)[:, None]
         src = sample_points(masks, points, extent.expand(len(masks), -1)).view(chosen.shape)
-        return sigmoid_ce_loss(src, tgt), dice_loss(src, tgt)
+        return [loss(src, tgt) for loss in MASK_LOSSES.values()]
 
 
 def _join_time_steps(predictions: Sequence[FramePredictions]) -> dict[str, LayerPredictions]:

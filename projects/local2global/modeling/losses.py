@@ -60,6 +60,13 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     return 1 - generalized_box_iou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets))
 
 
+#: Loss terms of class logits, of masks at points, and of boxes.  A new term is a function in one of these tables and a
+#: weight in the config.
+LABEL_LOSSES = {"cls": sigmoid_focal_loss}
+MASK_LOSSES = {"mask": sigmoid_ce_loss, "dice": dice_loss}
+BOX_LOSSES = {"box": l1_box_loss, "giou": giou_loss}
+
+
 def sample_points(maps: Tensor, points: Tensor, extent: Tensor | None = None) -> Tensor:
     """Samples maps bilinearly at points; pixels outside a map are zero (`align_corners=False`).
 
