@@ -4,7 +4,7 @@
 
 Matching: each instance is matched once, on the first frame where it is visible, by the final layer's costs.  All layers
 and all later frames use this assignment.  Local queries carry no identity and are re-matched on every supervised frame.
-Reduced supervision: some early frames of a clip have no loss.
+Reduced supervision: randomly selected frames before the last have no loss.
 
 Shapes: F = T * B frames, time-major (frame t of clip b is row t * B + b); F' supervised frames; M instances of a clip,
 padded to the largest clip; S sets of predictions; R candidate points and P points of a mask.

@@ -138,7 +138,7 @@ def assign(
     """
     if not np.isfinite(cost).all():
         raise UserError(
-            "a matching cost is not finite: the predictions overflowed; try a lower learning rate"
+            "a matching cost is not finite: predictions contain NaN or infinity; try a lower learning rate"
         )
     free = np.arange(len(cost)) if taken is None else np.flatnonzero(~taken)
     rows, columns = linear_sum_assignment(cost[free])

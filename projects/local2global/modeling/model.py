@@ -1,6 +1,6 @@
-"""Local2Global, Eq. (1): q_t = D(q_{t-1}, E(f_t)).  One step per frame; an object is the index of its slot.
+"""Local2Global, Eq. (1): q_t = D(q_{t-1}, E(f_t)).  One step per frame; the slot index is the identity of an object.
 
-`step` is the method; `losses` and `stream` are loops around it.
+`step` processes one frame; `losses` and `stream` are loops around it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Q
 from .criterion import Criterion
 from .ops import deformable_sample
 from .segmenter import Segmenter
-from .tracker import Tracker
+from .tracker import LinkingTracker, Tracker
 from .variants import BypassTracker
 
 #: ImageNet's statistics of RGB values in [0, 255].
@@ -103,7 +103,7 @@ class Local2Global(nn.Module):
         local = self.segmenter.propose(features)  # q_local,t
         queries, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)  # Eqs. (2), (3)
         predictions = self.segmenter.decode(queries, positions, features, local.predictions)  # Eq. (1)
-        if isinstance(self.tracker, BypassTracker) and past is not None:
+        if past is not None and isinstance(self.tracker, LinkingTracker):
             return self.tracker.link(past, predictions)
         return predictions
 
@@ -114,7 +114,7 @@ class Local2Global(nn.Module):
         if self.training:
             return self.losses(clips, normalizer)
         if self.panoptic is not None:
-            merge = self.panoptic  # one video at a time: a panoptic result is computed while it is iterated
+            merge = self.panoptic  # lazy: maps are computed during iteration
             return (merge(self.stream(clip.frames), clip) for clip in clips)
         return [self.segment(clip) for clip in clips]
 
@@ -134,7 +134,7 @@ class Local2Global(nn.Module):
         """
         lengths = {len(clip) for clip in clips}
         if len(lengths) != 1:
-            raise ValueError(f"the clips of a batch must have one length, got {sorted(lengths)}")
+            raise ValueError(f"the clips of a batch must have equal length, got {sorted(lengths)}")
         features = self.encode([frame for clip in clips for frame in clip.frames]).split(lengths.pop())
         clips = [_targets_to(clip, self.device) for clip in clips]
         predictions: list[FramePredictions] = []

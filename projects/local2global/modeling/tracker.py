@@ -1,13 +1,16 @@
 """Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is another class with `Tracker`'s `forward`; `variants.py` has one.
+Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has `link`
+(`LinkingTracker`), the model calls it after decoding.  `variants.BypassTracker` is an example.
 """
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from torch import nn
 
-from ..structures import Positions, Proposals, Queries
+from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import L2GAligner
 from .positions import (
     DynamicLocalPositions,
@@ -16,6 +19,14 @@ from .positions import (
     StaticPositions,
     TrajectoryPositions,
 )
+
+
+@runtime_checkable
+class LinkingTracker(Protocol):
+    """A tracker that assigns the predictions of a frame to slots after decoding."""
+
+    def link(self, past: Queries, predictions: FramePredictions) -> FramePredictions:
+        """The predictions in the order of the slots `past`."""
 
 
 class FromLocal(nn.Module):
@@ -90,11 +101,11 @@ class Tracker(nn.Module):
             embed_boxes: the decoder's MLP(PE(.)).
 
         Returns:
-            The aligned slots, with the boxes they had before, and their positions.
+            The aligned queries with unchanged boxes, and g_pos with the reference boxes of the decoder.
         """
         slots = self.first_frame(local) if past is None else past
         positions: Positions = self.positions(slots, embed_boxes)
-        if past is None:  # these boxes are already those of masks on the current frame
+        if past is None:  # local boxes already come from this frame's masks
             positions = Positions(positions.embed, slots.boxes)
         align = past is not None or self.first_frame.align
         if self.aligner is None or self.local_positions is None or not align:

@@ -1,4 +1,4 @@
-"""Variants of the model that are not the paper's.
+"""Variants that are not in the paper.
 
 - `BypassTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
 - `FromProposals`: the first frame's slots start at the encoder's boxes, for training from scratch.

@@ -187,7 +187,7 @@ def sample_backward(
     return grad_values.to(values.dtype, copy=True), *grad_points
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     del output
     ctx.save_for_backward(*inputs)
 
@@ -196,4 +196,4 @@ def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return *sample_backward(*ctx.saved_tensors, gradient), None
 
 
-sample.register_autograd(_differentiate, setup_context=_keep)
+sample.register_autograd(_differentiate, setup_context=_setup_context)
