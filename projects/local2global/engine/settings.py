@@ -57,6 +57,28 @@ PRECISIONS = {
 }
 
 
+def autocast_dtype(amp: DictConfig, device: torch.device) -> torch.dtype | None:
+    """The dtype of mixed precision, or None for float32.
+
+    On a CPU without bf16 instructions, bf16 is slower than float32 (3.7 times for a frame on an AVX-512 Xeon), so
+    float32 is used there.
+
+    Args:
+        amp: `cfg.train.amp`.
+        device: the device of the model.
+    """
+    if not amp.enabled:
+        return None
+    dtype = PRECISIONS[amp.dtype]
+    return None if device.type == "cpu" and dtype is torch.bfloat16 and not _cpu_has_bf16() else dtype
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has bf16 instructions; False for a torch that cannot tell."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
 def train_settings(cfg: DictConfig) -> DictConfig:
     """Check `cfg.train`, fill in the defaults in place, and return it.
 

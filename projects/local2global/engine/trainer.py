@@ -25,7 +25,7 @@ from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
 from .rng import random_state, restore_random_state, seed_all
-from .settings import PRECISIONS, build
+from .settings import autocast_dtype, build
 
 
 class Trainer:
@@ -62,7 +62,11 @@ class Trainer:
         self.schedule: Callable[[float], float] = build(cfg, "lr_multiplier")
         self.loader = build(cfg, "dataloader.train")
         amp = cfg.train.amp
-        self.precision = PRECISIONS[amp.dtype] if amp.enabled else None
+        self.precision = autocast_dtype(amp, device)
+        if amp.enabled and self.precision is None:
+            console.print(
+                "train.amp: this CPU has no bf16 instructions; training in float32.", soft_wrap=True
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
         ema = cfg.train.model_ema
         self.average: WeightAverage | None = None
