@@ -114,7 +114,8 @@ def test_the_weight_average_is_exponential(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains(tmp_path, dtype):
+def test_half_precision_trains(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     lean = ("train.max_iter=30", "train.amp.enabled=True", "train.checkpointer.period=100")
     run(
         tmp_path,
