@@ -8,13 +8,10 @@ class "object", at 96 pixels.  There is no aligner; the slots start at the local
 """
 
 import os
-from itertools import accumulate
-from pathlib import Path
 
 from local2global.data.augment import ClipAugmentation
-from local2global.data.datasets import Renumbered, VideoDataset
 from local2global.data.loader import build_test_loader, build_train_loader
-from local2global.data.readers.coco import load_coco
+from local2global.data.small_sets import large_objects
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 from local2global.modeling.variants import FromProposals
@@ -23,27 +20,6 @@ from ..common.models.l2g_small import model
 from ..common.scratch import lr_multiplier, optimizer, train
 
 CLASSES = [dict(id=1, name="object")]
-
-
-def large_objects(root, classes, most, least):
-    """Loads the images below `root` with at most `most` objects of at least `least` of the image area, as one class."""
-    datasets = [
-        load_coco(Path(root, f"{split}2017"), Path(root, f"instances_{split}.json"))
-        for split in ("train", "val")
-    ]
-    images = [
-        (image, dataset)
-        for dataset in datasets
-        for image in dataset.videos
-        if len(image.labels) <= most and image.masks(0).flatten(1).float().mean(1).min() >= least
-    ]
-    first_ids = accumulate((len(image.labels) for image, _ in images), initial=1)
-    records = [
-        Renumbered(image, number, first_id, positions=(0,) * len(dataset.classes))
-        for number, ((image, dataset), first_id) in enumerate(zip(images, first_ids, strict=False), start=1)
-    ]
-    return VideoDataset(records, classes)
-
 
 model.classes = CLASSES
 model.test_size = [96, 128]

@@ -13,12 +13,10 @@ Training on single frames does not teach propagation: without clips, the slots b
 """
 
 import os
-from pathlib import Path
 
 from local2global.data.augment import ClipAugmentation
-from local2global.data.datasets import merge
 from local2global.data.loader import Curriculum, build_test_loader, build_train_loader
-from local2global.data.readers.youtube_vis import load_youtube_vis
+from local2global.data.small_sets import real_clips
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 
@@ -36,27 +34,6 @@ CLASSES = [
     dict(id=23, name="bear"),
     dict(id=37, name="sports ball"),
 ]
-
-
-def real_clips(root, classes, clips=None, composites=None):
-    """Loads the named videos of `clips/` and `composites/` as one dataset; None loads all of a folder, [] none.
-
-    kitti-0001 is excluded unless named: it has two frames, and its cars are tiny.
-    """
-    selections = [("clips", clips, ["kitti-0001"]), ("composites", composites, [])]
-    return merge(
-        *(
-            load_youtube_vis(
-                Path(root, folder, "JPEGImages"),
-                Path(root, folder, "instances.json"),
-                classes,
-                videos=names,
-                exclude=[] if names else excluded,
-            )
-            for folder, names, excluded in selections
-            if names is None or len(names)
-        )
-    )
 
 
 def _loader(clip_length, total_batch_size):

@@ -307,7 +307,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such config.{_nearest_file(path)}")
     try:
-        cfg: Any = LazyConfig.load(path) if path.endswith(".py") else load_yaml_config(path)
+        cfg: Any = LazyConfig.load(path) if path.endswith(".py") else load_yaml_config(path, overrides)
     except UserError:
         raise
     except SyntaxError as error:

@@ -11,27 +11,64 @@ from local2global.config.targets import current_name, locate, type_error
 from local2global.config.trusted import RUN_PARTS
 from local2global.errors import UserError
 from local2global.lazy import load_config, resolve
+from miniatures import write_videos
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(
     str(path.relative_to(CONFIGS))
     for path in CONFIGS.rglob("*.py")
-    if path.relative_to(CONFIGS).parts[0] not in ("common", "detrex", "custom")
+    if path.relative_to(CONFIGS).parts[0] not in ("common", "detrex")
 )
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_shipped_config_reloads_from_its_config_yaml(name, tmp_path):
-    """As the config beside weights and as a yaml config; a function defined in a config file cannot be saved."""
-    cfg = load_config(CONFIGS / name)
-    save_resolved(cfg, tmp_path / "config.yaml")
-    model = load_resolved(tmp_path / "config.yaml", ("model",)).model
+    """As the config beside weights, and as the config of a command; its outputs go to the run's folder."""
+    run = tmp_path / "run"
+    overrides = [f"train.output_dir={run}"]
+    if name.startswith("custom"):
+        write_videos(tmp_path / "images", tmp_path / "mine.json", [{"id": 3, "name": "newt"}])
+        overrides += [f"data.images={tmp_path / 'images'}", f"data.annotations={tmp_path / 'mine.json'}"]
+    cfg = load_config(CONFIGS / name, overrides)
+    run.mkdir()
+    save_resolved(cfg, run / "config.yaml")
+    model = load_resolved(run / "config.yaml", ("model",)).model
     assert resolve(model) == resolve(cfg)["model"]
-    if "_unsaved_" in (tmp_path / "config.yaml").read_text():
-        with pytest.raises(UserError, match="could not be saved"):
-            load_config(tmp_path / "config.yaml")
-    else:
-        assert resolve(load_config(tmp_path / "config.yaml")) == resolve(cfg)
+    assert resolve(load_config(run / "config.yaml")) == resolve(cfg)
+
+
+def outputs(folder):
+    return {
+        "train": {"output_dir": folder},
+        "dataloader": {"evaluator": {"output_dir": f"{folder}/inference"}},
+    }
+
+
+@pytest.mark.parametrize("folder", ["/elsewhere", "../elsewhere", "a/../../elsewhere", "~/elsewhere"])
+def test_a_yaml_config_writes_below_the_working_directory_or_its_own_folder(tmp_path, monkeypatch, folder):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / "run" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(outputs(folder)))
+    with pytest.raises(UserError, match=r"config\.yaml: train\.output_dir=.*Add train\.output_dir=FOLDER"):
+        load_config(path)
+    cfg = load_config(path, ["train.output_dir=/mine"])
+    assert cfg.dataloader.evaluator.output_dir == "/mine/inference"
+    for inside in ("output/demo", str(tmp_path / "run"), str(tmp_path / "here" / "x")):
+        path.write_text(yaml.safe_dump(outputs(inside)))
+        assert load_config(path).dataloader.evaluator.output_dir == f"{inside}/inference"
+    path.write_text(yaml.safe_dump({**outputs("/elsewhere"), "train": {"output_dir": "x"}}))
+    with pytest.raises(UserError, match=r"dataloader\.evaluator\.output_dir=/elsewhere/inference"):
+        load_config(path)
+
+
+def test_a_yaml_config_does_not_enable_wandb_by_itself(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"train": {"wandb": {"enabled": True}}}))
+    with pytest.raises(UserError, match=r"Add train\.wandb\.enabled=true or false"):
+        load_config(path)
+    assert load_config(path, ["train.wandb.enabled=true"]).train.wandb.enabled is True
 
 
 @pytest.mark.parametrize("name", sorted(RUN_PARTS))

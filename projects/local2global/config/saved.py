@@ -72,15 +72,59 @@ def load_resolved(path: str | os.PathLike[str], only: Sequence[str] = ()) -> Dic
     return DictConfig(content, flags=FLAGS)
 
 
-def load_yaml_config(path: str | os.PathLike[str]) -> DictConfig:
+def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> DictConfig:
     """Load a yaml config, which may interpolate its own keys but call no resolver except `len`.
 
+    The evaluator's folder follows `train.output_dir` if it lies inside.  Output folders lie below the working directory
+    or the file's own folder, unless an override selects them.
+
+    Args:
+        path: the yaml file.
+        overrides: the overrides of the command, which are trusted; they are not applied here.
+
     Raises:
-        UserError: if the file cannot be read, names a target that is not trusted, or calls another resolver.
+        UserError: if the file cannot be read, names a target that is not trusted, calls another resolver, writes
+            outside, or enables wandb.
     """
     content = _load_trusted(path)
     _check_interpolations(content, os.fspath(path), r"\$\{(?!len:)[^{}]*:", "calls a resolver")
-    return DictConfig(content, flags=FLAGS)
+    cfg = DictConfig(content, flags=FLAGS)
+    overridden = {re.sub(r"^[+~]+|=.*", "", text, flags=re.DOTALL) for text in overrides}
+    base = _select(cfg, "train.output_dir")
+    folder = _select(cfg, EVALUATOR_FOLDER)
+    if isinstance(base, str) and isinstance(folder, str) and f"{folder}/".startswith(f"{base}/"):
+        OmegaConf.update(cfg, EVALUATOR_FOLDER, f"${{train.output_dir}}{folder[len(base) :]}")
+    for key in ("train.output_dir", EVALUATOR_FOLDER, "train.wandb.params.dir"):
+        value = _select(cfg, key)
+        follows = key == EVALUATOR_FOLDER and "train.output_dir" in overridden
+        if isinstance(value, str) and key not in overridden and not follows and not _is_inside(value, path):
+            raise UserError(
+                f"{path}: {key}={value}: a yaml config writes below the working directory or its own folder only. "
+                f"Add {key}=FOLDER."
+            )
+    if _select(cfg, "train.wandb.enabled") and "train.wandb.enabled" not in overridden:
+        raise UserError(
+            f"{path}: the config enables wandb, which uploads. Add train.wandb.enabled=true or false."
+        )
+    return cfg
+
+
+#: The folder of `results.json`.
+EVALUATOR_FOLDER = "dataloader.evaluator.output_dir"
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    """The value of a dotted key; None if it is absent or cannot be resolved."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _is_inside(folder: str, config: str | os.PathLike[str]) -> bool:
+    """Whether a folder lies below the working directory or below the folder of a config file."""
+    target = Path(folder).expanduser().resolve()
+    return any(target.is_relative_to(root.resolve()) for root in (Path(), Path(config).parent))
 
 
 def _load_trusted(path: str | os.PathLike[str], only: Sequence[str] = ()) -> dict[Any, Any]:

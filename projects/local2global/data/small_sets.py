@@ -1,0 +1,79 @@
+"""Small selections of real images and clips, for experiments that fit a model to them on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from .datasets import Renumbered, VideoDataset, merge
+from .readers.coco import load_coco
+from .readers.youtube_vis import load_youtube_vis
+
+
+def large_objects(
+    root: str | Path, classes: Sequence[Mapping[str, Any]], most: int, least: float
+) -> VideoDataset:
+    """Load COCO images with few and large objects, as one class.
+
+    Args:
+        root: folder of `train2017`, `val2017`, `instances_train.json` and `instances_val.json`.
+        classes: the class list; all objects have its first class.
+        most: largest number of objects of an image.
+        least: smallest area of an object, as a fraction of the image.
+
+    Raises:
+        UserError: if a file is missing or invalid.
+    """
+    datasets = [
+        load_coco(Path(root, f"{split}2017"), Path(root, f"instances_{split}.json"))
+        for split in ("train", "val")
+    ]
+    images = [
+        (image, dataset)
+        for dataset in datasets
+        for image in dataset.videos
+        if len(image.labels) <= most and image.masks(0).flatten(1).float().mean(1).min() >= least
+    ]
+    first_ids = accumulate((len(image.labels) for image, _ in images), initial=1)
+    records = [
+        Renumbered(image, number, first_id, positions=(0,) * len(dataset.classes))
+        for number, ((image, dataset), first_id) in enumerate(zip(images, first_ids, strict=False), start=1)
+    ]
+    return VideoDataset(records, classes)
+
+
+def real_clips(
+    root: str | Path,
+    classes: Sequence[Mapping[str, Any]],
+    clips: Sequence[str] | None = None,
+    composites: Sequence[str] | None = None,
+) -> VideoDataset:
+    """Load the named videos of `clips/` and `composites/` below `root` as one dataset.
+
+    kitti-0001 is excluded unless named: it has two frames, and its cars are tiny.
+
+    Args:
+        root: folder of both, each in YouTube-VIS format.
+        classes: the class list.
+        clips: names of videos of `clips/`; None loads all, [] loads none.
+        composites: the same for `composites/`.
+
+    Raises:
+        UserError: if a file is missing or invalid, or a name is unknown.
+    """
+    selections = [("clips", clips, ["kitti-0001"]), ("composites", composites, [])]
+    return merge(
+        *(
+            load_youtube_vis(
+                Path(root, folder, "JPEGImages"),
+                Path(root, folder, "instances.json"),
+                classes,
+                videos=names,
+                exclude=[] if names else excluded,
+            )
+            for folder, names, excluded in selections
+            if names is None or len(names)
+        )
+    )
