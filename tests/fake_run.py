@@ -6,6 +6,7 @@ As a script, which torchrun can start: train several configs in sequence, their 
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class Model(nn.Module):
         event = self.events.get(str(clips[0].key[1]))
         if event in ("SIGKILL", "SIGINT"):
             os.kill(os.getpid(), getattr(signal, event))
+        if str(event).startswith("/"):
+            shutil.rmtree(event)
         error = torch.stack([self.layer(clip.x) * self.scale - clip.y for clip in clips]).float()
         losses = {"loss_square": error.square().mean(), "loss_size": 0.01 * self.layer.weight.abs().sum()}
         if self.noise:
@@ -209,11 +212,16 @@ def config(folder, *overrides):
     return merged
 
 
+def entries(folder):
+    """The entries of metrics.jsonl, without times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    clocks = ("time", "data_time", "eta_seconds", "speed/frames_per_second", "ema_speed/frames_per_second")
+    return [{k: v for k, v in json.loads(line).items() if k not in clocks} for line in lines]
+
+
 def curve(folder):
     """The logged losses by iteration, without times."""
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("time", "data_time", "eta_seconds")
-    return [{k: v for k, v in e.items() if k not in clocks} for e in entries if "total_loss" in e]
+    return [entry for entry in entries(folder) if "total_loss" in entry]
 
 
 if __name__ == "__main__":

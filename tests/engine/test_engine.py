@@ -1,10 +1,12 @@
 """The engine on a linear regression: schedule, accumulation, precision, EMA, checks, resume, processes."""
 
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -145,7 +147,7 @@ def test_a_run_resumed_after_sigkill_equals_the_uninterrupted_run_bit_for_bit(tm
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 7, "total_l')
     run(broken, *NOISY, resume=True)
-    assert fake_run.curve(broken) == fake_run.curve(tmp_path / "whole")
+    assert fake_run.entries(broken) == fake_run.entries(tmp_path / "whole")
     for key in ("model", "ema_state"):
         ours, theirs = weights(broken, key=key), weights(tmp_path / "whole", key=key)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -182,9 +184,11 @@ def test_resume_keeps_a_drawn_seed(tmp_path):
 
 def test_resume_of_a_finished_run_only_evaluates(tmp_path):
     _, scores = run(tmp_path)
+    log = (tmp_path / "metrics.jsonl").read_text()
     output, again = run(tmp_path, resume=True)
     assert "nothing left to train" in output
     assert again["line"] == scores["line"]
+    assert (tmp_path / "metrics.jsonl").read_text() == log
     assert len(fake_run.curve(tmp_path)) == 10
 
 
@@ -252,11 +256,27 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_higher_iteration_numbers_of_an_earlier_run_do_not_displace_new_checkpoints(tmp_path):
-    (tmp_path / "model_0099999.pth").touch()  # a run whose other files were deleted
-    os.utime(tmp_path / "model_0099999.pth", (1, 1))
-    run(tmp_path, "train.checkpointer.period=5", "train.checkpointer.max_to_keep=1")
+def test_higher_iteration_numbers_do_not_displace_new_checkpoints(tmp_path):
+    """A run resumed from an older checkpoint than its last one."""
+    run(tmp_path, "train.checkpointer.period=2")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "model_0000009.pth").rename(tmp_path / "model_0099999.pth")
+    run(tmp_path, "train.checkpointer.period=5", "train.checkpointer.max_to_keep=1", resume=True)
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["model_0000009.pth", "model_final.pth"]
+
+
+def test_overwrite_removes_the_checkpoints_and_curves_of_the_earlier_run(tmp_path):
+    """A numbered checkpoint alone is an earlier run, too."""
+    run(tmp_path, "train.checkpointer.period=2")
+    boards = {path.name for path in tmp_path.glob("events*")}
+    with pytest.raises(UserError, match="iteration 3"):
+        run(tmp_path, "model.events.3=nan", overwrite=True)
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == []
+    assert not boards & {path.name for path in tmp_path.glob("events*")}
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "model_0000004.pth").touch()
+    with pytest.raises(UserError, match="holds an earlier run"):
+        run(tmp_path)
 
 
 def test_initial_weights_are_loaded_where_they_fit_and_reported(tmp_path):
@@ -295,6 +315,23 @@ def test_raw_and_averaged_weights_keep_separate_results(tmp_path):
         assert written["error"] == scores[task]["error"]
 
 
+def test_an_evaluation_of_averaged_weights_spares_the_results_of_raw_weights(tmp_path):
+    """`l2g eval` after a training writes to the folders that the training used."""
+    folder = tmp_path / "inference"
+    shared = ["dataloader.evaluator._target_=fake_run.WritingEvaluator", "train.model_ema.enabled=True"]
+    shared += [f"dataloader.evaluator.output_dir={folder}", "train.model_ema.decay=0.5"]
+    run(tmp_path, *shared)
+    raw, averaged = (path.read_text() for path in (folder / "results.json", folder / "ema" / "results.json"))
+    assert raw != averaged
+    for path in (folder / "results.json", folder / "ema" / "results.json"):
+        path.unlink()
+    final = f"train.init_checkpoint={tmp_path / 'model_final.pth'}"
+    only = "train.model_ema.use_ema_weights_for_eval_only=True"
+    evaluate(fake_run.config(tmp_path, *shared, final, only), progress=Console(quiet=True))
+    assert not (folder / "results.json").exists()
+    assert (folder / "ema" / "results.json").read_text() == averaged
+
+
 def test_a_dataset_that_the_truth_describes_again_is_built_once(tmp_path):
     """As an interpolation, and as the copy that a saved config.yaml holds."""
     for truth in ("${..test.dataset}", {"_target_": "fake_run.Dataset", "videos": 2}):
@@ -308,6 +345,11 @@ def test_a_dataset_that_the_truth_describes_again_is_built_once(tmp_path):
         scores = evaluate(cfg, fake_run.Model(), progress=Console(quiet=True))
         assert fake_run.Dataset.built == 1
         assert set(scores) == {"line", "speed"}
+        cfg.train.model_ema = {"enabled": True}
+        fake_run.Dataset.built = 0
+        scores = train(cfg, overwrite=True, progress=Console(quiet=True))
+        assert fake_run.Dataset.built == 1
+        assert set(scores) == {"line", "speed", "ema_line", "ema_speed"}
 
 
 def test_evaluate_restores_every_modules_mode(tmp_path):
@@ -462,6 +504,64 @@ def test_two_processes_equal_one_with_the_same_global_batch_and_stop_together(tm
     assert done.returncode == 1
     assert "torch/distributed/run.py" not in done.stderr
     assert "iteration 2: loss_size is nan, in clips of video 100 (key 3/2/0), video 101" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code", "message"), [(2, 130, ""), (9, -9, "the launcher was killed")])
+def test_processes_end_with_their_launcher(tmp_path, number, code, message):
+    """SIGINT saves a checkpoint and prints no traceback of torchrun; after SIGKILL, the processes end themselves."""
+    script = [
+        str(HERE / "fake_run.py"),
+        str(tmp_path / "run"),
+        "train.max_iter=100000",
+        "train.log_period=50",
+    ]
+    script += ["train.checkpointer.period=100000"]
+    launcher = subprocess.Popen(
+        launch_command(script, 2), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    log = tmp_path / "run" / "metrics.jsonl"
+    while time.monotonic() < deadline and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.1)
+    launcher.send_signal(number)
+    _, errors = launcher.communicate(timeout=60)  # ends when every process has closed the pipe
+    assert launcher.returncode == code
+    assert message in errors
+    assert "torch/distributed/run.py" not in errors
+    assert (tmp_path / "run" / "last_checkpoint").is_file() == (number == 2)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_partial_file(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def full(number):
+        fsync(number)
+        if "model_0000007" in os.readlink(f"/proc/self/fd/{number}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"model_0000007\.pth: cannot be written \(No space left"):
+            run(tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    run(tmp_path, resume=True)
+    assert len(fake_run.curve(tmp_path)) == 10
+
+
+@pytest.mark.parametrize(
+    ("log_period", "message"),
+    [
+        (1, r"metrics\.jsonl: the file was deleted"),
+        (100, r"run: the output folder was deleted, so model_0000007"),
+    ],
+)
+def test_a_run_ends_when_its_folder_is_deleted(tmp_path, log_period, message):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=message) as error:
+        run(folder, f"model.events.5={folder}", f"train.log_period={log_period}")
+    assert "\n" not in str(error.value)
+    assert not folder.exists()
 
 
 def test_launch_command_needs_an_address_for_several_machines():

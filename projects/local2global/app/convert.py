@@ -14,6 +14,7 @@ from ..errors import UserError, make_folder
 from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
 from ..weights import class_heads as coco
 from ..weights.checkpoint import (
+    evaluation_state,
     find_config,
     load_checkpoint,
     load_weights,
@@ -90,6 +91,8 @@ def convert(
 ) -> Iterator[str]:
     """Converts a checkpoint and yields the lines of the report.
 
+    Averaged weights are converted if the checkpoint's config evaluates only those, as `l2g eval` and `l2g predict` do.
+
     Args:
         weights: the checkpoint.
         output: folder for model_final.pth, config.yaml and load_report.txt; with `to="detrex"` the .pth file.
@@ -103,7 +106,7 @@ def convert(
     """
     content, source = load_checkpoint(weights), str(weights)
     if to == "detrex":
-        yield from _to_detrex(content, output, source)
+        yield from _to_detrex(evaluation_state(content, None, source), output, source)
         return
     if to != "ours":
         raise UserError(f"--to {to}: expected ours or detrex.")
@@ -115,7 +118,8 @@ def convert(
     else:
         cfg = image_config(content, source, [*overrides, _BYPASS])
     model = instantiate(cfg.model)
-    report = load_weights(model, content, strict=False, source=source, partial=partial)
+    state = evaluation_state(content, None, source)
+    report = load_weights(model, state, strict=False, source=source, partial=partial)
     make_folder(output, "--output")
     save_resolved(DictConfig({"model": cfg.model}, flags={"allow_objects": True}), output / "config.yaml")
     (output / "load_report.txt").write_text("\n".join([f"weights of {source}:", *report.summary()]) + "\n")

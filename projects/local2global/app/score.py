@@ -138,10 +138,11 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
     Raises:
         UserError: if the evaluator writes no results, or the server would refuse them.
     """
+    from ..engine.evaluation import results_config
     from ..evaluation.submission import write_bundle
     from ..lazy import instantiate
 
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator = instantiate(results_config(cfg).dataloader.evaluator)
     truth = getattr(evaluator, "truth", None)
     if not isinstance(truth, Mapping) or "videos" not in truth:  # e.g. panoptic truth
         if path is not None:

@@ -12,9 +12,7 @@ from .readers.coco import load_coco
 from .readers.youtube_vis import load_youtube_vis
 
 
-def large_objects(
-    root: str | Path, classes: Sequence[Mapping[str, Any]], most: int, least: float
-) -> VideoDataset:
+def large_objects(root: str | Path, classes: list[dict[str, Any]], most: int, least: float) -> VideoDataset:
     """Load COCO images with few and large objects, as one class.
 
     Args:

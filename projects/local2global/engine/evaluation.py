@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..config.targets import FLAGS
 from ..errors import UserError
-from ..weights.checkpoint import evaluation_state, load_checkpoint, load_weights
+from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoint, load_weights
 from .metrics import progress_bar
 from .processes import barrier, join, rank, reduce
 from .settings import build, require
@@ -55,8 +56,11 @@ def evaluate(
     """
     require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train")
     device = join(cfg.train.get("device", "cpu"))
-    model = load_model(cfg, device) if model is None else model
-    loader, evaluator = build_evaluation(cfg)
+    if model is None:
+        model = load_model(cfg, device)
+        cfg = results_config(cfg)
+    cfg = share_dataset(cfg)
+    loader, evaluator = build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
     evaluator.reset()
     modes = {module: module.training for module in model.modules()}
     frames, begin = 0, time.perf_counter()
@@ -79,24 +83,41 @@ def evaluate(
     return scores
 
 
-def build_evaluation(cfg: DictConfig) -> tuple[Any, Any]:
-    """Build the test loader and the evaluator, which share one dataset.
+def results_config(cfg: DictConfig, averaged: bool | None = None) -> DictConfig:
+    """The config whose evaluator writes the results of averaged weights to the folder `ema` in its `output_dir`.
 
-    The evaluator's truth usually describes the loader's dataset again.  The dataset is built once, and every node of
-    the evaluator that equals its description refers to the same object.
+    Args:
+        cfg: the whole config.
+        averaged: whether averaged weights are evaluated; by default, whether the config evaluates only those.
+    """
+    if averaged is None:
+        averaged = averages_only(cfg.train.get("model_ema") or {})
+    folder: Any = OmegaConf.select(cfg, "dataloader.evaluator.output_dir")
+    if not averaged or folder is None:
+        return cfg
+    cfg = cfg.copy()
+    cfg.dataloader.evaluator.output_dir = str(Path(folder) / "ema")
+    return cfg
+
+
+def share_dataset(cfg: DictConfig) -> DictConfig:
+    """The config with its test dataset built, so that loaders and evaluators made of it share one dataset.
+
+    The evaluator's truth usually describes the loader's dataset again.  Every node of the evaluator that equals its
+    description refers to the same object.
     """
     dataloader = OmegaConf.select(cfg, "dataloader")
     test = dataloader.test
     description = test.get("dataset") if isinstance(test, DictConfig) else None
     if not (isinstance(description, DictConfig) and "_target_" in description):
-        return build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
+        return cfg
     description = copy.deepcopy(description)
     dataset = build(cfg, "dataloader.test.dataset")
     shared = DictConfig({"_target_": lambda: dataset}, flags=FLAGS)
     cfg = copy.deepcopy(cfg)
     cfg.dataloader.test.dataset = shared
     _replace(cfg.dataloader.evaluator, description, shared)
-    return build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
+    return cfg
 
 
 def _replace(node: Any, description: DictConfig, replacement: DictConfig) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ..errors import UserError
 from ..weights.checkpoint import check_weights, save_checkpoint
-from .evaluation import evaluate
+from .evaluation import evaluate, results_config, share_dataset
 from .metrics import flatten, print_table
 from .processes import barrier, gather, rank, reduce
 from .rng import preserve_random_state
-from .run_folder import FINAL, register_checkpoint
+from .run_folder import FINAL, has_scores, register_checkpoint
 from .trainer import Trainer
 
 Hook = Callable[[Trainer], None]
@@ -75,13 +73,15 @@ def save(trainer: Trainer, name: str = "") -> str:
         The file's name.
 
     Raises:
-        UserError: if a weight is not finite or larger than `checkpoint.LARGEST`; nothing is saved.
+        UserError: if a weight is not finite or larger than `checkpoint.LARGEST`, or the file cannot be written.
     """
     name = name or f"model_{trainer.iteration:07d}.pth"
     content = trainer.state()
     for key in ("model", "ema_state"):
         check_weights(content[key] or {}, f"iteration {trainer.iteration}: {key}")
     if rank() == 0:
+        if not trainer.folder.is_dir():
+            raise UserError(f"{trainer.folder}: the output folder was deleted, so {name} cannot be written")
         save_checkpoint(trainer.folder / name, content)
         register_checkpoint(trainer.folder, name, trainer.settings.checkpointer.max_to_keep)
     barrier()
@@ -103,24 +103,18 @@ def evaluate_periodically(trainer: Trainer) -> None:
         preserve_random_state(trainer.device),
         trainer.log.paused() if trainer.log is not None else nullcontext(),
     ):
-        scores = evaluate(trainer.cfg, trainer.model, progress=trainer.console)
+        cfg = share_dataset(trainer.cfg)
+        scores = evaluate(cfg, trainer.model, progress=trainer.console)
         if trainer.average is not None:
             with trainer.average.applied(trainer.model):
-                averaged = evaluate(ema_config(trainer.cfg), trainer.model, progress=trainer.console)
+                averaged = evaluate(results_config(cfg, True), trainer.model, progress=trainer.console)
             scores |= {f"ema_{name}": value for name, value in averaged.items()}
         if trainer.log is not None:
-            trainer.log.write(trainer.iteration, flatten(scores))
+            # The scores of a finished run that is resumed are in the log.
+            if not has_scores(trainer.folder, trainer.iteration):
+                trainer.log.write(trainer.iteration, flatten(scores))
             print_table(scores, trainer.console)
     trainer.scores = scores
-
-
-def ema_config(cfg: DictConfig) -> DictConfig:
-    """The config for evaluating averaged weights: the evaluator writes to the folder `ema` in its `output_dir`."""
-    folder: Any = OmegaConf.select(cfg, "dataloader.evaluator.output_dir")
-    cfg = cfg.copy()
-    if folder is not None:
-        cfg.dataloader.evaluator.output_dir = str(Path(folder) / "ema")
-    return cfg
 
 
 HOOKS: tuple[Hook, ...] = (log_progress, save_periodically, evaluate_periodically)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ..errors import UserError
+from ..files import write_text
 from .evaluation import evaluate, load_model
 from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
 from .metrics import RunLog
@@ -78,7 +79,7 @@ def train(
             # All checks are done: only now may files of an earlier run in this folder be replaced.
             record_run(folder, cfg, resumed=content is not None)
             if report:
-                (folder / "load_report.txt").write_text(report)
+                write_text(folder / "load_report.txt", report)
             wandb = settings.wandb.params if settings.wandb.enabled else None
             trainer.log = stack.enter_context(
                 RunLog(folder, trainer.iteration, trainer.max_iter, console, wandb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ..errors import UserError
-from ..files import write_text
+from ..files import cannot_write, write_text
 
 Item = TypeVar("Item")
 
@@ -74,9 +74,9 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.console, self.max_iter = console, max_iter
-        path = folder / "metrics.jsonl"
-        truncate_after(path, last)
-        self.file = path.open("a")
+        self.path = folder / "metrics.jsonl"
+        truncate_after(self.path, last)
+        self.file = self.path.open("a")
         self.board = SummaryWriter(str(folder), purge_step=last + 1)
         self.wandb = _wandb(wandb) if wandb is not None else None
         self.bar = Progress(
@@ -98,8 +98,11 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.bar.stop()
-        self.file.close()
-        self.board.close()
+        # Closing writes what is buffered, which fails again on a full disk.
+        with suppress(OSError):
+            self.file.close()
+        with suppress(OSError):
+            self.board.close()
         if self.wandb is not None:
             self.wandb.finish(exit_code=0 if kind is None else 1)
 
@@ -117,12 +120,21 @@ class RunLog:
         self.bar.update(self.task, completed=iteration + 1)
 
     def write(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write one entry to all outputs; a number that is not finite is written as null to metrics.jsonl."""
+        """Write one entry to all outputs; a number that is not finite is written as null to metrics.jsonl.
+
+        Raises:
+            UserError: if metrics.jsonl was deleted or cannot be written.
+        """
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: the file was deleted while the training was running")
         entry = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"iteration": iteration, **entry}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, iteration)
+        try:
+            self.file.write(json.dumps({"iteration": iteration, **entry}) + "\n")
+            self.file.flush()
+            for name, value in values.items():
+                self.board.add_scalar(name, value, iteration)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
         if self.wandb is not None:
             self.wandb.log(dict(values), step=iteration)
         if "total_loss" not in values:

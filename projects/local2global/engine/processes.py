@@ -163,7 +163,9 @@ def launch() -> None:
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            sys.stderr.write(f"l2g: process {number} was killed by signal {-failure.exitcode}.\n")
+            sys.stderr.write(
+                f"l2g: process {number} was killed by signal {-failure.exitcode}. Continue with --resume.\n"
+            )
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 

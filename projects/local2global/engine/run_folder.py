@@ -46,7 +46,8 @@ def lock_run(folder: Path) -> Iterator[None]:
 
 def has_run(folder: Path) -> bool:
     """Whether the folder holds checkpoints or metrics of a run."""
-    return any((folder / name).is_file() for name in ("last_checkpoint", "metrics.jsonl", FINAL))
+    names = ("last_checkpoint", "metrics.jsonl", FINAL)
+    return any((folder / name).is_file() for name in names) or bool(numbered_checkpoints(folder))
 
 
 def is_run_of(folder: Path, cfg: DictConfig) -> bool:
@@ -90,7 +91,7 @@ def load_last(path: Path) -> dict[str, Any]:
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
     """The periodic checkpoints of a folder, oldest first."""
-    # Sorted by time: an earlier run may have left higher iteration numbers in this folder.
+    # Sorted by time: a run resumed from an older checkpoint leaves higher iteration numbers behind.
     return sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=lambda file: file.stat().st_mtime_ns)
 
 
@@ -103,10 +104,12 @@ def register_checkpoint(folder: Path, name: str, max_to_keep: int | None) -> Non
 
 
 def record_run(folder: Path, cfg: DictConfig, resumed: bool) -> None:
-    """Write config.yaml and versions.json; unless `resumed`, delete the records of an earlier run."""
+    """Write config.yaml and versions.json; unless `resumed`, delete the checkpoints and records of an earlier run."""
     if not resumed:
-        for name in ("last_checkpoint", "metrics.jsonl", "load_report.txt"):
+        for name in ("last_checkpoint", "metrics.jsonl", "load_report.txt", FINAL):
             (folder / name).unlink(missing_ok=True)
+        for path in (*numbered_checkpoints(folder), *folder.glob("events.out.tfevents.*")):
+            path.unlink()
     save_resolved(cfg, folder / "config.yaml")
     script = "l2g" if Path(sys.argv[0]).name == "__main__.py" else sys.argv[0]
     versions = {

@@ -162,13 +162,18 @@ def evaluation_state(
     """
     if ema is None:
         ema = _section(_section(_saved_config(Path(source)), "train"), "model_ema")
-    if not (ema.get("enabled") and ema.get("use_ema_weights_for_eval_only")):
+    if not averages_only(ema):
         return content
     if not content.get("ema_state"):
         raise UserError(
             f"{source}: no averaged weights, which its config evaluates. Set train.model_ema.enabled=false."
         )
     return {"model": content["ema_state"], "classes": content.get("classes")}
+
+
+def averages_only(ema: Mapping[str, Any]) -> bool:
+    """Whether a config's `train.model_ema` evaluates averaged weights instead of raw ones."""
+    return bool(ema.get("enabled") and ema.get("use_ema_weights_for_eval_only"))
 
 
 def _saved_config(weights_path: Path) -> Any:
