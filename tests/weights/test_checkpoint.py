@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -107,7 +108,15 @@ def test_a_prefix_of_some_names_is_removed_and_other_tensors_are_reported():
 
 def test_a_model_beside_its_teacher_is_refused_with_both_names():
     state = {p + name: value for p in ("model.", "teacher.") for name, value in model().state_dict().items()}
-    with pytest.raises(UserError, match=r"8 are unknown: model\.0\.weight, "):
+    with pytest.raises(
+        UserError, match=r"8 are unknown: model\.0\.weight, .*begin with 'model\.': save these"
+    ):
+        load_weights(model(), state)
+
+
+def test_an_unknown_prefix_is_named():
+    state = {f"net.student.{name}": value for name, value in model().state_dict().items()}
+    with pytest.raises(UserError, match=r"The names that fit begin with 'net\.student\.'"):
         load_weights(model(), state)
 
 
@@ -117,18 +126,44 @@ def test_arrays_scalars_and_settings_of_other_trainers_are_loaded(tmp_path):
         "model": {name: value.numpy() for name, value in source.state_dict().items()},
         "best": np.float64(3.5),
         "args": argparse.Namespace(lr=1e-4, sizes=[1, 2]),
+        "folder": PurePosixPath("/data/x"),
     }
     torch.save(content, tmp_path / "a.pth")
     read = load_checkpoint(tmp_path / "a.pth")
     load_weights(target, read)
     assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
-    assert (read["best"], read["args"]) == (3.5, {"lr": 1e-4, "sizes": [1, 2]})
+    assert (read["best"], read["args"], read["folder"]) == (3.5, {"lr": 1e-4, "sizes": [1, 2]}, "/data/x")
 
 
 def test_an_unsupported_object_is_named(tmp_path):
     torch.save({"model": model()}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"it contains torch\.nn\.modules\.container\.Sequential"):
+    with pytest.raises(
+        UserError, match=r"it contains torch\.nn\.modules\.container\.Sequential, .*state_dict"
+    ):
         load_checkpoint(tmp_path / "a.pth")
+
+
+def test_the_only_state_dict_under_another_key_is_loaded():
+    state = model().state_dict()
+    assert len(load_weights(model(), {"net": state, "epoch": 3, "optimizer": {"state": {}}}).loaded) == 4
+    with pytest.raises(UserError, match=r"several state dicts: net, net_ema\. Save the right one alone"):
+        load_weights(model(), {"net": state, "net_ema": state})
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda x: x.to_sparse(), "a sparse tensor"),
+        (lambda x: x.to("meta"), "a tensor without data"),
+        (lambda x: x.to(torch.complex64), "a complex tensor"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a quantised tensor"),
+    ],
+)
+def test_tensors_that_are_no_dense_real_numbers_are_refused(change, kind):
+    state = model().state_dict()
+    state["0.weight"] = change(state["0.weight"])
+    with pytest.raises(UserError, match=rf"^x\.pth: 0\.weight is {kind}"):
+        load_weights(model(), state, source="x.pth")
 
 
 def test_weights_of_another_model_are_refused_and_the_model_is_unchanged():

@@ -106,18 +106,28 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = _load(path)
     except Exception as error:  # readers fail on damaged bytes with errors of any type
-        unsupported = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = str(error).strip().split("\n")[0].split(". ")[0][:120] or type(error).__name__
-        reason = f"it contains {unsupported[1]}" if unsupported else reason
-        raise UserError(
-            f"{path}: damaged, or more than tensors and plain values ({reason}). Download or export it again."
-        ) from error
+        raise UserError(f"{path}: {_describe(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a dict of tensors, got {type(content).__name__}.")
     if "classes" not in content:
         classes = _section(_saved_config(path), "model").get("classes")
         return content if classes is None else {**content, "classes": classes}
     return content
+
+
+def _describe(error: Exception) -> str:
+    """Why a checkpoint cannot be read, with a remedy."""
+    text = str(error).strip()
+    found = re.search(r"GLOBAL ([\w.]+)|it calls ([\w.]+)", text)
+    if found:
+        return (
+            f"it contains {found[1] or found[2]}, which only code can read. Where it was made, save its tensors alone: "
+            'torch.save({"model": model.state_dict()}, FILE).'
+        )
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    reason = inner[1] if inner else text.split("\n")[0].split(". ")[0]
+    reason = reason.strip()[:120] or type(error).__name__
+    return f"damaged, or more than tensors and plain values ({reason}). Download or export it again."
 
 
 def _load(path: Path) -> Any:
@@ -211,19 +221,24 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     """Extract the parameters and buffers of a checkpoint and translate their names.
 
     Args:
-        content: a state dict, by itself or under "model" (detectron2, detrex, this package) or "state_dict".
+        content: a state dict, by itself, under "model" (detectron2, detrex, this package) or "state_dict", or as the
+            only state dict under any other key.
         source: path of the checkpoint, for messages.
 
     Raises:
-        UserError: if there is no tensor.
+        UserError: if there is no tensor, or a tensor is sparse, quantised, complex or without data.
     """
-    state = content.get("model", content.get("state_dict", content))
+    state = _find_state(content, source)
     if not isinstance(state, Mapping):
         raise UserError(f"{source}: expected a dict under 'model', got {type(state).__name__}.")
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         inside = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise UserError(f"{source}: no tensors in it, only {inside}.")
+    for name, value in tensors.items():
+        kind = _unusual(value)
+        if kind:
+            raise UserError(f"{source}: {name} is {kind}. Export the weights as dense real numbers.")
     tensors = _unwrap(tensors)
     project = recognise(tensors)
     if project is None:
@@ -232,6 +247,35 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     used = {name: value for name, value in tensors.items() if name not in reasons}
     translation = to_ours(used, project.rows, source)
     return State(translation.state, project, translation.unknown, tuple(reasons.items()))
+
+
+def _find_state(content: Mapping[str, Any], source: str) -> Any:
+    """The state dict of a checkpoint."""
+    for key in ("model", "state_dict"):
+        if key in content:
+            return content[key]
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return content
+    states = {
+        key: value
+        for key, value in content.items()
+        if isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
+    }
+    if len(states) > 1:
+        names = ", ".join(map(str, states))
+        raise UserError(f"{source}: several state dicts: {names}. Save the right one alone, under 'model'.")
+    return next(iter(states.values()), content)
+
+
+def _unusual(value: Tensor) -> str:
+    """What kind of tensor `value` is, if it is not an ordinary one; otherwise ""."""
+    if value.is_meta:
+        return "a tensor without data"
+    if value.is_quantized:
+        return "a quantised tensor"
+    if value.layout is not torch.strided:
+        return "a sparse tensor"
+    return "a complex tensor" if value.is_complex() else ""
 
 
 def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -97,6 +97,10 @@ def _size(values: Any = ()) -> tuple[int, ...]:
     return tuple(values)
 
 
+def _path(*parts: Any) -> str:
+    return "/".join(map(str, parts)).replace("//", "/")
+
+
 class _Namespace:
     """Stand-in for argparse.Namespace, the settings that many trainers save."""
 
@@ -118,6 +122,7 @@ _NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
     ("argparse", "Namespace"): _Namespace,
+    **{("pathlib", name): _path for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")},
 }
 _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
     **_NUMPY,
@@ -150,7 +155,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def load_torch(path: Path) -> Any:
-    """Load a file of `torch.save`, with NumPy arrays as tensors and an argparse.Namespace as a dict.
+    """Load a file of `torch.save`, with NumPy arrays as tensors, an argparse.Namespace as a dict and paths as text.
 
     Raises:
         pickle.UnpicklingError: if it holds anything but tensors, arrays and plain values.

@@ -77,11 +77,22 @@ class LoadReport:
             )
         bad = [*self.missing, *(f"{name} {theirs} for {ours}" for name, ours, theirs in self.mismatched)]
         unknown = f": {', '.join(self.unexpected[:2])}" if self.unexpected else ""
+        remedy = "Use the config that they were trained with."
+        if self._prefix:
+            remedy = f"The names that fit begin with '{self._prefix}': save these tensors alone, without the prefix."
         return (
             f"weights of another model: {len(self.loaded)} tensors fit, {len(self.missing)} are missing, "
             f"{len(self.mismatched)} have another shape ({_first(bad)}), {len(self.unexpected)} are "
-            f"unknown{unknown}. Use the config that they were trained with."
+            f"unknown{unknown}. {remedy}"
         )
+
+    @property
+    def _prefix(self) -> str:
+        """The prefix with which every missing name is among the unexpected ones; "" if there is none."""
+        first, unexpected = next(iter(self.missing), ""), set(self.unexpected)
+        prefixes = [name.removesuffix(first) for name in self.unexpected if first and name.endswith(first)]
+        fits = (p for p in prefixes if all(p + name in unexpected for name in self.missing))
+        return next(fits, "")
 
     def partial_refusal(self) -> str:
         """Error message for a checkpoint that fills a part of the model incompletely."""
