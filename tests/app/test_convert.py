@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from local2global.app.cli import app
 from local2global.app.predict import L2G
 from local2global.errors import UserError
-from local2global.lazy import instantiate, load_config
+from local2global.lazy import instantiate, load_config, save_resolved
 from local2global.weights.checkpoint import load_checkpoint, to_detrex
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,24 @@ def test_converting_to_detrex_restores_the_original_tensors(released, tmp_path):
     before, after = load_checkpoint(path)["model"], load_checkpoint(tmp_path / "d.pth")["model"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("to", ["ours", "detrex"])
+def test_averaged_weights_are_converted_if_the_config_evaluates_only_those(released, tmp_path, to):
+    """As `l2g eval` and `l2g predict` choose."""
+    model, _ = released
+    cfg = load_config(ROOT / "configs" / TINY)
+    cfg.train.model_ema.update(enabled=True, use_ema_weights_for_eval_only=True)
+    save_resolved(cfg, tmp_path / "config.yaml")
+    averaged = {name: value + 1 for name, value in model.state_dict().items()}
+    torch.save({"model": model.state_dict(), "ema_state": averaged}, tmp_path / "model_final.pth")
+    out = tmp_path / ("out" if to == "ours" else "out.pth")
+    done = run("convert", tmp_path / "model_final.pth", "--output", out, "--to", to)
+    assert done.exit_code == 0, done.output
+    written = load_checkpoint(out / "model_final.pth" if to == "ours" else out)["model"]
+    expected = averaged if to == "ours" else to_detrex(averaged).state
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], value) for name, value in expected.items())
 
 
 def test_a_part_of_another_size_is_refused(released, tmp_path):
