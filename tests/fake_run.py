@@ -227,4 +227,7 @@ def curve(folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for arguments in " ".join(sys.argv[1:]).split(" --then "):
-        train(config(*arguments.split()))
+        try:
+            train(config(*arguments.split()))
+        except (UserError, KeyboardInterrupt) as error:
+            sys.exit(f"fake_run: {error!r}")

@@ -20,7 +20,7 @@ from ..files import write_text
 from .evaluation import evaluate, load_model
 from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
 from .metrics import RunLog
-from .processes import gather, join, rank
+from .processes import gather, join, peer_errors, rank
 from .rng import pick_seed, seed_all
 from .run_folder import has_run, has_scores, last_checkpoint, load_last, lock_run, record_run
 from .settings import require, train_settings
@@ -54,6 +54,7 @@ def train(
     settings = train_settings(cfg)
     folder = Path(settings.output_dir)
     with ExitStack() as stack:
+        stack.enter_context(peer_errors(folder))
         device = join(settings.device)
         console = progress or Console(stderr=True)
         if rank() > 0:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -91,6 +92,21 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def peer_errors(run: object) -> Iterator[None]:
+    """Raise errors of collective operations as one line: another process of the run has ended.
+
+    Args:
+        run: the run's folder, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not re.search(r"gloo|NCCL|[Cc]onnection (closed|reset)", str(error)):
+            raise
+        raise UserError(f"{run}: another process of this run has ended. Continue with --resume.") from error
 
 
 def launch_command(
