@@ -235,7 +235,7 @@ def test_instantiate_names_the_key_of_a_wrong_argument(tracker):
 
 
 def test_instantiate_reports_a_missing_value():
-    with pytest.raises(UserError, match="in_features: a value is needed"):
+    with pytest.raises(UserError, match="in_features: required value is missing"):
         own_instantiate(L(nn.Linear)(in_features="???", out_features=1))
 
 
@@ -446,6 +446,11 @@ def test_a_missing_file_is_reported_with_the_most_similar_name(files):
         ("x = 1\ny = (\n", r"bad\.py:2: "),
         ("x = 1\nx.y\n", r"bad\.py:2: AttributeError: "),
         ("\nfrom ..common.modle import model\n", r"bad\.py:2: ImportError: .*Did you mean '.*model\.py'"),
+        (
+            "from ..common.model import *\n",
+            r"bad\.py:1: ImportError: star and package imports are not supported",
+        ),
+        ("from .. import common\n", r"bad\.py:1: ImportError: star and package imports are not supported"),
         ("from ..common.model import modle\n", r"bad\.py:1: ImportError: .*no 'modle'.*Did you mean 'model'"),
     ],
 )

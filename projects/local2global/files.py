@@ -1,4 +1,4 @@
-"""Output files: a file appears only when it is complete, and one process at a time writes to a folder."""
+"""Output files: written to a temporary path, then renamed.  A folder is locked by the process that writes to it."""
 
 from __future__ import annotations
 

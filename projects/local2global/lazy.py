@@ -61,9 +61,7 @@ class OwnLazyCall:
 
     def __init__(self, target: Callable[..., Any] | str | Mapping[Any, Any]) -> None:
         if not (callable(target) or isinstance(target, (str, Mapping))):
-            raise TypeError(
-                f"LazyCall takes a callable, its name or a config that builds one, got {target!r}"
-            )
+            raise TypeError(f"LazyCall takes a callable, its name or a config of a callable, got {target!r}")
         # omegaconf treats a dataclass as a schema, so a dataclass is stored by name.
         self._target = target_name(target) if dataclasses.is_dataclass(target) else target
 
@@ -89,7 +87,7 @@ def own_instantiate(cfg: Any) -> Any:
     try:
         arguments = {name: own_instantiate(value) for name, value in cfg.items()}
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: a value is needed") from error
+        raise UserError(f"{error.full_key}: required value is missing (???)") from error
     target = arguments.pop("_target_")
     if isinstance(target, str):
         target = locate(target)
@@ -107,9 +105,11 @@ def _as_config(value: Any) -> Any:
 def _import_relative(
     path: str, chain: tuple[str, ...], name: str, names: Sequence[str], level: int
 ) -> ModuleType:
-    """`from ..folder.file import names` in a config: the file is run again, and dicts become DictConfigs."""
+    """`from ..folder.file import names` in a config: runs the file again and converts dicts to DictConfigs."""
     if not name or "*" in names:
-        raise ImportError("a config imports names from a file: `from .file import name`")
+        raise ImportError(
+            "star and package imports are not supported in configs: use `from .file import name`"
+        )
     folder = os.path.join(os.path.dirname(path), *[os.pardir] * (level - 1))
     file = os.path.normpath(os.path.join(folder, *name.split(".")) + ".py")
     if not os.path.isfile(file):
@@ -125,8 +125,8 @@ def _import_relative(
 def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
     """Run a config file in a new namespace.
 
-    The namespace has its own `__import__`, which resolves relative imports by path.  The interpreter's import system is
-    not patched, and nothing is cached.
+    Its `__import__` resolves relative imports by path.  The interpreter's import system is not patched, and nothing is
+    cached.
     """
     here = os.path.realpath(path)
     if here in chain:
@@ -253,7 +253,7 @@ def _saveable(value: Any, key: str) -> Any:
 
 
 def _choose() -> tuple[type[OwnLazyCall], type[OwnLazyConfig], Callable[[Any], Any]]:
-    """The implementations of detectron2 if it can be imported, otherwise ours; both check overrides."""
+    """The implementations of detectron2 if it can be imported, otherwise ours.  Both validate overrides."""
     if os.environ.get("L2G_STANDALONE") or importlib.util.find_spec("detectron2") is None:
         return OwnLazyCall, OwnLazyConfig, own_instantiate
     try:

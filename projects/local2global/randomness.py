@@ -1,7 +1,7 @@
 """Keyed random generators: each draw has its own generator, seeded by a key instead of a global stream.
 
-A draw with the key (seed, iteration, global clip index, purpose) does not change when training is resumed or the number
-of processes or workers changes.
+A key is (seed, iteration, global clip index, purpose).  Draws do not depend on the number of processes or workers, and
+they do not change when training is resumed.
 """
 
 from __future__ import annotations

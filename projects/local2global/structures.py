@@ -1,7 +1,7 @@
-"""The data types that the parts of the package exchange.
+"""Shared data types.
 
-Letters used in every shape of this package: B clips, T frames, N queries, M instances, K classes, C width, L feature
-levels, S tokens of all levels, H x W input pixels, h x w mask pixels (stride 4).
+Letters used in every shape of this package: B clips, T frames, N queries (global and local), M instances, K classes,
+C width, L feature levels, S tokens of all levels, H x W input pixels, h x w mask pixels (stride 4).
 
 Boxes are (cx, cy, w, h) in [0, 1] of the unpadded frame, everywhere.  Only deformable sampling multiplies by the valid
 ratios.
@@ -49,7 +49,7 @@ def padded_pixels(extent: Tensor, height: int, width: int) -> Tensor:
     """Mask of the pixels of a map that lie wholly in padding.
 
     Args:
-        extent: (B, 2) width and height of the unpadded part, in pixels of the map.
+        extent: (B, 2) width and height of the unpadded frame, in pixels of the map.
         height: rows of the map.
         width: columns of the map.
 
@@ -157,7 +157,7 @@ class FrameFeatures:
         padding: (B, S) bool, True at a token that lies wholly in padding; None if no frame is padded.
         mask_features: (B, C, h, w) at stride 4.
         extent: (B, 2) float32, (width, height) of the unpadded frame in mask pixels.
-        valid_ratios: (B, L, 2) float32, the unpadded part of each level's width and height.
+        valid_ratios: (B, L, 2) float32, unpadded fraction of each level's width and height.
     """
 
     memory: Tensor
@@ -204,7 +204,7 @@ class FrameFeatures:
 
 @dataclass(frozen=True)
 class Queries:
-    """The slots: all state that is passed from frame to frame.  Row i is the same object on every frame.
+    """The slots: state carried between frames.  Row i is the same object on every frame.
 
     Attributes:
         embed: (B, N, C) content; between frames, the last decoder layer's output before its norm.
@@ -224,8 +224,8 @@ class Positions:
 
     Attributes:
         embed: (B, N, C) position embedding, added to queries and keys.
-        boxes: (B, N, 4) boxes that the decoder starts from.  None: it starts from Mask2Box of the queries' own masks
-            on the current frame; a query with an empty mask starts from its last box.
+        boxes: (B, N, 4) initial reference boxes of the decoder.  None: initial boxes are Mask2Box of current-frame
+            masks; for an empty mask, the last box of the slot.
     """
 
     embed: Tensor
@@ -256,8 +256,8 @@ class Proposals:
     """Local queries: the current frame's most confident encoder tokens, by decreasing confidence.
 
     Attributes:
-        embed: (B, K, C) content, detached.
-        boxes: (B, K, 4) Mask2Box of their masks, detached; a query with an empty mask has the encoder's box.
+        embed: (B, N, C) content, detached.
+        boxes: (B, N, 4) Mask2Box of their masks, detached; a query with an empty mask has the encoder's box.
         predictions: output of the heads for them, with gradients.
     """
 
@@ -343,7 +343,7 @@ class PanopticSegment:
     """A segment of one panoptic map.
 
     Attributes:
-        id: value of its pixels; an object, or a class of stuff, has one id throughout the video.
+        id: pixel value; constant per object or stuff class.
         label: class index.
         area: number of pixels.
         score: in [0, 1].
@@ -379,8 +379,8 @@ class PanopticVideo:
         size: (height, width) of the maps.
         length: number of frames.
         frames: maps of the frames; each is final before the next frame of the video is read.
-        final: called after `frames` is exhausted, yields the maps recomputed with whole-video scores; None if that was
-            not requested.
+        final: second-pass maps, recomputed with whole-video scores; call it after `frames` is exhausted.  None if
+            disabled.
     """
 
     video_id: int
@@ -398,7 +398,7 @@ class VideoResult:
         video_id: id of the video.
         size: (height, width) of the masks.
         length: number of frames.
-        slots: (k,) int64 query of each track.
+        slots: (k,) int64 slot of each track.
         labels: (k,) int64 class indices.
         scores: (k,) float32 in [0, 1], decreasing.
         read: yields the masks of a slot, one per frame: a compressed COCO RLE, or None if the mask is empty.

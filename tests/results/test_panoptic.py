@@ -1,4 +1,4 @@
-"""Panoptic maps of hand-made predictions: assignment of pixels, segment ids, and second decisions.
+"""Panoptic maps of hand-made predictions: assignment of pixels, segment ids, and maps recomputed with whole-video scores.
 
 Frames are 2 x 4 pixels, and so are masks; a slot is (class scores, the pixels of its mask), a pixel a letter.
 """
@@ -153,7 +153,7 @@ def test_a_map_is_emitted_before_the_next_frame_is_read():
 
 
 def test_the_second_decision_uses_the_means_of_the_whole_video():
-    """Car .5 on the first frame, dog .9 on the second: the second decision is dog on both."""
+    """Car .5 on the first frame, dog .9 on the second: the recomputed label is dog on both."""
     everywhere = "####/####"
     clip = Clip(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), SIZE)
     stream = [frame(slot(everywhere, car=0.5)), frame(slot(everywhere, dog=0.9))]
@@ -161,7 +161,7 @@ def test_the_second_decision_uses_the_means_of_the_whole_video():
     assert [r.segments[0].label for r in video.frames] == [CAR, DOG]
     final = list(video.final())
     assert [(r.index, r.segments[0].label) for r in final] == [(0, DOG), (1, DOG)]
-    assert [r.segments[0].label for r in video.final()] == [DOG, DOG]  # the second decision can be repeated
+    assert [r.segments[0].label for r in video.final()] == [DOG, DOG]  # `final` can be called again
 
 
 def test_both_decisions_agree_on_the_last_frame():

@@ -67,7 +67,7 @@ def test_an_incomplete_last_line_is_dropped_and_a_corrupt_line_is_refused(record
     assert len(list(read_record(record))) == 4
     with record.open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=r"frames\.jsonl:5: not a frame of a record"):
+    with pytest.raises(UserError, match=r"frames\.jsonl:5: invalid frame record"):
         list(read_record(record))
 
 

@@ -31,7 +31,7 @@ class MaskTrack:
         rles: (T,) masks with counts as strings, None where the frame has no mask.
         areas: (T,) int64 pixels, 0 where the frame has no mask.
         sizes: (T, 2) int64 (height, width), -1 where the frame has no mask.
-        listed: whether any mask was given as a list of run lengths.
+        listed: whether any mask was a list of run lengths.
     """
 
     rles: Sequence[Rle | None]
@@ -63,7 +63,7 @@ def parse_track(segmentations: Any, place: Place, polygon_size: tuple[int, int] 
     Args:
         segmentations: per frame an RLE, None, or a list of polygons.
         place: describes a frame in error messages.
-        polygon_size: (height, width) in which polygons are drawn; None refuses polygons.
+        polygon_size: (height, width) in which polygons are drawn; None: polygons raise an error.
 
     Raises:
         UserError: not a list, or a malformed mask.
@@ -124,7 +124,7 @@ def _whole(number: Any) -> int:
 
 
 def _check_areas(counts: Sequence[str | bytes], sizes: Ints) -> Ints:
-    """(n,) areas of n masks given by their compressed counts and (n, 2) sizes."""
+    """(n,) areas of n masks with compressed counts and (n, 2) sizes."""
     runs = decode_counts(counts)
     areas = np.array([mask[1::2].sum() for mask in runs], np.int64)
     covered = areas + np.array([mask[::2].sum() for mask in runs], np.int64)

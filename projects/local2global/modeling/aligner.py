@@ -69,9 +69,9 @@ class L2GAligner(nn.Module):
 
         Args:
             queries: (B, N, C) q_global,t-1.
-            local: (B, K, C) q_local,t.
+            local: (B, N, C) q_local,t.
             g_pos: (B, N, C) positions of the global queries.
-            l_pos: (B, K, C) positions of the local queries, added to the keys.
+            l_pos: (B, N, C) positions of the local queries, added to the keys.
 
         Returns:
             (B, N, C) q_global,t.

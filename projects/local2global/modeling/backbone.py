@@ -1,6 +1,6 @@
 """The backbone: images to feature maps.
 
-`ResNet` is the paper's.  Any module works that returns a dict of (B, C, H / stride, W / stride) maps.
+`ResNet` is the paper's backbone.  Any module returning a dict of (B, C, H / stride, W / stride) maps can be used.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet (He et al., CVPR 2016) with the parameter names of detectron2, on disk.
+    """ResNet (He et al., CVPR 2016); `state_dict` keys follow detectron2.
 
     Args:
         depths: blocks of res2 .. res5.

@@ -7,7 +7,7 @@ and all later frames use this assignment.  Local queries carry no identity and a
 Reduced supervision: randomly selected frames before the last have no loss.
 
 Shapes: F = T * B frames, time-major (frame t of clip b is row t * B + b); F' supervised frames; M instances of a clip,
-padded to the largest clip; S sets of predictions; R candidate points and P points of a mask.
+padded to the largest clip; S prediction sets (not tokens); R candidate points and P points of a mask.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ReducedSupervision:
     """Reduced supervision (section 3.2): 1 to T - 2 of the frames before the last have no loss."""
 
     def __call__(self, length: int, generator: torch.Generator) -> list[bool]:
-        """Whether each of `length` frames has a loss: the last one always, at least two (or all there are)."""
+        """Whether each of `length` frames has a loss: the last one always, at least two; all frames if T < 3."""
         if length < 3:
             return [True] * length
         num_skipped = int(torch.randint(1, length - 1, (), generator=generator))
@@ -68,7 +68,7 @@ class _Batch:
         visible: (F, M) bool on the host, False at padding.
         supervised: (F',) int64 on the host, the frames with a loss in ascending order.
         frames: the same on the device.
-        scale: (F',) float32, 1 / normaliser.
+        scale: (F',) float32, 1 / normalizer.
         mask_features: F tensors of (C, h, w).
         extent: (F, 2) width and height of the unpadded frame in mask pixels.
     """
@@ -94,7 +94,7 @@ class _Batch:
         return targets.masks[:, f // len(self.clips)].float()
 
     def generator(self, f: int, purpose: str) -> torch.Generator:
-        """The random generator of frame f for one purpose, on the device."""
+        """Keyed generator, on the device, for a draw at frame f; `purpose` names the draw."""
         clip = self.clips[f % len(self.clips)]
         return keyed_generator(*clip.key, purpose, f // len(self.clips), device=self.scale.device)
 
@@ -120,12 +120,12 @@ class Criterion(nn.Module):
     """The losses of a batch of clips.
 
     Args:
-        matcher: matching costs; a cost without a weight of its own uses the loss weight.
+        matcher: matching costs; a cost weight of None uses the loss weight.
         sampler: points of the mask losses.
         supervision: draws which of T frames have a loss.
         weights: weights of the terms `cls`, `mask`, `dice`, `box`, `giou`; all five are required.
-        things: labels below `things` are things.  The others are stuff: no box cost and no box loss.  None: all are
-            things.
+        things: number of thing classes.  Classes with index >= `things` are stuff and have no box cost or box loss.
+            None: all classes are things.
 
     Raises:
         ValueError: if `weights` lacks a term or has an unknown one.
@@ -193,9 +193,9 @@ class Criterion(nn.Module):
     def normalizer(self, clips: Sequence[Clip], device: torch.device | str = "cpu") -> Tensor:
         """Divisors of the losses of each time step: the number of instances visible there, at least 1.
 
-        Only clips that supervise a time step count.  Counts are averaged over processes, as DDP averages gradients.
-        To accumulate gradients, compute the normaliser of all clips of an optimizer step and pass it to every
-        `forward`: the micro-batch losses then add up to the loss of one large batch.
+        Clips without a loss at t are excluded.  Counts are averaged over processes, as DDP averages gradients.
+        To accumulate gradients, compute the normalizer once from all clips of an optimizer step.  Pass it to every
+        `forward`; the micro-batch losses then add up to the loss of one large batch.
 
         Args:
             clips: all clips of this process, with targets.
@@ -287,7 +287,7 @@ class Criterion(nn.Module):
     def loss_labels(
         self, outputs: Sets, matches: Mapping[str, _Matches], batch: _Batch
     ) -> dict[str, dict[str, Tensor]]:
-        """Focal loss of all queries: one-hot for matched visible instances, zeros for all other queries."""
+        """Focal loss of all queries: one-hot targets for matched visible instances, zeros for all other queries."""
         logits = torch.stack([output.logits for output in outputs.values()])  # (S, F', N, K)
         target = torch.zeros_like(logits)
         rows, labels = torch.arange(logits.shape[1], device=logits.device), batch.labels[batch.frames]
@@ -333,7 +333,8 @@ class Criterion(nn.Module):
                 losses.append(self._frame_mask_losses(f, logits, batch))
             terms = [torch.stack(term, dim=1) for term in zip(*losses, strict=True)]  # (M, F', S) each
         else:
-            # No instance: a zero that depends on the mask head and the mask features, since DDP needs all gradients.
+            # No instance: a zero that depends on mask head and mask features.
+            # DDP requires a gradient for every parameter.
             zero = embed.sum(dim=-1) + sum(features.sum() for features in batch.mask_features) * 0
             terms = [zero.transpose(0, 1)] * len(MASK_LOSSES)
         weight = torch.stack([(matches[name].matched * batch.scale[:, None]).T for name in outputs], dim=-1)

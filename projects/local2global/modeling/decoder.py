@@ -1,6 +1,6 @@
 """The segmentation decoder D of Eq. (1), MaskDINO's as detrex assembles it.
 
-Every layer starts from a reference box, embeds the box as the query's position (MLP(PE(.)) of Eq. (2)) and refines it.
+Every layer embeds its reference boxes as query positions (MLP(PE(.)) of Eq. (2)) and refines the boxes.
 A layer is self-attention, 4-point deformable cross-attention to the memory, and feed-forward; post-norm.
 """
 
@@ -24,7 +24,7 @@ class DecoderOutput:
     Attributes:
         raw: (B, N, C) each, input of the next layer.
         hidden: (B, N, C) each, `raw` after the shared norm.
-        references: (B, N, 4) each, the boxes that the layer started from.
+        references: (B, N, 4) each, reference boxes of the layer.
     """
 
     raw: tuple[Tensor, ...]
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         self.bbox_embed = MLP(dim, dim, 4, 3)
         for parameter in self.bbox_embed.layers[-1].parameters():
-            nn.init.zeros_(parameter)  # refined boxes equal their references at the start
+            nn.init.zeros_(parameter)  # initially, refined boxes equal their references
 
     def embed_boxes(self, boxes: Tensor) -> Tensor:
         """MLP(PE(boxes)) of Eq. (2): (..., 4) boxes to (..., C) position embeddings, in float32."""
@@ -127,8 +127,8 @@ class Decoder(nn.Module):
         """Decode one frame.
 
         A layer predicts its box from its normed output: `refine(hidden[i], references[i])`.  The next layer's reference
-        comes from the raw output, as in MaskDINO.  A layer attends at a detached reference but predicts relative to the
-        attached one, so its box loss also trains the previous layer (DINO's look-forward-twice).
+        comes from the raw output, as in MaskDINO.  Attention uses the detached reference, box prediction the attached
+        reference.  The box loss of a layer thus also trains the previous layer (DINO's look-forward-twice).
 
         Args:
             queries: (B, N, C).

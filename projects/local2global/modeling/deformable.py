@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., ICLR 2021, Eq. 3).
 
 Every head of every query samples each feature level at a few learned points and sums the samples, weighted.
-`sample_definition` is that sum by `grid_sample`; `ops.deformable_sample` computes the same sum faster.
+`sample_definition` computes the sum by `grid_sample`; `ops.deformable_sample` computes it faster.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start point p of head h at p + 1 pixels from the reference, in head h's own direction."""
+        """Place point p of head h initially p + 1 pixels from the reference, in a direction that depends on h."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)

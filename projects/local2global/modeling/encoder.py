@@ -1,9 +1,9 @@
 """The pixel encoder: backbone maps to multi-scale tokens and mask features (MaskDINO's, as detrex assembles it).
 
-Deformable self-attention mixes the levels.  One FPN step carries the finest level to stride 4 for the masks.
+Deformable self-attention mixes the levels.  One FPN step upsamples the finest level to stride 4 for the masks.
 
-Padding is masked after this file, not before it.  A frame alone and the same frame padded in a batch still differ:
-GroupNorm counts padding, and convolutions and upsampling read across the frame's edge.
+Masking begins in deformable self-attention; convolutions and GroupNorm include padding.  The features of a frame
+therefore depend on its padding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .layers import ConvNorm, FeedForward, sine_waves
 
 
 def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Tensor:
-    """DETR's sine embedding of a map, normalised by its unpadded part.
+    """DETR's sine embedding of a map, normalised by its unpadded size.
 
     Args:
         counts: (B, 2) unpadded columns and rows, float32.
@@ -60,7 +60,7 @@ class Geometry:
         pos: (B, S, C) position embedding, without the embedding of the level.
         references: (B, S, L, 2) reference point of each token, in [0, 1] of each level's padded map.
         padding: (B, S) bool, True at a token that lies wholly in padding; None if no frame is padded.
-        valid_ratios: (B, L, 2) the unpadded part of each level's width and height.
+        valid_ratios: (B, L, 2) unpadded fraction of each level's width and height.
         extent: (B, 2) width and height of the unpadded frame in mask pixels.
     """
 
@@ -75,11 +75,11 @@ class Geometry:
     def of(
         cls, shapes: Shapes, valid: Tensor, mask_shape: tuple[int, int], dim: int, padded: bool = True
     ) -> Geometry:
-        """Of frames whose unpadded parts of width and height are `valid`, (B, 2) in (0, 1].
+        """Geometry of frames with unpadded fractions `valid`, (B, 2) in (0, 1].
 
         Args:
             shapes: (height, width) of every level.
-            valid: (B, 2) unpadded parts of width and height.
+            valid: (B, 2) unpadded fractions of width and height.
             mask_shape: (height, width) of the mask features.
             dim: width C.
             padded: whether any frame is padded; if not, `padding` is None.
@@ -126,13 +126,13 @@ class PixelEncoder(nn.Module):
         num_heads: attention heads.
         num_layers: encoder layers.
         dim_feedforward: hidden width of the feed-forward networks.
-        num_levels: levels L.  Levels beyond `features` are stride-2 convolutions of the coarsest map.  They come next
-            to it, coarsest first, as in detrex.
+        num_levels: levels L.  Levels beyond `features` are stride-2 convolutions of the coarsest map.  Extra
+            levels are adjacent to the coarsest level, coarsest first, as in detrex.
         num_points: sampling points of a head in a level.
         features: names of the maps to flatten, ordered finest first or coarsest first.
-        groups: groups of the GroupNorms.
-        checkpointing: in training, save only the inputs of each layer and recompute the rest in backward: a third
-            more time in the encoder for most of a clip's memory.
+        groups: GroupNorm groups.
+        checkpointing: in training, save only the inputs of each layer and recompute the rest in backward.  Saves
+            most encoder activation memory; encoder time rises by a third.
         mask_dim: width of the mask features; `dim` if None.
 
     Raises:
@@ -195,7 +195,7 @@ class PixelEncoder(nn.Module):
 
         Args:
             maps: the backbone's maps, (B, channels, height, width) each.
-            valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1]; None if no frame is
+            valid: (B, 2) float32, unpadded fraction of each frame's width and height, in (0, 1]; None if no frame is
                 padded, which skips all masking.
 
         Returns:
@@ -276,7 +276,7 @@ def unpadded(valid: Tensor, height: int, width: int) -> Tensor:
     """Columns and rows of a map that the frame covers, rounded so that 28.000002 columns do not become 29.
 
     Args:
-        valid: (B, 2) float32, the unpadded part of each frame's width and height, in (0, 1].
+        valid: (B, 2) float32, unpadded fraction of each frame's width and height, in (0, 1].
         height: rows of the map.
         width: columns of the map.
 

@@ -1,6 +1,6 @@
 """Matching (section 3.2): each instance is matched to a slot once, on the first frame where it is visible.
 
-A slot that owns an instance is barred for all later instances, even while its own instance is occluded.
+Assigned slots are excluded from later matching, also during occlusion.
 """
 
 from __future__ import annotations
@@ -45,14 +45,16 @@ class Matcher:
 
     def weights(self, loss_weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
         """The cost weight of each loss term."""
-        own = {
+        cost_weights = {
             "cls": self.cost_class,
             "mask": self.cost_mask,
             "dice": self.cost_dice,
             "box": self.cost_box,
             "giou": self.cost_giou,
         }
-        return {term: loss_weights[term] if weight is None else weight for term, weight in own.items()}
+        return {
+            term: loss_weights[term] if weight is None else weight for term, weight in cost_weights.items()
+        }
 
     @torch.no_grad()
     def cost(
@@ -76,7 +78,7 @@ class Matcher:
             tgt_boxes: (..., M, 4).
             tgt_masks: (..., M, P) in [0, 1] at the same points.
             has_box: (..., M) bool, whether the box costs apply to an instance (not to stuff); None: to all.
-            loss_weights: of the five terms, used where the matcher's own weight is None.
+            loss_weights: of the five terms, used where the cost weight is None.
 
         Returns:
             (..., N, M) float32.
@@ -128,7 +130,7 @@ def assign(
 
     Args:
         cost: (N, M).
-        taken: (N,) bool, queries that are barred; None if none is.
+        taken: (N,) bool, queries that are excluded.  None: all queries are available.
 
     Returns:
         Query and instance indices of the pairs.  Instances without a free query are left out.

@@ -52,9 +52,9 @@ class Local2Global(nn.Module):
         test_size: (shortest edge, limit of the longest edge) of videos in evaluation.
         threshold: class score in [0, 1] from which a stream reports an object.
         aggregate: how scores are aggregated over a video: "top_quarter", "max" or "mean".
-        trainable: regular expressions; if given, only parameters whose name matches one of them are trained.
+        trainable: regular expressions; only parameters whose name matches one of them are trained.  None: all.
         divisor: images are padded to a multiple of this.
-        panoptic: if given, results are maps of things and stuff made by it; otherwise they are tracks.
+        panoptic: merges predictions into maps of things and stuff.  None: results are tracks.
 
     Raises:
         ValueError: a pattern of `trainable` matches no parameter.

@@ -1,7 +1,7 @@
 """Positions, Eq. (2): g_pos,t = MLP(PE(Mask2Box(M_{t-1}))), trajectory as position embedding.
 
 PE is `box_sine_embedding`.  MLP is the decoder's `ref_point_head`, passed as `embed_boxes`.  Mask2Box is applied when
-frame t - 1 is decoded, and its boxes are `Queries.boxes`.
+frame t - 1 is decoded.  The boxes are stored in `Queries.boxes`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TrajectoryPositions(nn.Module):
 class StaticPositions(nn.Module):
     """No trajectory (Table 3, rows 1 and 2): g_pos is a learned embedding per slot, used inside the aligner only.
 
-    The decoder starts from the box of each query's mask on the current frame.
+    The decoder's initial reference is Mask2Box of each query's mask on the current frame.
 
     Args:
         num_queries: slots N.
@@ -66,7 +66,7 @@ class StaticLocalPositions(nn.Module):
     """l_pos: a learned embedding per confidence rank of the local queries.
 
     Args:
-        num_queries: local queries K.
+        num_queries: local queries N.
         dim: width C.
     """
 
@@ -75,7 +75,7 @@ class StaticLocalPositions(nn.Module):
         self.embed = nn.Embedding(num_queries, dim)
 
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
-        """Positions of the local queries, (B, K, C)."""
+        """Positions of the local queries, (B, N, C)."""
         del embed_boxes
         return self.embed.weight.expand(len(local.embed), -1, -1)
 
@@ -84,5 +84,5 @@ class DynamicLocalPositions(nn.Module):
     """l_pos: Eq. (2) on the boxes of the local queries (Table 6, row 3)."""
 
     def forward(self, local: Proposals, embed_boxes: EmbedBoxes) -> Tensor:
-        """Positions of the local queries, (B, K, C)."""
+        """Positions of the local queries, (B, N, C)."""
         return embed_boxes(local.boxes)

@@ -34,7 +34,7 @@ class Segmenter(nn.Module):
         encoder: maps to `FrameFeatures`.
         decoder: queries to queries.
         num_classes: K.
-        num_queries: N, both of local and of global queries.
+        num_queries: N, the number of local queries and of global queries.
         dim: width C.
         mask_dim: width of the mask features; `dim` if None.
     """
@@ -67,7 +67,7 @@ class Segmenter(nn.Module):
 
         Args:
             images: (B, 3, H, W), normalised and padded.
-            valid: (B, 2) unpadded part of each width and height, in (0, 1]; None if no frame is padded.
+            valid: (B, 2) unpadded fraction of each width and height, in (0, 1]; None if no frame is padded.
         """
         features: FrameFeatures = self.encoder(self.backbone(images), valid)
         return features
@@ -82,8 +82,8 @@ class Segmenter(nn.Module):
         tokens = self.enc_output_norm(self.enc_output(memory))  # (B, S, C)
         if tokens.shape[1] < self.num_queries:
             raise ValueError(
-                f"frames of {tokens.shape[1]} tokens (levels {features.shapes}) cannot give {self.num_queries} local "
-                "queries: use larger frames"
+                f"the frame has {tokens.shape[1]} tokens (levels {features.shapes}), fewer than num_queries "
+                f"{self.num_queries}: use larger frames"
             )
         scores = self._classify(tokens).amax(dim=-1)
         if features.padding is not None:
@@ -106,7 +106,7 @@ class Segmenter(nn.Module):
 
         Args:
             queries: the aligned slots.
-            positions: where the decoder starts; without boxes it starts from the boxes of the queries' own masks.
+            positions: initial reference boxes.  None as boxes: Mask2Box of the queries' masks on this frame.
             features: the frame.
             local: predictions of the local queries, passed on to the losses.
         """
@@ -137,12 +137,12 @@ class Segmenter(nn.Module):
         )
 
     def _heads(self, x: Tensor, boxes: Tensor | None) -> LayerPredictions:
-        """Class and mask heads of (B, N, C) queries; they norm what the decoder has normed, as in MaskDINO."""
+        """Class and mask heads of (B, N, C) queries.  Decoder outputs are normalised twice, as in MaskDINO."""
         normed = self.decoder.norm(x)
         return LayerPredictions(self._classify(normed), boxes, self.mask_embed(normed))
 
     def _classify(self, x: Tensor) -> Tensor:
-        """Class logits in float32, since they are ranked."""
+        """Class logits in float32: scores are ranked."""
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.class_embed(x.float())
         return logits

@@ -1,4 +1,4 @@
-"""Swin (Liu et al., ICCV 2021) as a backbone: transformers' network with the official code's names on disk.
+"""Swin (Liu et al., ICCV 2021) as a backbone: transformers' network; `state_dict` keys follow the official code.
 
 Needs transformers: `pip install "local2global[swin]"`.
 """
@@ -20,7 +20,7 @@ _QKV = ("q", "k", "v")
 
 
 class Swin(nn.Module):
-    """Images to four maps, each with its own norm; by default Swin-L, pre-trained at 384 with windows of 12.
+    """Images to four maps, each with a separate norm; by default Swin-L, pre-trained at 384 with windows of 12.
 
     Args:
         embed_dim: channels of res2; each next map has twice as many.

@@ -41,7 +41,7 @@ class FromLocal(nn.Module):
         self.align = align
 
     def forward(self, local: Proposals) -> Queries:
-        """The slots of a new video."""
+        """Initial slots, (B, N, C), with their boxes."""
         return Queries(local.embed, local.boxes)
 
 
@@ -60,12 +60,12 @@ class Learned(nn.Module):
         self.embed = nn.Embedding(num_queries, dim)
 
     def forward(self, local: Proposals) -> Queries:
-        """The slots of a new video."""
+        """Initial slots, (B, N, C), with their boxes."""
         return Queries(self.embed.weight.expand(len(local.embed), -1, -1), local.boxes)
 
 
 class Tracker(nn.Module):
-    """Query propagation with early alignment.
+    """Query propagation with early alignment (section 3.2): slots are aligned before the decoder.
 
     Args:
         aligner: Eq. (3).  None passes the slots to the decoder unchanged (Table 3, row 1); then there is no l_pos, and

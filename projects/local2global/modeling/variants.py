@@ -1,8 +1,8 @@
 """Variants that are not in the paper.
 
 - `BypassTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
-- `FromProposals`: the first frame's slots start at the encoder's boxes, for training from scratch.
-- `IdentityStartAligner`: an aligner that starts as the identity, for video training without pre-training.
+- `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
+- `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
 """
 
 from __future__ import annotations
@@ -65,22 +65,22 @@ def most_similar(past: Tensor, current: Tensor) -> Tensor:
 class FromProposals(FromLocal):
     """First frame: the local queries become the global queries, at the encoder's boxes instead of their masks' boxes.
 
-    Early in training from scratch, the masks of all local queries cover all similar objects.  Mask2Box then moves every
-    slot to the same box, where the slots stay similar.  The encoder's boxes differ as their tokens do.
+    Early in training from scratch, the masks of all local queries cover all similar objects.  Mask2Box then gives
+    all slots nearly the same box.  Encoder boxes differ between tokens.
     """
 
     def forward(self, local: Proposals) -> Queries:
-        """The slots of a new video."""
+        """Initial slots, (B, N, C), with the encoder's boxes."""
         boxes = local.predictions.boxes
         assert boxes is not None
         return Queries(local.embed, boxes.detach())
 
 
 class IdentityStartAligner(L2GAligner):
-    """An L2G-aligner whose residual branches start at zero: at first it only normalises the queries.
+    """An L2G-aligner whose residual branches are initialised to zero.
 
-    Without pre-training (section 4.2), video training starts at propagation without an aligner.  Randomly initialised
-    weights start worse than that, as do weights trained with learned queries.
+    Initially, only its norms act: this equals propagation without an aligner, up to normalisation.  Random weights, and
+    weights pre-trained with learned queries (section 4.2), start with a higher loss.
 
     Args:
         *args: as for `L2GAligner`.

@@ -39,8 +39,8 @@ class VideoPostprocessor:
     Args:
         size: (height, width) of the source, the size of reported masks.
         threshold: a frame reports the slots whose best class score is at least this value.
-        aggregate: the video's class scores of a slot: the mean of its best max(1, T // 4) frames, of its best frame,
-            or of all T frames.
+        aggregate: the class scores of a slot over a video of T frames: "top_quarter" is the mean of the best
+            max(1, T // 4) frames, "max" the best frame, "mean" the mean of all frames.
         keep: maximum number of (slot, class) pairs in a video's result.
         spill: whether masks and scores are written to a file for `result`.  With False only the masks of reported
             slots are decoded.
@@ -113,7 +113,7 @@ class VideoPostprocessor:
     def _fetch(
         predictions: FramePredictions, masks: Tensor
     ) -> tuple[Tensor, Tensor, tuple[float, float], Tensor, Tensor]:
-        """Everything of a frame but its masks, on the CPU, in one transfer.
+        """Scores, boxes and mask statistics, copied to the CPU in one transfer.
 
         Returns:
             (N, K) float32 scores, (N, 4) float32 boxes, the extent, (N,) float64 sum of the probabilities of each
@@ -183,7 +183,7 @@ class VideoPostprocessor:
             ValueError: the postprocessor was created with `spill=False`.
         """
         if not self.spill:
-            raise ValueError("a result needs the masks: create the VideoPostprocessor with spill=True")
+            raise ValueError("`result` requires spill=True")
         slots = labels = torch.zeros(0, dtype=torch.int64)
         values = torch.zeros(0)
         if self._spill is not None:

@@ -1,4 +1,4 @@
-"""Mask logits at the source's size: bilinear upsampling, the cut at 0 and COCO run-length encoding."""
+"""Mask logits at the source's size: bilinear upsampling, thresholding at 0 and COCO run-length encoding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _interpolate(logits: Tensor, taps: Iterable[Tensor], dim: int) -> Tensor:
 
 
 def _span(occupied: Tensor, low: Tensor, high: Tensor) -> slice:
-    """The range of output pixels with a tap on an occupied input line, given (inputs,) bool `occupied`."""
+    """Range of output pixels with a tap on an occupied input line; `occupied` is (inputs,) bool."""
     if occupied.is_cuda:  # finding the range would synchronise the device and costs more than it saves
         return slice(0, len(low))
     reached = (occupied[low] | occupied[high]).nonzero()[:, 0]
@@ -88,7 +88,7 @@ def decode_masks(logits: Tensor, extent: tuple[float, float], size: tuple[int, i
 
 
 def resize_logits(logits: Tensor, extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Mask logits at the source's size; `decode_masks` without the cut at 0.
+    """Mask logits at the source's size; `decode_masks` without thresholding.
 
     Args:
         logits: (n, h, w) float32 mask logits.

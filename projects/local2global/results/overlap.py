@@ -20,7 +20,7 @@ def one_behind(
 
     Args:
         items: iterated on the device's current stream.
-        take: runs on a stream of its own and synchronises it, e.g. `VideoPostprocessor.update`.
+        take: runs on a separate stream and synchronises it, e.g. `VideoPostprocessor.update`.
         device: the device that computes the items.
 
     Yields:
@@ -42,7 +42,7 @@ def one_behind(
     while True:
         try:
             item = next(source)
-        except Exception as end:  # the end of the items, or an error that the pending item does not share
+        except Exception as end:  # StopIteration or an error; emit the pending item first
             if pending:
                 yield finish()
             if isinstance(end, StopIteration):

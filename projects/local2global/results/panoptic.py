@@ -46,7 +46,7 @@ class Panoptic:
         keep: a slot is a candidate on a frame if its best class score there is above this value.
         temperature: temperature of the softmax over a slot's mean class scores, which weighs its mask.
         overlap: a segment is dropped if it wins a smaller fraction of its mask's pixels than this value.
-        final: whether all frames are decided a second time with the mean scores of the whole video.
+        final: whether the maps of all frames are recomputed with the mean scores of the whole video.
     """
 
     things: int
@@ -113,13 +113,13 @@ class PanopticPostprocessor:
         return self._decide(self.length - 1, candidates)
 
     def redecide(self) -> Iterator[PanopticFrame]:
-        """The maps of all frames so far, decided again with the mean scores of all of them.
+        """The maps of all frames so far, recomputed with the mean scores of all of them.
 
         Raises:
             ValueError: the masks were not saved (`final=False`).
         """
         if self._file is None:
-            raise ValueError("a second decision needs the masks: use final=True")
+            raise ValueError("recomputing the maps requires final=True")
         for index, candidates in enumerate(self._file.read()):
             yield self._decide(index, candidates)
 

@@ -30,7 +30,7 @@ class RecordWriter:
 
     Args:
         path: the file; an existing one is replaced.
-        classes: {id, name} of every class; label k of a result is the k-th.
+        classes: {id, name} of every class, indexed by label.
 
     Attributes:
         count: number of frames written.
@@ -100,7 +100,7 @@ def read_record(path: Path) -> Iterator[dict[str, Any]]:
                 frame = json.loads(line)
                 frame["objects"]
             except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path}:{number}: not a frame of a record ({error})") from error
+                raise UserError(f"{path}:{number}: invalid frame record ({error})") from error
             yield frame
 
 

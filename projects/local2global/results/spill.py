@@ -1,7 +1,10 @@
 """Scores and masks of one video in a temporary file, so that memory does not grow with the video.
 
-The file holds one record per frame: (N, K) float32 class scores, (N,) int32 lengths of the masks' COCO counts (0 where
-a slot's mask is empty), then the counts of all masks by rising slot.
+The file holds one record per frame:
+
+- (N, K) float32 class scores;
+- (N,) int32 lengths of the masks' COCO counts, 0 for an empty mask;
+- the COCO counts of all non-empty masks, in slot order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Fast versions of the sum of deformable attention, behind one function.
+"""Fast deformable sampling, behind one function.
 
-On a CPU the sum is computed by `bags.py`, on a GPU by the Triton kernel of `triton_kernel.py`.  Both compute what
+CPUs use the embedding bags of `bags.py`, GPUs the Triton kernel of `triton_kernel.py`.  Both compute what
 `deformable.sample_definition` defines, forward and backward.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...structures import Shapes, constant
 from .bags import sample_bags
 
-#: (values, x, y, weights, levels) to the sum; see `triton_kernel.sample`.
+#: (values, x, y, weights, levels) to the weighted sum; see `triton_kernel.sample`.
 Kernel = Callable[..., Tensor]
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def level_table(shapes: Shapes, like: Tensor) -> Tensor:
 def _gpu_kernel(values: Tensor) -> Kernel | None:
     """The Triton kernel, if it can be used; its gradients are not deterministic.
 
-    The first call for a dtype compares the kernel with the bags, unless it is being compiled or captured.
+    The first call for a dtype compares the kernel with the embedding-bag implementation, except during compilation or
+    CUDA graph capture.
     """
     if not values.is_cuda or torch.are_deterministic_algorithms_enabled():
         return None
@@ -70,7 +71,7 @@ def _gpu_kernel(values: Tensor) -> Kernel | None:
 
 
 def checked_kernel(device: torch.device, dtype: torch.dtype) -> Kernel | None:
-    """The kernel, if it runs on `device` and agrees with the bags on a CPU; otherwise None, and one warning.
+    """The kernel if it runs on `device` and matches the embedding-bag implementation; otherwise None and a warning.
 
     `L2G_TRITON=0` in the environment disables the kernel.
     """
@@ -93,7 +94,7 @@ def checked_kernel(device: torch.device, dtype: torch.dtype) -> Kernel | None:
 
 
 def _relative_error(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest error of the kernel's sum and gradients, relative to the largest entry of each."""
+    """Largest error of the kernel's output and gradients, relative to the largest entry of each."""
     shapes = ((2, 5), (5, 7), (8, 9))
     generator = torch.Generator().manual_seed(0)
     points = (2, 19, 4, len(shapes), 4)  # some outside the maps

@@ -1,8 +1,8 @@
-"""The sum of deformable attention as bags of an embedding table, for CPUs.
+"""Deformable sampling by `embedding_bag`, for CPUs.
 
 The table's rows are the values of each token and head.  A bag is a (query, head); its entries are the four pixels
-around each sampling point, weighted by attention weight times bilinear weight.  One autograd function covers the whole
-sum, so only its inputs are saved for backward.
+around each sampling point, weighted by attention weight times bilinear weight.  One autograd function covers all
+steps, so only its inputs are saved for backward.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _SampleBags(torch.autograd.Function):
 def _grad_table(table: Tensor, rows: Tensor, entries: Tensor, gradient: Tensor) -> Tensor:
     """Gradient of the table: a sum over the entries that read each row.
 
-    Sorting the entries by row turns the library's scatter into one more sum over bags, which is several times faster.
+    Sorting the entries by row replaces the scatter by an `embedding_bag` call, which is several times faster.
     """
     per_bag = rows.shape[1]
     rows, order = rows.flatten().sort()
@@ -166,7 +166,7 @@ class _Corners:
         x: columns.
         y: rows.
         weights: attention weights.
-        first: int32 row of the table that holds the upper left pixel, but for `steps`.
+        first: int32 row of the table of the upper left pixel, without the corner offset in `steps`.
         steps: (heads, L, points) int32 each, added to `first` for the upper left, upper right, lower left and lower
             right pixel.
     """

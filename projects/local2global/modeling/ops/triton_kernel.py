@@ -1,12 +1,13 @@
-"""The sum of deformable attention as one Triton kernel forward and one backward, for GPUs.
+"""Deformable sampling as one Triton kernel forward and one backward, for GPUs.
 
 A program handles a block of queries of one head and sample, and loops over their sampling points.  It reads only the
-inputs and writes only the results; bags also write and read four rows and weights per point.  Values may be bfloat16 or
-float16; locations, weights and sums are float32.  Backward adds up the values' gradient by float32 atomics, so its
-order is not deterministic.
+inputs and writes only the results.  The embedding-bag version materialises four rows and weights per point.
+
+Values may be bfloat16 or float16; locations, weights and sums are float32.  Backward adds up the values' gradient by
+float32 atomics, so the order of summation is not deterministic.
 
 The kernel's results are tested in Triton's interpreter, and it compiles for sm_80, sm_90 and sm_100.  It has not run on
-a GPU yet, so its first call is compared with the bags (`ops/__init__.py`).
+a GPU yet, so its first call is compared with the embedding-bag implementation (`ops/__init__.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-#: With fewer programs than this, a program handles fewer queries, so that there are more programs.
+#: Below 1024 programs, use smaller query blocks.
 BUSY = 1024
 
 
@@ -155,7 +156,7 @@ def _launch(kernel: Any, values: Tensor, x: Tensor, arguments: tuple[Tensor, ...
 
 @triton_op("local2global::sample", mutates_args={})
 def sample(values: Tensor, x: Tensor, y: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """The sum of deformable attention.
+    """Deformable sampling, as `ops.deformable_sample`.
 
     Args:
         values: (B, S, heads, D).

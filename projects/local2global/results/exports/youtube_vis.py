@@ -1,4 +1,4 @@
-"""YouTube-VIS files of one video: `annotations.json` in the form of truth, `results.json` in the form of results.
+"""YouTube-VIS files of one video: `annotations.json` in annotation format, `results.json` in result format.
 
 Both are written mask by mask.  Frames on which an object was not reported have no mask.
 """
