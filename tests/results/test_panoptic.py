@@ -1,4 +1,4 @@
-"""Panoptic maps of hand-made predictions: assignment of pixels, segment ids, and maps recomputed with whole-video scores.
+"""Panoptic maps of hand-made predictions: assignment of pixels, segment ids, second-pass maps.
 
 Frames are 2 x 4 pixels, and so are masks; a slot is (class scores, the pixels of its mask), a pixel a letter.
 """
