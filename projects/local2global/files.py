@@ -10,8 +10,8 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import UserError, make_folder
 
@@ -23,7 +23,7 @@ except ImportError:  # Windows: files are written without locks
 #: Errors that only writing raises: no space, quota exceeded, file too large.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_locks: weakref.WeakSet[BinaryIO] = weakref.WeakSet()
+_locks: weakref.WeakSet[FileIO] = weakref.WeakSet()
 
 
 def _close_inherited() -> None:
@@ -36,10 +36,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_inherited)
 
 
-def _lock(path: Path) -> BinaryIO | None:
+def _lock(path: Path) -> FileIO | None:
     """Open a file for appending and lock it until it is closed or the process dies; None if it is locked."""
     while True:
-        file = path.open("ab")
+        # Without a buffer, whose mutex another thread may hold while the process forks.
+        file = path.open("ab", buffering=0)
         _locks.add(file)
         try:
             if fcntl is not None:
@@ -54,7 +55,7 @@ def _lock(path: Path) -> BinaryIO | None:
         file.close()  # the previous holder has just renamed or deleted it
 
 
-def _is_open(path: Path, file: BinaryIO) -> bool:
+def _is_open(path: Path, file: FileIO) -> bool:
     """Whether `file` is still the file at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -85,7 +86,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     partial = target.with_name(f"{target.name}.tmp")
-    lock: BinaryIO | None = None
+    lock: FileIO | None = None
     try:
         lock = _lock(partial)
         if lock is None:
@@ -147,7 +148,6 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})".encode())
-        file.flush()
         _delete_partial_files(folder)
         yield
     finally:
