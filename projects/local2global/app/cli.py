@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..data.datasets import VideoRecord
     from .batch import Predict
     from .result_folder import Prediction
-    from .video import Source
+    from .source import Source, TimedFrame
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
 
@@ -369,12 +370,12 @@ def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
 
 def _record_source(record: VideoRecord) -> Source:
     """A video of a dataset as a source."""
-    from .video import FOLDER_FPS, Source
+    from .source import FOLDER_FPS, Source, at_rate
 
-    name = Path(record.name).name
-    return Source(
-        name, FOLDER_FPS, record.size, record.length, lambda: map(record.frame, range(record.length))
-    )
+    def read() -> Iterator[TimedFrame]:
+        return at_rate(map(record.frame, range(record.length)), FOLDER_FPS)
+
+    return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
 
 
 def _predict_all(predict: Predict, sources: list[Source], batch: bool) -> int:

@@ -148,9 +148,10 @@ class L2G:
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
-        The video has the size and rate of the source.  `frames.jsonl` is the record: one line per frame, written while
-        the video runs.  `annotations.json` and `results.json` are made from it in the YouTube-VIS forms of truth and of
-        results.  Objects have masks on the frames on which they were reported; annotation id = drawn id + 1.
+        The video has the size and the time stamps of the source.  `frames.jsonl` is the record: one line per frame,
+        written while the video runs.  `annotations.json` and `results.json` are made from it in the YouTube-VIS forms
+        of truth and of results.  Objects have masks on the frames on which they were reported; annotation id = drawn
+        id + 1.
 
         After an interrupt or an exception the files hold the frames done so far; there are none before the first frame.
 
@@ -177,9 +178,9 @@ class L2G:
             VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
             closing(self._results(opened, report, post)) as results,
         ):
-            for frame, result in results:
-                writer.write(draw(frame, result, self.classes))
-                record.append(result, record.count / float(opened.fps))
+            for frame, time_stamp, result in results:
+                writer.write(draw(frame, result, self.classes), time_stamp)
+                record.append(result, time_stamp)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
         return replace(finish(folder), seconds=time.perf_counter() - start, announced=opened.length)
@@ -196,37 +197,43 @@ class L2G:
             source = chain([first], frames)
         post = VideoPostprocessor(size, threshold=report.threshold, spill=False)
         with post, closing(self._results(source, report, post)) as results:
-            for _, result in results:
+            for _, _, result in results:
                 yield result
 
     @torch.inference_mode()
     def _results(
         self, source: Source | Iterable[Tensor], report: _Filter, post: VideoPostprocessor
-    ) -> Generator[tuple[Tensor, FrameResult], None, None]:
-        """Yields every frame with its result.  Only a `Source` is prefetched; a camera must not be."""
+    ) -> Generator[tuple[Tensor, float, FrameResult], None, None]:
+        """Yields every frame with its time stamp and its result.
+
+        Only a `Source` is prefetched; a camera must not be, and its time stamps are 0.
+        """
         prefetched = isinstance(source, Source)
-        pairs = ((frame, resize_shortest_edge(frame, *self._model.test_size)) for frame in source)
+        frames = source.read() if isinstance(source, Source) else ((frame, 0.0) for frame in source)
+        items = (
+            (frame, stamp, resize_shortest_edge(frame, *self._model.test_size)) for frame, stamp in frames
+        )
         if prefetched:
-            pairs = prefetch(pairs, _PREFETCH)
+            items = prefetch(items, _PREFETCH)
         inputs: deque[Tensor] = deque()
 
         def feed() -> Iterator[Tensor]:
             while inputs:
                 yield inputs.popleft()
 
-        def predictions() -> Iterator[tuple[Tensor, FramePredictions]]:
+        def predictions() -> Iterator[tuple[Tensor, float, FramePredictions]]:
             stream = self._model.stream(feed())
-            for frame, resized in pairs:
+            for frame, stamp, resized in items:
                 inputs.append(resized)
                 with self._lock:
                     output = next(stream)
-                yield frame, output
+                yield frame, stamp, output
 
-        def postprocess(item: tuple[Tensor, FramePredictions]) -> tuple[Tensor, FrameResult]:
-            frame, output = item
-            return frame, report.apply(post.update(output))
+        def postprocess(item: tuple[Tensor, float, FramePredictions]) -> tuple[Tensor, float, FrameResult]:
+            frame, stamp, output = item
+            return frame, stamp, report.apply(post.update(output))
 
-        with closing(pairs):
+        with closing(items):
             if prefetched:
                 yield from one_behind(predictions(), postprocess, self.device)
             else:
@@ -292,6 +299,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise UserError(f"device {device}: no such kind of device; use cuda, cuda:1 or cpu") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device {device}: torch sees {torch.cuda.device_count()} GPUs here; use cpu")
+    try:
+        torch.zeros(1, device=place).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"device {device}: this torch cannot compute on it; use cuda or cpu") from error
     return place
 
 

@@ -1,15 +1,14 @@
 """Frames in and out: `open_source` opens videos and images as a `Source`, `VideoWriter` encodes an H.264 mp4.
 
-Frames are (3, H, W) uint8 RGB tensors, rotated upright and decoded one at a time.
+Frames are (3, H, W) uint8 RGB tensors, upright, with square pixels, and decoded one at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -19,66 +18,50 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..data.readers.images import rgb_pixels
 from ..errors import UserError
 from ..files import atomic_path
+from .image_source import IMAGE_SUFFIXES, open_images
+from .source import FOLDER_FPS, Source, checked_rate
+from .video_source import open_video
 
-FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+__all__ = [
+    "FOLDER_FPS",
+    "Source",
+    "VideoWriter",
+    "finish_video",
+    "h264_encoder",
+    "natural_key",
+    "open_source",
+]
+
 ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "libopenh264": {}}
-_MAX_FPS = 1000  # a container that declares more has no usable rate
-
-
-@dataclass(frozen=True)
-class Source:
-    """Frames that can be iterated repeatedly, each time from the first frame, in constant memory.
-
-    Attributes:
-        name: short name for output files.
-        fps: frames per second.
-        size: (height, width) of every frame, upright.
-        length: number of frames declared by the container, or None.
-        read: returns an iterator of (3, H, W) uint8 RGB tensors, which raises UserError for corrupt frames.
-        files: names of the frames with their folder, such as "clip/00001.jpg"; None for video files.
-    """
-
-    name: str
-    fps: Fraction
-    size: tuple[int, int]
-    length: int | None
-    read: Callable[[], Iterator[Tensor]] = field(repr=False)
-    files: tuple[str, ...] | None = field(default=None, repr=False)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """Iterates from the first frame."""
-        return self.read()
+MAX_SIDE = 16384  # pixels: the limit of libx264
 
 
 def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source:
-    """Opens a video file, a folder of frames, a glob of frames or a single image.
+    """Opens a video file, a folder of frames, a glob of frames or an image file of one or more frames.
 
     Args:
         path: file, folder or glob.  Frames are read in natural order (frame2 before frame10).
-        fps: overrides the rate of the source; images default to 10.
+        fps: replaces the time stamps of the source; images without time stamps default to 10.
 
     Raises:
         UserError: if nothing can be read.  The message is one line that names the path.
     """
     text = str(path)
     place = Path(text).expanduser()
-    rate = None if fps is None else _rate(fps)
+    rate = None if fps is None else checked_rate(fps)
     if place.is_dir():
         frames = sorted((p for p in place.iterdir() if _is_frame(p)), key=natural_key)
         if not frames:
             suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
             raise UserError(f"{text}: no frames in this folder (looked for {suffixes})")
-        return _images(place.resolve().name, frames, rate)
+        return open_images(place.resolve().name, frames, rate)
     if place.is_file():
         is_image = place.suffix.lower() in IMAGE_SUFFIXES
-        return _images(place.stem, [place], rate) if is_image else _video(place, rate)
+        return open_images(place.stem, [place], rate) if is_image else open_video(place, rate)
     if re.search(r"[*?\[]", text):
         return _glob(text, rate)
     raise UserError(f"{text}: no such file or folder")
@@ -87,18 +70,11 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
 def natural_key(path: str | Path) -> list[tuple[bool, int, str]]:
     """Sort key of a file name that compares runs of digits as numbers."""
     parts = re.split(r"(\d+)", Path(path).name)
-    return [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts if p]
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts if p]
 
 
 def _is_frame(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _rate(fps: Fraction | float) -> Fraction:
-    rate = Fraction(fps).limit_denominator(65535)
-    if not 0 < rate <= _MAX_FPS:
-        raise UserError(f"{fps} frames per second: expected more than 0 and at most {_MAX_FPS}")
-    return rate
 
 
 def _glob(pattern: str, fps: Fraction | None) -> Source:
@@ -112,102 +88,7 @@ def _glob(pattern: str, fps: Fraction | None) -> Source:
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             problem = f"matches {file.name}, which is no image; a glob selects the frames of one video"
             raise UserError(f"{pattern}: {problem}")
-    return _images(files[0].resolve().parent.name, files, fps)
-
-
-# --- Images ---
-
-
-def _images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Source:
-    size = _image_size(paths[0])
-    for path in paths[1:]:
-        other = _image_size(path)
-        if other != size:
-            raise UserError(
-                f"{path}: {other[1]}x{other[0]} pixels, but {paths[0].name} has {size[1]}x{size[0]}; "
-                "the frames of a video must all have one size"
-            )
-    names = tuple(f"{path.resolve().parent.name}/{path.name}" for path in paths)
-    return Source(
-        name, fps or FOLDER_FPS, size, len(paths), lambda: (_read_image(path) for path in paths), names
-    )
-
-
-@contextlib.contextmanager
-def _image(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            # Reading the EXIF block of a PNG decodes the whole image, so the key is checked first.
-            yield ImageOps.exif_transpose(image) if "exif" in image.info else image
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: this image cannot be read ({error}); replace or remove it") from error
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    with _image(path) as image:
-        return image.height, image.width
-
-
-def _read_image(path: Path) -> Tensor:
-    with _image(path) as image:
-        return _to_tensor(rgb_pixels(image))
-
-
-def _to_tensor(pixels: np.ndarray[Any, Any]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-# --- Video files ---
-
-
-def _video(path: Path, fps: Fraction | None) -> Source:
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: this file is empty")
-    with _open_video(path) as (container, stream):
-        length = stream.frames or None
-        declared = stream.average_rate or stream.guessed_rate
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise UserError(f"{path}: this video has no frames")
-        size = (frame.width, frame.height) if _quarter_turns(frame) % 2 else (frame.height, frame.width)
-    usable = declared is not None and 0 < declared <= _MAX_FPS
-    rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
-    return Source(path.stem, rate, size, length, lambda: _decode(path, size))
-
-
-@contextlib.contextmanager
-def _open_video(path: Path) -> Iterator[tuple[Any, Any]]:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path}: no video stream in this file")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield container, stream
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f"{path}: this video cannot be read ({error.strerror}); is the file complete?"
-        ) from error
-
-
-def _decode(path: Path, size: tuple[int, int]) -> Iterator[Tensor]:
-    with _open_video(path) as (container, stream):
-        for index, frame in enumerate(container.decode(stream)):
-            pixels = np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame))
-            if pixels.shape[:2] != size:
-                height, width = pixels.shape[:2]
-                raise UserError(
-                    f"{path}: frame {index} has {width}x{height} pixels, the first {size[1]}x{size[0]}; "
-                    "re-encode the video to one size"
-                )
-            yield _to_tensor(pixels)
-
-
-def _quarter_turns(frame: Any) -> int:
-    """Number of counter-clockwise quarter turns that rotate a frame upright."""
-    return int(round(frame.rotation / 90) % 4)
+    return open_images(files[0].resolve().parent.name, files, fps)
 
 
 # --- Writing ---
@@ -255,13 +136,18 @@ class VideoWriter:
         self.count = 0
         self.partial = self.path.with_suffix(".partial.mp4")
         self._keep_partial = keep_partial
-        rate = _rate(fps)
+        rate = checked_rate(fps)
         encoder = h264_encoder()
+        padded = tuple(edge + edge % 2 for edge in size)
+        if max(padded) > MAX_SIDE:
+            raise UserError(
+                f"{size[1]}x{size[0]} pixels: an H.264 video has at most {MAX_SIDE} on a side; resize the input"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
         self._container = av.open(str(self.partial), "w", format="mp4", container_options=options)
         stream: Any = self._container.add_stream(encoder, rate=rate, options=dict(ENCODERS[encoder]))
-        stream.height, stream.width = (edge + edge % 2 for edge in size)
+        stream.height, stream.width = padded
         stream.pix_fmt = "yuv420p"
         # Players guess the colour space of untagged videos from the frame size, and guess differently.
         context = stream.codec_context
@@ -269,13 +155,23 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = int(Colorspace.ITU709)
         context.color_range = int(ColorRange.MPEG)
         self._stream = stream
-        self._time_base = 1 / rate
+        # Fine enough for a varying rate, and a multiple of the constant rate.
+        scale = math.ceil(10_000 / rate.numerator)
+        self._time_base = context.time_base = Fraction(1, rate.numerator * scale)
+        self._interval, self._pts = rate.denominator * scale, -1
+        try:
+            context.open()
+        except av.error.FFmpegError as error:
+            self._container.close()
+            self.partial.unlink(missing_ok=True)
+            raise UserError(f"{size[1]}x{size[0]} pixels: {encoder} cannot encode this size") from error
 
-    def write(self, frame: Tensor) -> None:
+    def write(self, frame: Tensor, time: float | None = None) -> None:
         """Appends a frame.
 
         Args:
             frame: (3, H, W) uint8 RGB of the writer's size.
+            time: seconds since the first frame; default: one interval after the last frame.
 
         Raises:
             ValueError: if the frame has another shape or dtype.
@@ -290,7 +186,11 @@ class VideoWriter:
         picture = picture.reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
-        picture.pts, picture.time_base = self.count, self._time_base
+        if time is None:
+            self._pts += self._interval if self.count else 1
+        else:
+            self._pts = max(self._pts + 1, round(time / self._time_base))
+        picture.pts, picture.time_base, picture.duration = self._pts, self._time_base, self._interval
         self._container.mux(self._stream.encode(picture))
         self.count += 1
 

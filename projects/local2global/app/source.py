@@ -1,0 +1,67 @@
+"""`Source`: frames with time stamps that can be read repeatedly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import UserError
+
+FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
+MAX_FPS = 1000  # a container that declares more has no usable rate
+
+TimedFrame = tuple[Tensor, float]
+"""A (3, H, W) uint8 RGB frame and its time stamp: seconds since the first frame."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames that can be iterated repeatedly, each time from the first frame, in constant memory.
+
+    Attributes:
+        name: short name for output files.
+        fps: frames per second; the mean if the rate varies.
+        size: (height, width) of every frame, upright, with square pixels.
+        length: number of frames declared by the container, or None.
+        read: returns an iterator of frames with increasing time stamps; it raises UserError for corrupt frames.
+        files: names of the frames with their folder, such as "clip/00001.jpg"; None for other sources.
+    """
+
+    name: str
+    fps: Fraction
+    size: tuple[int, int]
+    length: int | None
+    read: Callable[[], Iterator[TimedFrame]] = field(repr=False)
+    files: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Iterates over the frames without their time stamps."""
+        return (frame for frame, _ in self.read())
+
+
+def at_rate(frames: Iterable[Tensor], fps: Fraction) -> Iterator[TimedFrame]:
+    """Frames with the time stamps of a constant rate."""
+    return ((frame, float(index / fps)) for index, frame in enumerate(frames))
+
+
+def checked_rate(fps: Fraction | float) -> Fraction:
+    """A rate as a fraction.
+
+    Raises:
+        UserError: if the rate is not in (0, `MAX_FPS`].
+    """
+    rate = Fraction(fps).limit_denominator(65535)
+    if not 0 < rate <= MAX_FPS:
+        raise UserError(f"{fps} frames per second: expected more than 0 and at most {MAX_FPS}")
+    return rate
+
+
+def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """(3, H, W) from (H, W, 3)."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -1,0 +1,258 @@
+"""Video files as sources: choice of the stream, upright frames of square pixels, time stamps, lost frames."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from numpy.typing import NDArray
+
+from ..errors import UserError
+from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, to_tensor
+
+_MAX_ASPECT = 8  # wider pixels are a mistake of the file
+_MAX_GAP = Fraction(3600)  # seconds: a longer step between two frames is a break in the time stamps
+
+_log = logging.getLogger(__name__)
+
+
+def open_video(path: Path, fps: Fraction | None) -> Source:
+    """Opens a video file.
+
+    Of several video streams, pictures such as cover art are skipped; then a stream of several frames, the default
+    stream and the longest stream have priority, in this order.  Pixels that are not square are resampled.
+
+    Args:
+        path: the file.
+        fps: replaces the time stamps of the file by a constant rate.
+
+    Raises:
+        UserError: if there is no video stream, or none of its frames can be decoded.
+    """
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: this file is empty")
+    index = _choose_stream(path)
+    with _open(path, index) as (container, stream):
+        length = stream.frames or None
+        declared = stream.average_rate or stream.guessed_rate
+        aspect = _pixel_aspect(stream, path)
+        frame = next(_decoded(container, stream, _Losses(Fraction(1, MAX_FPS))), None)
+        if frame is None:
+            raise UserError(f"{path}: this video has no frames that can be decoded")
+        size = _upright(frame, aspect).shape[:2]
+    usable = declared is not None and 0 < declared <= MAX_FPS
+    rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
+    file = _File(path, index, aspect, (size[0], size[1]), length, rate, fps is not None)
+    return Source(path.stem, rate, file.size, length, file.read)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A video file and what `open_video` found out about it."""
+
+    path: Path
+    stream: int
+    aspect: Fraction
+    size: tuple[int, int]
+    length: int | None
+    rate: Fraction
+    constant_rate: bool
+
+    def read(self) -> Iterator[TimedFrame]:
+        """Decodes the frames; lost frames are counted and logged at the end."""
+        losses = _Losses(1 / self.rate)
+        count, time, pts = 0, Fraction(0), None
+        with _open(self.path, self.stream) as (container, stream):
+            for frame in _decoded(container, stream, losses):
+                pixels = _upright(frame, self.aspect)
+                if pixels.shape[:2] != self.size:
+                    height, width = pixels.shape[:2]
+                    raise UserError(
+                        f"{self.path}: frame {count} has {width}x{height} pixels, "
+                        f"the first {self.size[1]}x{self.size[0]}; re-encode the video to one size"
+                    )
+                time += self._step(frame, pts) if count else 0
+                count, pts = count + 1, frame.pts
+                yield to_tensor(pixels), float(time)
+        if count == 0:
+            raise UserError(f"{self.path}: this video has no frames that can be decoded")
+        # Fewer frames than the container declares are reported at the end of `l2g predict`.
+        if losses.count and count >= (self.length or 0):
+            plural = "frame" if losses.count == 1 else "frames"
+            _log.warning(
+                "l2g: %s: at least %d %s lost: the data are damaged", self.path, losses.count, plural
+            )
+
+    def _step(self, frame: Any, previous: int | None) -> Fraction:
+        """Seconds between a frame and the one before, whose time stamp is `previous`."""
+        if not self.constant_rate and frame.pts is not None and previous is not None:
+            step: Fraction = (frame.pts - previous) * frame.time_base
+            if 0 < step <= _MAX_GAP:
+                return step
+        return 1 / self.rate
+
+
+# --- Streams ---
+
+
+@contextlib.contextmanager
+def _open(path: Path, index: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """The container and, with an index, its stream."""
+    try:
+        with av.open(str(path)) as container:
+            if index is None:
+                yield container, None
+                return
+            stream: Any = container.streams[index]
+            if stream.codec_context is None:
+                raise UserError(f"{path}: this PyAV has no decoder for its video codec")
+            stream.thread_type = "AUTO"
+            yield container, stream
+    except av.error.FFmpegError as error:
+        raise UserError(
+            f"{path}: this video cannot be read ({error.strerror}); is the file complete?"
+        ) from error
+
+
+def _choose_stream(path: Path) -> int:
+    """Index of the stream to read; a choice among several is logged."""
+    with _open(path) as (container, _):
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            only = " (only a cover picture)" if container.streams.video else ""
+            raise UserError(f"{path}: no video stream in this file{only}")
+        if len(streams) == 1:
+            return int(streams[0].index)
+        spans = {stream.index: _Span() for stream in streams}
+        for packet in container.demux(*streams):
+            if packet.size:
+                spans[packet.stream.index].add(packet)
+        best = max(streams, key=lambda s: spans[s.index].rank(bool(s.disposition & Disposition.default)))
+        size = f"{best.codec_context.width}x{best.codec_context.height}" if best.codec_context else "unknown"
+        _log.warning(
+            "l2g: %s: %d video streams; stream %d (%s pixels) is read", path, len(streams), best.index, size
+        )
+        return int(best.index)
+
+
+@dataclass
+class _Span:
+    """Number and duration of the packets of a stream."""
+
+    packets: int = 0
+    times: list[float] = field(default_factory=list)  # the first and the last
+
+    def add(self, packet: Any) -> None:
+        self.packets += 1
+        if packet.pts is not None:
+            time = float(packet.pts * packet.time_base)
+            low, high = self.times or (time, time)
+            self.times = [min(low, time), max(high, time)]
+
+    def rank(self, default: bool) -> tuple[bool, bool, float, int]:
+        span = self.times[1] - self.times[0] if self.times else 0.0
+        return self.packets > 1, default, span, self.packets
+
+
+# --- Frames ---
+
+
+@dataclass
+class _Losses:
+    """Counts the packets without a frame, by their time stamps.
+
+    A packet counts if its time stamp is far from the frames before and after it.  So second fields and hidden
+    reference frames, which yield no frame of their own, do not count.
+
+    Attributes:
+        interval: smallest interval between frames so far, in seconds.
+        count: number of lost frames.
+    """
+
+    interval: Fraction
+    count: int = 0
+    _pending: set[int] = field(default_factory=set)
+    _last: int | None = None
+    _time_base: Fraction = Fraction(1)
+
+    def sent(self, packet: Any) -> None:
+        """A packet was passed to the decoder."""
+        if packet.pts is not None and packet.size and not packet.is_discard:
+            self._time_base = packet.time_base
+            self._pending.add(packet.pts)
+
+    def received(self, pts: int | None) -> None:
+        """A frame was decoded; frames come in the order of their time stamps."""
+        if pts is None:
+            return
+        self._pending.discard(pts)
+        self._settle(pts)
+        if self._last is not None and pts > self._last:
+            self.interval = min(self.interval, (pts - self._last) * self._time_base)
+        self._last = pts
+
+    def end(self) -> None:
+        """No frame follows."""
+        self._settle(None)
+
+    def _settle(self, pts: int | None) -> None:
+        """Decides on the packets before a frame."""
+        before = {p for p in self._pending if pts is None or p < pts}
+        self._pending -= before
+        near = float(self.interval / self._time_base) * 0.75
+        neighbours = [p for p in (self._last, pts) if p is not None]
+        self.count += sum(all(abs(p - neighbour) >= near for neighbour in neighbours) for p in before)
+
+
+def _decoded(container: Any, stream: Any, losses: _Losses) -> Iterator[Any]:
+    """Decodes the frames of a stream; packets that the decoder rejects are skipped, and count as lost."""
+    for packet in container.demux(stream):
+        losses.sent(packet)
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        for frame in frames:
+            losses.received(frame.pts)
+            yield frame
+    losses.end()
+
+
+def _pixel_aspect(stream: Any, path: Path) -> Fraction:
+    """Width of a pixel, divided by its height; unusable values count as 1."""
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
+        return aspect
+    _log.warning("l2g: %s: pixels of %s:%s are read as square", path, aspect.numerator, aspect.denominator)
+    return Fraction(1)
+
+
+def _upright(frame: Any, aspect: Fraction) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB with square pixels, rotated and mirrored by the display matrix of the file."""
+    height, width = frame.height, frame.width
+    if aspect > 1:
+        width = round(width * aspect)
+    else:
+        height = round(height / aspect)
+    if (height, width) != (frame.height, frame.width):
+        frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    if data is None:
+        return pixels
+    # x' = ax + cy, y' = bx + dy; rotations between quarter turns are rounded.
+    a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    pixels = pixels[:, ::-1] if a < 0 else pixels
+    return pixels[::-1] if d < 0 else pixels
