@@ -4,7 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).parent / "README.md"
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+
+# `configs/` stays beside the package in a checkout, and is installed as `local2global.configs`.
+CONFIGS = {
+    ".".join(("local2global", *folder.relative_to(ROOT).parts)): str(folder.relative_to(ROOT))
+    for folder in sorted({path.parent for path in (ROOT / "configs").rglob("*.py")})
+}
 
 setup(
     name="local2global",
@@ -13,8 +20,8 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    package_dir={"": "projects"},
-    packages=find_packages(where="projects"),
+    package_dir={"": "projects", **CONFIGS},
+    packages=[*find_packages(where="projects"), *CONFIGS],
     package_data={"local2global": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[

@@ -9,6 +9,17 @@ class UserError(ValueError):
     """Invalid input.  The message names the problem, its place and the remedy, and is printed without a traceback."""
 
 
+def wrapped_user_error(error: BaseException) -> UserError | None:
+    """The UserError that caused another exception, or the exception itself; None if there is none.
+
+    Interpolations and constructors run inside libraries, which wrap the exceptions of our functions.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
 def make_folder(folder: Path, setting: str) -> None:
     """Create an output folder and its parents, if they do not exist.
 

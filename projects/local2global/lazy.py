@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue
 from .config.overrides import apply_overrides
 from .config.saved import load_resolved, load_yaml_config, resolve, save_resolved
 from .config.targets import FLAGS, locate, nearest, short_name, target_name
+from .configs import FOLDER
 from .errors import UserError
 from .files import write_text
 
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _MODULE = "local2global_config"
+CONFIGS = f"{__package__}.configs"  # the package of the shipped configs
 _CONFIG_MODULES = (_MODULE, "detectron2._cfg_loader")
 
 # A config states its class list once: `num_classes="${len:${..classes}}"`.
@@ -105,12 +107,15 @@ def _as_config(value: Any) -> Any:
 def _import_relative(
     path: str, chain: tuple[str, ...], name: str, names: Sequence[str], level: int
 ) -> ModuleType:
-    """`from ..folder.file import names` in a config: runs the file again and converts dicts to DictConfigs."""
+    """`from ..folder.file import names` in a config: runs the file again and converts dicts to DictConfigs.
+
+    With level 0, the name is relative to the shipped configs.
+    """
     if not name or "*" in names:
         raise ImportError(
             "star and package imports are not supported in configs: use `from .file import name`"
         )
-    folder = os.path.join(os.path.dirname(path), *[os.pardir] * (level - 1))
+    folder = os.path.join(os.path.dirname(path), *[os.pardir] * (level - 1)) if level else str(FOLDER)
     file = os.path.normpath(os.path.join(folder, *name.split(".")) + ".py")
     if not os.path.isfile(file):
         raise ImportError(f"{file}: no such file.{_nearest_file(file)}")
@@ -142,6 +147,8 @@ def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
     ) -> ModuleType:
         if level:
             return _import_relative(path, (*chain, here), name, fromlist or (), level)
+        if fromlist and name.startswith(f"{CONFIGS}."):
+            return _import_relative(path, (*chain, here), name.removeprefix(f"{CONFIGS}."), fromlist, 0)
         return builtins.__import__(name, globals, locals, fromlist or (), level)
 
     vars(module).update(__file__=path, __builtins__={**vars(builtins), "__import__": import_})
@@ -315,7 +322,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         where = error.filename or str(error).removeprefix("Config file ").removesuffix(" has syntax error!")
         raise UserError(f"{where}:{cause.lineno}: {cause.msg}") from error
     except Exception as error:
-        raise UserError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).splitlines()[:1])
+        raise UserError(f"{_where(error, path)}: {type(error).__name__}: {reason}") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path}: expected a mapping of names, got a list")
     try:
@@ -325,8 +333,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def variants_of(path: str | os.PathLike[str]) -> Mapping[str, Mapping[str, Any]]:
-    """Named variants of a config: `variants` in `common/variants.py` of the folders that contain it."""
-    for folder in Path(path).resolve().parents:
+    """Named variants of a config: `variants` in `common/variants.py` of the folders that contain it, or the shipped."""
+    for folder in (*Path(path).resolve().parents, FOLDER):
         file = folder / "common" / "variants.py"
         if file.is_file():
             variants: Mapping[str, Mapping[str, Any]] = OwnLazyConfig.load(str(file), "variants")

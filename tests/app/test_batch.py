@@ -55,9 +55,9 @@ def test_results_equal_sequential_prediction(monkeypatch, clips, tmp_path):
     written: dict[Path, list[bytes]] = {}
     write = VideoWriter.write
 
-    def record(self, frame):
+    def record(self, frame, time):
         written.setdefault(self.path.relative_to(tmp_path), []).append(frame.numpy().tobytes())
-        write(self, frame)
+        write(self, frame, time)
 
     monkeypatch.setattr(VideoWriter, "write", record)
     model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]

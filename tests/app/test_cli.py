@@ -245,6 +245,61 @@ def test_sources_of_one_name_get_different_folders(monkeypatch):
     assert len(set(names)) == 4
 
 
+def test_numbered_images_of_a_folder_are_one_video(tmp_path, monkeypatch, capsys):
+    """The shell expands `shots/*.png` to its files.  Names that differ in more than a number stay separate."""
+    from PIL import Image
+
+    def save(names: list[str], size: tuple[int, int] = (8, 6)) -> list[str]:
+        for name in names:
+            Image.new("RGB", size).save(tmp_path / name)
+        return [str(tmp_path / name) for name in names]
+
+    frames = save(["f10.png", "f2.png", "f1.png"])
+    [source] = cli._open(frames, skip_errors=False)[0]
+    assert source.files == tuple(f"{tmp_path.name}/{name}" for name in ("f1.png", "f2.png", "f10.png"))
+    assert "3 numbered images are read as one video" in capsys.readouterr().err
+    others = save(["dog.png", "cat.png"])
+    assert [s.length for s in cli._open([*frames, *others], skip_errors=False)[0]] == [3, 1, 1]
+    sizes = save(["p1.png"], (8, 6)) + save(["p2.png"], (8, 7))
+    assert [s.length for s in cli._open(sizes, skip_errors=False)[0]] == [1, 1]
+
+
+def test_a_user_error_inside_an_interpolation_is_printed_alone(project, monkeypatch, capsys):
+    (project / "configs" / "demo" / "lost.py").write_text(
+        "from omegaconf import OmegaConf\n"
+        "from local2global.errors import UserError\n"
+        "def read(path):\n"
+        "    raise UserError(f'{path}: no such annotation file')\n"
+        "OmegaConf.register_new_resolver('read_for_test', read, replace=True)\n"
+        "model = dict(classes='${read_for_test:x.json}')\n"
+    )
+    assert run(monkeypatch, "train", "demo/lost", "--dry-run") == 1
+    assert capsys.readouterr().err == "l2g: x.json: no such annotation file\n"
+
+
+def test_an_interpolation_without_a_value_is_one_line(project, monkeypatch, capsys):
+    (project / "configs" / "demo" / "hole.py").write_text("model = dict(size='${nothing.here}')\n")
+    assert run(monkeypatch, "train", "demo/hole", "--dry-run") == 1
+    assert capsys.readouterr().err.startswith("l2g: model.size: Interpolation key 'nothing.here' not found")
+
+
+def test_messages_hold_no_addresses(monkeypatch, capsys):
+    def refuse(name: str) -> Path:
+        raise UserError(f"{object()} is no config")
+
+    monkeypatch.setattr(cli, "find_config_file", refuse)
+    assert run(monkeypatch, "train", "x") == 1
+    assert capsys.readouterr().err == "l2g: <object object> is no config\n"
+
+
+@pytest.mark.parametrize(
+    "override", ["train.device=cpu", "+train.x=1", "~dataloader.train", "dataloader.a=1"]
+)
+def test_predict_refuses_overrides_of_other_parts(monkeypatch, capsys, override):
+    assert run(monkeypatch, "predict", "x.mp4", override, "--weights", "w.pth") == 1
+    assert f"l2g: {override}: predict takes overrides of the model only" in capsys.readouterr().err
+
+
 def test_score_vps_writes_json_and_prints_the_columns(monkeypatch, capsys, shared, tmp_path):
     case = shared / "eval_cases" / "vps_short_videos"
     files = ["--truth", case / "gt.json", "--predictions", case / "pred.json"]

@@ -376,7 +376,13 @@ def test_weights_without_config_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("device", "problem"),
-    [("toaster", "no such kind of device"), ("cuda:99", r"torch sees \d+ GPUs here; use cpu")],
+    [
+        ("toaster", "no such kind of device"),
+        ("cuda:99", r"torch sees \d+ GPUs here; use cpu"),
+        ("meta", "this torch cannot compute on it"),
+        ("xpu", "this torch cannot compute on it"),
+        ("hpu", "this torch cannot compute on it"),
+    ],
 )
 def test_an_unavailable_device_is_refused(device, problem):
     with pytest.raises(UserError, match=f"^device {device}: {problem}"):
@@ -412,3 +418,58 @@ def test_weights_of_another_model_are_refused(tmp_path):
     save_run(tmp_path)
     with pytest.raises(UserError, match=r"model_final\.pth: .*another shape"):
         L2G.from_pretrained(tmp_path, "cpu", ["model.tracker.aligner.dim_feedforward=64"])
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="needs a torch without MPS")
+def test_mps_is_refused_where_torch_lacks_it():
+    with pytest.raises(UserError, match=r"^device mps: this torch cannot compute on it; use cuda or cpu"):
+        L2G(Fake(), "mps")
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("model.segmenter.num_queries=300", "300 local queries, but .* 12 position embeddings"),
+        ("model.classes=3", "invalid config: model: .*'int' object is not iterable"),
+        ("model.test_size=4", "invalid config: model: .*'int' object is not iterable"),
+        ("model.test_size=[0,0]", "model.test_size.*expected .short edge, long edge. in pixels"),
+        ("model.segmenter=null", "cannot process a frame"),
+        ("~model.tracker", "invalid config: model: .*'tracker'"),
+        ("model.segmenter.decoder.num_layers=0", "cannot process a frame"),
+    ],
+)
+def test_settings_that_no_constructor_checks_are_refused(tmp_path, override, problem):
+    save_run(tmp_path)
+    with pytest.raises(UserError, match=problem) as caught:
+        L2G.from_pretrained(tmp_path, "cpu", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_frames_that_the_model_cannot_process_are_refused(clip):
+    class Picky(Fake):
+        def stream(self, frames):
+            yield from super().stream([])
+            raise ValueError("frames of 4 tokens cannot give 12 local queries")
+
+    with pytest.raises(UserError, match=r"^frames of 4 tokens"):
+        list(L2G(Picky(), "cpu").stream(clip))
+
+
+def test_an_unknown_user_in_a_path_is_refused():
+    """`Path.expanduser` raises RuntimeError for it."""
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_source("~nobody-of-this-name/clip.mp4")
+    with pytest.raises(UserError, match="no such weights"):
+        find_weights("~nobody-of-this-name/run")
+
+
+def test_the_record_and_the_video_keep_time_stamps(model, tmp_path):
+    times = [0.0, 0.1, 0.2, 1.2, 2.2, 2.3]
+    with VideoWriter(tmp_path / "vfr.mp4", 10, (64, 96)) as writer:
+        for stamp in times:
+            writer.write(torch.full((3, 64, 96), 90, dtype=torch.uint8), stamp)
+    prediction = model.predict(tmp_path / "vfr.mp4", tmp_path / "out")
+    lines = [json.loads(line) for line in (prediction.folder / "frames.jsonl").read_text().splitlines()]
+    assert [line["time"] for line in lines] == pytest.approx(times, abs=1e-4)
+    written = [stamp for _, stamp in open_source(prediction.video).read()]
+    assert written == pytest.approx(times, abs=1e-3)

@@ -16,7 +16,7 @@ import typer
 
 from .. import __version__
 from ..config.find import find_config_file
-from ..errors import UserError
+from ..errors import UserError, wrapped_user_error
 from .data import data_app
 from .score import bundle_results, score_app
 
@@ -62,6 +62,11 @@ def main() -> None:
 
 def _fail(error: Exception) -> NoReturn:
     """Prints one line for an exception and exits."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OmegaConfBaseException):
+        key = f"{error.full_key}: " if error.full_key else ""
+        error = wrapped_user_error(error) or UserError(f"{key}{str(error).splitlines()[0]}")
     if isinstance(error, _UsageError):
         command = error.ctx.command_path if error.ctx else "l2g"
         message, status = error.format_message(), 2
@@ -76,7 +81,7 @@ def _fail(error: Exception) -> NoReturn:
         first_line = (str(error).strip().splitlines() or [""])[0]
         hint = "(run again with --debug for the traceback)"
         message, status = f"l2g: unexpected {type(error).__name__}: {first_line} {hint}", 2
-    typer.echo(message, err=True)
+    typer.echo(re.sub(r" at 0x[0-9a-f]+", "", message), err=True)  # an object's address says nothing
     sys.exit(status)
 
 
@@ -323,8 +328,18 @@ def convert(
 
 
 def _is_override(text: str) -> bool:
-    """Whether an input is `model.KEY=VALUE` and no file."""
-    return re.match(r"[~+]*model\.", text) is not None and "=" in text and not Path(text).exists()
+    """Whether an input is an override of the model and no file.
+
+    Raises:
+        UserError: if it is an override of another part of a config.
+    """
+    match = re.match(r"[~+]*(\w+)\.[\w.]+(=|$)", text)
+    if match is None or Path(text).exists() or not (match[2] or text.startswith("~")):
+        return False
+    if match[1] != "model":
+        hint = " The device is set with --device." if match[1] == "train" else ""
+        raise UserError(f"{text}: predict takes overrides of the model only, model.KEY=VALUE.{hint}")
+    return True
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:
@@ -347,9 +362,9 @@ def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
 
     sources: dict[str, Source] = {}
     failed = 0
-    for text in inputs:
+    for text in _group_frames(inputs):
         try:
-            source = open_source(text)
+            source = open_source(text) if isinstance(text, str) else _open_frames(text)
         except UserError as error:
             if not skip_errors:
                 raise
@@ -366,6 +381,39 @@ def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
     if not sources:
         raise UserError("no input: name a video, a folder or a glob of frames")
     return list(sources.values()), failed
+
+
+def _group_frames(inputs: list[str]) -> list[str | list[Path]]:
+    """Joins image files of one folder whose names differ in numbers only: the shell has expanded a glob.
+
+    Files that differ in size, or hold several frames, stay separate inputs.
+    """
+    from .image_source import IMAGE_SUFFIXES, is_one_size
+
+    groups: dict[object, list[str]] = {}
+    for text in inputs:
+        path = Path(text)
+        is_frame = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        key = (path.resolve().parent, re.sub(r"\d+", "0", path.name)) if is_frame else object()
+        groups.setdefault(key, []).append(text)
+    joined: list[str | list[Path]] = []
+    for texts in groups.values():
+        paths = list(map(Path, dict.fromkeys(texts)))
+        if len(paths) > 1 and is_one_size(paths):
+            joined.append(paths)
+        else:
+            joined.extend(texts)
+    return joined
+
+
+def _open_frames(paths: list[Path]) -> Source:
+    """Image files as the frames of one video, named after their folder."""
+    from .image_source import open_images
+    from .video import natural_key
+
+    folder = paths[0].resolve().parent
+    typer.echo(f"l2g: {folder}: {len(paths)} numbered images are read as one video", err=True)
+    return open_images(folder.name, sorted(paths, key=natural_key), None)
 
 
 def _record_source(record: VideoRecord) -> Source:

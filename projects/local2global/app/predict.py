@@ -10,6 +10,7 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 import time
 from collections import deque
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import resize_shortest_edge
+from ..engine.settings import build
 from ..errors import UserError
-from ..lazy import apply_overrides, instantiate, load_resolved
+from ..lazy import apply_overrides, load_resolved
 from ..results.instances import VideoPostprocessor, one_behind
 from ..structures import FramePredictions, FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
@@ -36,6 +38,7 @@ from .result_folder import Prediction, finish, new_folder, open_record
 from .video import Source, VideoWriter, open_source
 
 _PREFETCH = 4  # decoded frames ahead of the model: hides decoding, uses little memory
+_MAX_TEST_EDGE = 16384  # pixels
 _END = object()
 
 Item = TypeVar("Item")
@@ -92,8 +95,9 @@ class L2G:
             apply_overrides(config, overrides, known_variants() if overrides else None)
         else:
             config = image_config(content, str(weights), overrides)
-        model = instantiate(config.model)
+        model = build(config, "model")
         load_weights(model, content, source=str(weights))
+        _check_model(model)
         return cls(model, place)
 
     @property
@@ -226,7 +230,7 @@ class L2G:
             for frame, stamp, resized in items:
                 inputs.append(resized)
                 with self._lock:
-                    output = next(stream)
+                    output = _next(stream)
                 yield frame, stamp, output
 
         def postprocess(item: tuple[Tensor, float, FramePredictions]) -> tuple[Tensor, float, FrameResult]:
@@ -282,6 +286,44 @@ def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
     raise UserError(f"no class '{name}'. {hint}")
 
 
+def _next(stream: Iterator[FramePredictions]) -> FramePredictions:
+    """The predictions of the next frame; the model raises ValueError for frames that it cannot process."""
+    try:
+        return next(stream)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _check_model(model: nn.Module) -> None:
+    """Checks the settings that no constructor checks, and processes a small black frame.
+
+    Raises:
+        UserError: if a setting is invalid, or the model fails.
+    """
+    size = getattr(model, "test_size", None)
+    if not (
+        isinstance(size, Sequence)
+        and len(size) == 2
+        and all(type(edge) is int and 0 < edge <= _MAX_TEST_EDGE for edge in size)
+    ):
+        raise UserError(f"model.test_size={size}: expected [short edge, long edge] in pixels")
+    queries = getattr(getattr(model, "segmenter", None), "num_queries", None)
+    embed = getattr(getattr(getattr(model, "tracker", None), "local_positions", None), "embed", None)
+    if isinstance(embed, nn.Embedding) and queries not in (None, embed.num_embeddings):
+        raise UserError(
+            f"model.segmenter.num_queries={queries}: {queries} local queries, "
+            f"but these weights have {embed.num_embeddings} position embeddings for them (l_pos)"
+        )
+    try:
+        with torch.inference_mode():
+            next(cast(StreamingModel, model.eval()).stream([torch.zeros(3, 128, 128, dtype=torch.uint8)]))
+    except ValueError:
+        return  # depends on the size of the frame, for example too many queries
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"this model cannot process a frame ({type(error).__name__}: {reason})") from error
+
+
 def default_device() -> str:
     """The first GPU if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -315,7 +357,7 @@ def find_weights(path: str | Path) -> Path:
     Raises:
         UserError: if there are no weights.
     """
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))  # `Path.expanduser` raises for an unknown user
     if place.is_file():
         return place
     if not place.is_dir():

@@ -91,7 +91,7 @@ def read_rows(configs: Path) -> list[Row]:
 def _order(row: Row) -> tuple[Any, ...]:
     """Sort key: table, dataset, then numeric row name or ascending first score, as in the paper."""
     table, name, dataset = row.names
-    size = int(name) if str(name).isdigit() else 0
+    size = int(name) if str(name).isdecimal() else 0
     return table, str(dataset), size, next(iter(row.scores.values()), 0.0), str(name)
 
 

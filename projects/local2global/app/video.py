@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import math
+import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +52,7 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
         UserError: if nothing can be read.  The message is one line that names the path.
     """
     text = str(path)
-    place = Path(text).expanduser()
+    place = Path(os.path.expanduser(text))  # `Path.expanduser` raises for an unknown user
     rate = None if fps is None else checked_rate(fps)
     if place.is_dir():
         frames = sorted((p for p in place.iterdir() if _is_frame(p)), key=natural_key)
@@ -78,7 +79,7 @@ def _is_frame(path: Path) -> bool:
 
 
 def _glob(pattern: str, fps: Fraction | None) -> Source:
-    matches = map(Path, glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    matches = map(Path, glob.glob(os.path.expanduser(pattern), recursive=True))
     files = sorted((p for p in matches if p.is_file()), key=lambda p: (str(p.parent), natural_key(p)))
     if not files:
         raise UserError(f"{pattern}: no file matches")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from ..configs import FOLDER
 from ..errors import UserError
 
 #: Configs that were merged into the recipe of the same model.
@@ -19,10 +20,12 @@ MERGED = {
 def find_config_file(name: str) -> Path:
     """Find a config file by path, also relative to the project or to its configs/.
 
+    The configs of the current folder have priority over those of the package.
+
     Raises:
         UserError: if there is none; the message suggests the most similar name.
     """
-    roots = [Path(), *(root for root in Path(__file__).resolve().parents if (root / "configs").is_dir())]
+    roots = [Path(), FOLDER.parent]
     spellings = [name, f"{name}.py"]
     for root in roots:
         for spelling in spellings:

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import UserError
+from ..errors import UserError, wrapped_user_error
 from ..files import write_text
 from .targets import FLAGS, nearest, target_name
 from .trusted import UNSAVED, check_trusted
@@ -34,7 +34,7 @@ def resolve(cfg: Any) -> Any:
     try:
         return _plain(OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise wrapped_user_error(error) or UserError(str(error).splitlines()[0]) from error
 
 
 def _plain(value: Any, key: str = "") -> Any:

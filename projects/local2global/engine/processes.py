@@ -132,7 +132,7 @@ def launch_command(
     if machines == 1:
         return [*run, "--standalone", *script]
     host, _, port = dist_url.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise UserError(f"--dist-url {dist_url}: several machines need tcp://HOST:PORT of machine 0.")
     rendezvous = [
         f"--nnodes={machines}",
@@ -191,6 +191,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"train.device={name}: no such kind of device. Use cuda or cpu.") from error
     if device.type != "cuda":
+        _try_device(device)
         return device
     if not torch.cuda.is_available():
         raise UserError(f"train.device={name}: torch finds no GPU. Add train.device=cpu.")
@@ -201,6 +202,15 @@ def _device(name: str) -> torch.device:
             f"train.device={device}: torch finds {torch.cuda.device_count()} GPUs. Start fewer processes."
         )
     return device
+
+
+def _try_device(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(
+            f"train.device={device}: this torch cannot compute on it. Use cuda or cpu."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import UserError
+from ..errors import UserError, wrapped_user_error
 from ..lazy import instantiate
 
 #: Every key of `cfg.train` with its default.  `accumulate`, `amp.dtype` and `init_partial` are not detrex's.
@@ -156,9 +156,9 @@ def build(cfg: DictConfig, key: str) -> Any:
     """
     try:
         return instantiate(OmegaConf.select(cfg, key))
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        if (cause := wrapped_user_error(error)) is not None:
+            raise cause from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "" if reason.startswith(key) else f"{key}: "
         raise UserError(f"invalid config: {where}{reason}") from error
