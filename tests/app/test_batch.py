@@ -180,19 +180,21 @@ def test_running_videos_stop_when_reporting_fails(monkeypatch, clips, tmp_path):
     """As after a broken pipe: running videos stop even while the exception is referenced."""
     resume = threading.Event()
 
-    class Slow(Fake):
-        def stream(self, frames):
-            for number, predictions in enumerate(super().stream(frames)):
-                if number == 3:  # the first video has three frames
-                    resume.wait(60)
-                yield predictions
+    write = VideoWriter.write
+
+    def wait(self, frame, time):
+        """Holds the other videos outside of the model's lock: the first video has three frames."""
+        if self.count == 3:
+            resume.wait(60)
+        write(self, frame, time)
 
     def broken(_):
         threading.Timer(0.3, resume.set).start()
         raise BrokenPipeError
 
+    monkeypatch.setattr(VideoWriter, "write", wait)
     monkeypatch.setattr(cli, "_report", broken)
-    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Slow(), "cpu")))
+    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
     arguments = [
         "predict",
         *map(str, clips),

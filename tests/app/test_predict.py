@@ -252,7 +252,7 @@ def test_a_killed_predict_is_finished_from_its_record(model, tmp_path):
     killed = subprocess.run([sys.executable, "-c", code], check=False)
     assert killed.returncode == -signal.SIGKILL
     folder = tmp_path / "out" / "clip"
-    assert names(folder) == ["frames.jsonl", "stream.json", "video.partial.mp4"]
+    assert names(folder) == [".lock", "frames.jsonl", "stream.json", "video.partial.mp4"]
     assert sum(1 for _ in open_source(folder / "video.partial.mp4")) > 10
     with (folder / "frames.jsonl").open("a") as file:
         file.write('{"index": 40, "ti')
