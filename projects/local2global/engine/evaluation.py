@@ -91,7 +91,7 @@ def results_config(cfg: DictConfig, averaged: bool | None = None) -> DictConfig:
         averaged: whether averaged weights are evaluated; by default, whether the config evaluates only those.
     """
     if averaged is None:
-        averaged = averages_only(cfg.train.get("model_ema") or {})
+        averaged = averages_only(OmegaConf.select(cfg, "train.model_ema") or {})
     folder: Any = OmegaConf.select(cfg, "dataloader.evaluator.output_dir")
     if not averaged or folder is None:
         return cfg
