@@ -19,7 +19,7 @@ CROSSING = replace(
     PRESETS["demo"], objects=(3, 3), radius=(0.17, 0.27), orbit=(0.35, 0.8), leaving=0.0, period=(40, 60)
 )
 #: Seeds of the videos shown.  Training never draws them.
-SEEDS = (170, 152, 158, 199)
+SEEDS = (106, 170, 199, 152)
 LENGTH = 48
 #: (height, width) of each video in pixels: twice the size that the demo's model sees.
 SIZE = (192, 320)
