@@ -445,6 +445,12 @@ def test_settings_that_no_constructor_checks_are_refused(tmp_path, override, pro
     assert "\n" not in str(caught.value)
 
 
+def test_weights_with_another_tracker_are_not_called_weights_without_tracker(tmp_path):
+    save_run(tmp_path)
+    with pytest.raises(UserError, match=r"weights of another model: .* 1 are missing"):
+        L2G.from_pretrained(tmp_path, "cpu", ["model.tracker.positions=static"])
+
+
 def test_frames_that_the_model_cannot_process_are_refused(clip):
     class Picky(Fake):
         def stream(self, frames):

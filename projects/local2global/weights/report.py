@@ -70,7 +70,9 @@ class LoadReport:
 
     def refusal(self) -> str:
         """Error message for a checkpoint of another model."""
-        if self.loaded and not self.mismatched and all(name.startswith("tracker.") for name in self.missing):
+        loaded_tracker = any(name.startswith("tracker.") for name in self.loaded)
+        only_tracker = self.missing and all(name.startswith("tracker.") for name in self.missing)
+        if self.loaded and not loaded_tracker and not self.mismatched and only_tracker:
             return (
                 "no tracker in these weights. Add model.tracker=bypass: "
                 "identities are then matched, not learned."
