@@ -1,0 +1,106 @@
+"""Every input is read or refused in one line, within 10 seconds, with no effect outside the output folder.
+
+`make test` runs a fixed slice.  `make fuzz` (L2G_FUZZ_SECONDS=600) runs further inputs for as long.  Every failure is
+reported with the files that caused it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import seeds  # noqa: E402
+from strategies import strategies  # noqa: E402
+from watched import Outcome, Worker  # noqa: E402
+
+#: Inputs of each target in `make test`: about 30 seconds in all.
+SLICE = {"weights_config": 15, "overrides": 30, "video": 60}
+DEFAULT = 80
+BUDGET = float(os.environ.get("L2G_FUZZ_SECONDS") or 0)
+NAMES = ["youtube_vis", "coco", "vipseg", "panoptic_png", "panoptic_results", "tracks_truth", "tracks_results", "rle",
+         "yaml_config", "weights_config", "overrides", "checkpoint", "image", "video", "record"]  # fmt: skip
+
+
+def write_model(static: Path) -> None:
+    """A run's config.yaml and weights, of a small model."""
+    import real_run
+
+    from local2global.lazy import instantiate, save_resolved
+    from local2global.weights.checkpoint import save_checkpoint
+
+    cfg = real_run.config(static)
+    del cfg.dataloader
+    save_resolved(cfg, static / "config.yaml")
+    save_checkpoint(static / "weights.pth", {"model": instantiate(cfg.model).state_dict()})
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("fuzz")
+    (scratch / "static").mkdir()
+    seeds.write_static(scratch / "static")
+    write_model(scratch / "static")
+    process = Worker(scratch)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def inputs(worker):
+    made = strategies(worker.scratch / "static")
+    assert sorted(made) == sorted(NAMES)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tally():
+    """Counts of outcomes by target; printed by `make fuzz`."""
+    counts: dict[str, Counter[str]] = {}
+    yield counts
+    if BUDGET:
+        total = sum(counts.values(), Counter())
+        rows = [*counts.items(), ("all", total)]
+        kinds = ("read", "refused", "fault", "hang", "crash", "outside")
+        print("\n" + "  ".join(f"{title:>16}" for title in ("target", *kinds)))
+        for name, row in rows:
+            print("  ".join(f"{text!s:>16}" for text in (name, *(row[kind] for kind in kinds))))
+
+
+@pytest.mark.parametrize("target", NAMES)
+def test_every_input_is_read_or_refused(target, worker, inputs, tally, tmp_path):
+    failures: dict[str, Outcome] = {}
+    counts = tally[target] = Counter()
+    stop = time.monotonic() + BUDGET / len(NAMES)
+
+    def check(files):
+        if BUDGET and time.monotonic() > stop:
+            return
+        outcome = worker.run(target, files)
+        counts[outcome.kind] += 1
+        counts["outside"] += bool(outcome.outside)
+        name = outcome.where or ", ".join(outcome.outside)
+        if not outcome.sound and name not in failures:
+            failures[name] = outcome
+            shutil.copytree(worker.scratch / "input", tmp_path / f"failure{len(failures)}", symlinks=True)
+
+    options = dict(phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    number = SLICE.get(target, DEFAULT)
+    settings(max_examples=number, derandomize=True, **options)(given(inputs[target])(check))()
+    round_number = 0
+    while BUDGET and time.monotonic() < stop:
+        round_number += 1
+        seed(round_number)(settings(max_examples=200, **options)(given(inputs[target])(check)))()
+    lines = [f"{outcome.kind}: {name}: {outcome.message}" for name, outcome in failures.items()]
+    if failures:
+        pytest.fail("\n".join([f"the inputs are in {tmp_path}", *lines]), pytrace=False)
+    assert counts["refused"] > 0, "no input was invalid: the target does not read it"
