@@ -6,13 +6,17 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format docs seam clean
+.PHONY: demo test fuzz check format docs seam clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q
+
+# Ten minutes of mutated and hostile input files; reports inputs, tracebacks, hangs, crashes and writes elsewhere.
+fuzz: $(VENV)/.installed-test
+	L2G_FUZZ_SECONDS=$${L2G_FUZZ_SECONDS:-600} $(BIN)/python -m pytest -q -s tests/fuzz
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

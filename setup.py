@@ -44,7 +44,7 @@ setup(
         "swin": ["transformers>=5"],
         "metrics": ["trackeval"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
-        "test": ["pytest", "transformers>=5"],
+        "test": ["pytest", "hypothesis", "transformers>=5"],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["l2g = local2global.app.cli:main"]},

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "projects" / "local2global"
 
-NOUNS = {"structures", "boxes", "randomness", "errors", "files", "configs"}
+NOUNS = {"structures", "boxes", "randomness", "errors", "files", "configs", "limits"}
 # What each room may import besides itself and the nouns.  A room is a folder or a file of the package.
 MAY_IMPORT = {
     **{noun: set() for noun in NOUNS - {"errors"}},

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-import miniatures
 import numpy as np
 import torch
 from PIL import Image
+
+import miniatures
 
 CATEGORIES = [{"id": 1, "name": "a", "isthing": 1}, {"id": 7, "name": "b", "isthing": 0}]
 
@@ -95,7 +96,14 @@ def panoptic_png() -> bytes:
 
 def videos() -> dict[str, bytes]:
     """Six frames in several containers and codecs, by file name."""
-    made = {"a.mp4": "libx264", "b.mkv": "mpeg4", "c.avi": "mjpeg", "d.webm": "libvpx", "e.mov": "libx264", "f.ts": "mpeg2video"}
+    made = {
+        "a.mp4": "libx264",
+        "b.mkv": "mpeg4",
+        "c.avi": "mjpeg",
+        "d.webm": "libvpx",
+        "e.mov": "libx264",
+        "f.ts": "mpeg2video",
+    }
     files = {}
     for name, codec in made.items():
         buffer = io.BytesIO()
@@ -130,7 +138,12 @@ def checkpoints() -> dict[str, bytes]:
     """The same weights in every form, by file name."""
     from safetensors.torch import save
 
-    content = {"model": state(), "iteration": 3, "classes": [{"id": 1, "name": "a"}], "random": [{"x": (1, 2)}]}
+    content = {
+        "model": state(),
+        "iteration": 3,
+        "classes": [{"id": 1, "name": "a"}],
+        "random": [{"x": (1, 2)}],
+    }
     arrays = {"model": {name: value.numpy() for name, value in state().items()}, "__author__": "x"}
     return {
         "a.pth": saved(content),

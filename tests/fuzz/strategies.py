@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import pickle
@@ -24,12 +25,59 @@ DIGITS = "@digits@"
 DEEP = "@deep@"
 
 VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 2, 7, 0.5, 255, 32768, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, -(2**63) - 1, 2**70),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        7,
+        0.5,
+        255,
+        32768,
+        2**31 - 1,
+        2**31,
+        2**32,
+        2**53,
+        2**63,
+        -(2**63) - 1,
+        2**70,
+    ),
     *(1e-300, 1e308, -1e30, float("nan"), float("inf"), 1.5, DIGITS, DEEP),
-    *("", "a", "0", "1", "b\n", "\x00", "../../x", "/etc/passwd", "~", "\ud800", "é", "x" * 3000, "C:\\x\\y.jpg"),
-    *([], {}, [[]], [None], [1, 2], {"id": 1}, {"size": [24, 32], "counts": "0"}, [0] * 7, [1.5, "a", 3, 4, 5, 6]),
+    *(
+        "",
+        "a",
+        "0",
+        "1",
+        "b\n",
+        "\x00",
+        "../../x",
+        "/etc/passwd",
+        "~",
+        "\ud800",
+        "é",
+        "x" * 3000,
+        "C:\\x\\y.jpg",
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        [1, 2],
+        {"id": 1},
+        {"size": [24, 32], "counts": "0"},
+        [0] * 7,
+        [1.5, "a", 3, 4, 5, 6],
+    ),
 ]
 """Replacements for a value of a JSON or yaml document."""
+
+
+VALUE_EDITS = ["replace", "replace", "replace", "delete", "repeat", "rename", "exchange", "nudge"]
+BYTE_EDITS = ["flip", "flip", "write", "write", "extreme", "remove", "repeat", "insert", "cut"]
 
 
 def nodes(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -53,13 +101,15 @@ def mutated(draw: Callable[..., Any], document: Any, values: list[Any] = VALUES,
         for key in path[:-1]:
             parent = parent[key]
         last = path[-1]
-        edit = draw(st.sampled_from(["replace", "replace", "replace", "delete", "repeat", "rename", "exchange", "nudge"]))
+        edit = draw(st.sampled_from(VALUE_EDITS))
         if edit == "delete":
             del parent[last]
         elif edit == "repeat" and isinstance(parent, list):
             parent.insert(draw(st.integers(0, len(parent))), copy.deepcopy(parent[last]))
         elif edit == "rename" and isinstance(parent, dict):
-            parent[draw(st.sampled_from(["id", "size", "counts", "x", str(last).upper(), ""]))] = parent.pop(last)
+            parent[draw(st.sampled_from(["id", "size", "counts", "x", str(last).upper(), ""]))] = parent.pop(
+                last
+            )
         elif edit == "exchange":
             other = document
             for key in draw(st.sampled_from(paths)):
@@ -87,7 +137,7 @@ def damaged(draw: Callable[..., Any], data: bytes, most: int = 4) -> bytes:
         size = len(changed)
         place = draw(st.integers(0, max(0, size - 1)))
         length = draw(st.sampled_from([1, 1, 2, 4, 8, 64]))
-        edit = draw(st.sampled_from(["flip", "flip", "write", "write", "extreme", "remove", "repeat", "insert", "cut"]))
+        edit = draw(st.sampled_from(BYTE_EDITS))
         if edit == "flip" and size:
             changed[place] ^= 1 << draw(st.integers(0, 7))
         elif edit == "write":
@@ -95,7 +145,11 @@ def damaged(draw: Callable[..., Any], data: bytes, most: int = 4) -> bytes:
             changed[place : place + len(new)] = new
         elif edit == "extreme":
             width = draw(st.sampled_from([1, 2, 4, 8]))
-            new = draw(st.sampled_from([b"\xff", b"\x00", b"\x7f\xff\xff\xff\xff\xff\xff\xff", b"\x80\0\0\0\0\0\0\0"]))
+            new = draw(
+                st.sampled_from(
+                    [b"\xff", b"\x00", b"\x7f\xff\xff\xff\xff\xff\xff\xff", b"\x80\0\0\0\0\0\0\0"]
+                )
+            )
             changed[place : place + width] = (new * 8)[:width]
         elif edit == "remove":
             del changed[place : place + length]
@@ -112,7 +166,10 @@ def document(name: str, content: Any) -> st.SearchStrategy[Files]:
     """A JSON file: mostly changed in its values, sometimes in its bytes."""
     plain = to_json(content)
     return st.one_of(
-        mutated(content).map(to_json), mutated(content).map(to_json), mutated(content).map(to_json), damaged(plain)
+        mutated(content).map(to_json),
+        mutated(content).map(to_json),
+        mutated(content).map(to_json),
+        damaged(plain),
     ).map(lambda data: {name: data})
 
 
@@ -132,22 +189,30 @@ SIZES = [(24, 32), (1, 1), (3, 5), (1, 64), (24, 33), (32768, 32768), (1 << 20, 
 def masks(draw: Callable[..., Any]) -> Files:
     """RLE of every kind and polygons, valid and not."""
     height, width = size = draw(st.sampled_from(SIZES))
-    stated = draw(st.sampled_from([list(size), list(size), list(size), [width, height], [height], None, [1.0, 2]]))
+    stated = draw(
+        st.sampled_from([list(size), list(size), list(size), [width, height], [height], None, [1.0, 2]])
+    )
     pixels = height * width
     total = draw(st.sampled_from([pixels, pixels, pixels, pixels - 1, pixels + 1, 2**32 + pixels]))
     cuts = draw(st.lists(st.integers(0, max(0, total)), max_size=8))
     ends = [0, *sorted(cuts), max(0, total)]
-    runs: list[Any] = [b - a for a, b in zip(ends, ends[1:], strict=False)]
-    kind = draw(st.sampled_from(["list", "text", "text", "letters", "mutated", "polygons", "polygons", "odd"]))
+    runs: list[Any] = [b - a for a, b in itertools.pairwise(ends)]
+    kind = draw(
+        st.sampled_from(["list", "text", "text", "letters", "mutated", "polygons", "polygons", "odd"])
+    )
     segmentation: Any = {"size": stated, "counts": runs}
     if kind == "text":
         segmentation["counts"] = compress(runs)
     elif kind == "letters":
-        segmentation["counts"] = draw(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=20))
+        segmentation["counts"] = draw(
+            st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=20)
+        )
     elif kind == "mutated":
         segmentation = draw(mutated(segmentation))
     elif kind == "polygons":
-        number = st.one_of(st.integers(-5, 40), st.floats(-1e3, 1e3), st.sampled_from([1e30, 2**31, 330, -320, 0.5]))
+        number = st.one_of(
+            st.integers(-5, 40), st.floats(-1e3, 1e3), st.sampled_from([1e30, 2**31, 330, -320, 0.5])
+        )
         segmentation = draw(st.lists(st.lists(number, max_size=12), max_size=3))
     elif kind == "odd":
         segmentation = draw(st.sampled_from(VALUES))
@@ -170,12 +235,25 @@ def compress(runs: list[int]) -> str:
 
 # --- Configs and overrides ---
 
-TARGETS = ["os.system", "local2global.data.writers.write_youtube_vis", "builtins.eval", "torch.hub.load", "torch.nn.Linear",
-           "local2global.modeling.model.Local2Global", "torch.nn.modules.module.Module", "torch.load", "x", ""]  # fmt: skip
+TARGETS = [
+    *("os.system", "builtins.eval", "torch.hub.load", "torch.load", "torch.nn.Linear", "x", ""),
+    *("local2global.data.writers.write_youtube_vis", "local2global.modeling.model.Local2Global"),
+    "torch.nn.modules.module.Module",
+]
 CONFIG_VALUES = [
     *VALUES,
     *({"_target_": name, "path": "x"} for name in TARGETS),
-    *("${model.classes}", "${oc.env:HOME}", "${x", "${len:${model.classes}}", "${model}", "???", "no", "1e3", ".inf"),
+    *(
+        "${model.classes}",
+        "${oc.env:HOME}",
+        "${x",
+        "${len:${model.classes}}",
+        "${model}",
+        "???",
+        "no",
+        "1e3",
+        ".inf",
+    ),
 ]
 
 
@@ -185,10 +263,21 @@ def yaml_files(content: Any) -> st.SearchStrategy[bytes]:
     def dump(value: Any) -> bytes:
         return yaml.safe_dump(value, sort_keys=False).encode("utf-8", "surrogatepass")
 
-    tags = ["!!python/object/apply:os.system [x]", "&a [*a, *a]", "*b", "<<: *c", "? {a: b} : c", "!x y", "%TAG", "\t"]
+    tags = [
+        "!!python/object/apply:os.system [x]",
+        "&a [*a, *a]",
+        "*b",
+        "<<: *c",
+        "? {a: b} : c",
+        "!x y",
+        "%TAG",
+        "\t",
+    ]
     plain = dump(content)
     tagged = st.tuples(st.sampled_from(tags), st.integers(0, plain.count(b"\n"))).map(
-        lambda pair: b"\n".join([*(lines := plain.split(b"\n"))[: pair[1]], pair[0].encode(), *lines[pair[1] :]])
+        lambda pair: b"\n".join(
+            [*(lines := plain.split(b"\n"))[: pair[1]], pair[0].encode(), *lines[pair[1] :]]
+        )
     )
     changed = mutated(content, CONFIG_VALUES).map(dump)
     return st.one_of(changed, changed, changed, tagged, damaged(plain))
@@ -196,9 +285,51 @@ def yaml_files(content: Any) -> st.SearchStrategy[bytes]:
 
 def override_files(keys: list[str]) -> st.SearchStrategy[Files]:
     """Up to three overrides of a config."""
-    words = ["1", "0", "-1", "300", "no", "yes", "true", "null", "''", "a", "[1,2]", "[", "{a:1}", "{", "1e30", ".5", "nan",
-             "${model.test_size}", "${x}", "${oc.env:HOME}", "~", "~/x", "a=b", "x,y", "bypass", "\"", "é", "\ud800", "a b",
-             "???", "9" * 30, "9" * 5000, "{_target_:os.system}", "\n", "choice(1,2)", "range(1,5)", "'\\'"]  # fmt: skip
+    words = [
+        *(
+            "1",
+            "0",
+            "-1",
+            "300",
+            "no",
+            "yes",
+            "true",
+            "null",
+            "''",
+            "a",
+            "[1,2]",
+            "[",
+            "{a:1}",
+            "{",
+            "1e30",
+            ".5",
+        ),
+        *(
+            "nan",
+            "${model.test_size}",
+            "${x}",
+            "${oc.env:HOME}",
+            "~",
+            "~/x",
+            "a=b",
+            "x,y",
+            "bypass",
+            '"',
+            "é",
+        ),
+        *(
+            "\ud800",
+            "a b",
+            "???",
+            "9" * 30,
+            "9" * 5000,
+            "{_target_:os.system}",
+            "\n",
+            "choice(1,2)",
+            "range(1,5)",
+        ),
+        "'\\'",
+    ]
     parts = ["x", "_target_", "0", "", ".", "[0]", "@a", "__class__", "model", "keys"]
     key = st.one_of(
         st.sampled_from(keys),
@@ -208,8 +339,12 @@ def override_files(keys: list[str]) -> st.SearchStrategy[Files]:
         st.text(max_size=12),
     )
     value = st.one_of(st.sampled_from(words), st.sampled_from(words), st.text(max_size=12))
-    text = st.tuples(st.sampled_from(["", "", "", "+", "++", "~", "~"]), key, st.sampled_from(["=", "=", "=", ""]), value)
-    return st.lists(text.map("".join), min_size=1, max_size=3).map(lambda texts: {"overrides.json": to_json(texts)})
+    text = st.tuples(
+        st.sampled_from(["", "", "", "+", "++", "~", "~"]), key, st.sampled_from(["=", "=", "=", ""]), value
+    )
+    return st.lists(text.map("".join), min_size=1, max_size=3).map(
+        lambda texts: {"overrides.json": to_json(texts)}
+    )
 
 
 # --- Pickles ---
@@ -254,15 +389,31 @@ def odd_contents() -> st.SearchStrategy[Any]:
         tensor,
         tensor.map(lambda t: t.double().numpy()),
         st.tuples(shape, kinds).map(lambda pair: torch.zeros(pair[0], dtype=pair[1])),
-        st.sampled_from([None, 1, "a", 2**70, b"x", torch.Size([2]), torch.float32, torch.device("cpu"), np.float64(1)]),
+        st.sampled_from(
+            [None, 1, "a", 2**70, b"x", torch.Size([2]), torch.float32, torch.device("cpu"), np.float64(1)]
+        ),
         st.sampled_from(HOSTILE),
         st.just(torch.zeros(1).expand(3, 4)),
     )
-    names = [*seeds.state(), "module.first.weight", "model", "state_dict", "classes", "ema_state", "x", 3, None]
+    names = [
+        *seeds.state(),
+        "module.first.weight",
+        "model",
+        "state_dict",
+        "classes",
+        "ema_state",
+        "x",
+        3,
+        None,
+    ]
     inner = st.dictionaries(st.sampled_from(names), leaf, max_size=6)
     full = inner.map(lambda extra: {**seeds.state(), **extra})
     return st.one_of(
-        leaf, inner, full, full.map(lambda state: {"model": state}), st.tuples(full, leaf).map(lambda p: {"model": p[0], "classes": p[1]})
+        leaf,
+        inner,
+        full,
+        full.map(lambda state: {"model": state}),
+        st.tuples(full, leaf).map(lambda p: {"model": p[0], "classes": p[1]}),
     )
 
 
@@ -325,9 +476,15 @@ def strategies(static: Path) -> dict[str, st.SearchStrategy[Files]]:
         "record": st.one_of(
             damaged(recorded["frames.jsonl"]).map(lambda data: {**recorded, "frames.jsonl": data}),
             mutated([json.loads(line) for line in lines]).map(
-                lambda value: {**recorded, "frames.jsonl": b"\n".join(map(to_json, value if isinstance(value, list) else [value])) + b"\n"}
+                lambda value: {
+                    **recorded,
+                    "frames.jsonl": b"\n".join(map(to_json, value if isinstance(value, list) else [value]))
+                    + b"\n",
+                }
             ),
-            document("stream.json", json.loads(recorded["stream.json"])).map(lambda files: {**recorded, **files}),
+            document("stream.json", json.loads(recorded["stream.json"])).map(
+                lambda files: {**recorded, **files}
+            ),
         ),
     }
 

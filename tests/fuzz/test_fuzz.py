@@ -34,7 +34,6 @@ NAMES = ["youtube_vis", "coco", "vipseg", "panoptic_png", "panoptic_results", "t
 def write_model(static: Path) -> None:
     """A run's config.yaml and weights, of a small model."""
     import real_run
-
     from local2global.lazy import instantiate, save_resolved
     from local2global.weights.checkpoint import save_checkpoint
 
@@ -71,9 +70,8 @@ def tally():
         total = sum(counts.values(), Counter())
         rows = [*counts.items(), ("all", total)]
         kinds = ("read", "refused", "fault", "hang", "crash", "outside")
-        print("\n" + "  ".join(f"{title:>16}" for title in ("target", *kinds)))
-        for name, row in rows:
-            print("  ".join(f"{text!s:>16}" for text in (name, *(row[kind] for kind in kinds))))
+        lines = [("target", *kinds), *((name, *(row[kind] for kind in kinds)) for name, row in rows)]
+        sys.stdout.writelines("\n" + "  ".join(f"{cell!s:>16}" for cell in line) for line in lines)
 
 
 @pytest.mark.parametrize("target", NAMES)
@@ -93,7 +91,9 @@ def test_every_input_is_read_or_refused(target, worker, inputs, tally, tmp_path)
             failures[name] = outcome
             shutil.copytree(worker.scratch / "input", tmp_path / f"failure{len(failures)}", symlinks=True)
 
-    options = dict(phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    options = dict(
+        phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     number = SLICE.get(target, DEFAULT)
     settings(max_examples=number, derandomize=True, **options)(given(inputs[target])(check))()
     round_number = 0

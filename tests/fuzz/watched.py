@@ -112,7 +112,9 @@ class Worker:
         if kind == "hang":
             process.kill()
         process.wait()
-        return Outcome(kind, where=f"{self.limit:g} s" if kind == "hang" else f"exit status {process.returncode}")
+        return Outcome(
+            kind, where=f"{self.limit:g} s" if kind == "hang" else f"exit status {process.returncode}"
+        )
 
     def close(self) -> None:
         """End the process."""

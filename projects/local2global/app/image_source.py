@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
+from ..limits import check_pixels
 from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, at_rate, to_tensor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -80,6 +81,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _inspect(path: Path) -> tuple[tuple[int, int], list[int]]:
     """(height, width) and the indices of the frames of a file."""
     with _reading(path), Image.open(path) as image:
+        check_pixels(*image.size)
         pages = _pages(image)
         upright = _upright(image)
         return (upright.height, upright.width), pages
@@ -131,6 +133,7 @@ def _read_pages(path: Path, size: tuple[int, int], fps: Fraction | None) -> Iter
     with _reading(path), Image.open(path) as image:
         for page in _pages(image):
             image.seek(page)
+            check_pixels(*image.size)
             pixels = rgb_pixels(_upright(image))
             if pixels.shape[:2] != size:
                 height, width = pixels.shape[:2]

@@ -69,15 +69,38 @@ def finish(folder: Path) -> Prediction:
 
 
 def _finish(folder: Path) -> Prediction:
-    content = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+    content = _read_about(folder / "stream.json")
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
     with RecordedTracks(folder / "frames.jsonl") as recorded:
+        unknown = {track.category_id for track in recorded.tracks.values()} - names.keys()
+        if unknown:
+            raise UserError(f"{folder}: stream.json has no category {min(unknown)}, which frames.jsonl names")
         write_annotations(folder / "annotations.json", recorded, content["video"], content["categories"])
         write_results(folder / "results.json", recorded)
         objects = Counter(names[track.category_id] for track in recorded.tracks.values())
         length = recorded.length
     finish_video(folder / "video.mp4")
     return Prediction(folder, length, dict(objects.most_common()))
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """The content of stream.json.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        video, categories = content["video"], content["categories"]
+        files = video["file_names"]
+        sound = all(type(video[key]) is int for key in ("width", "height")) and isinstance(video["name"], str)
+        sound &= files is None or (isinstance(files, list) and all(isinstance(file, str) for file in files))
+        sound &= all(type(entry["id"]) is int and isinstance(entry["name"], str) for entry in categories)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: damaged; it describes the video and the classes of l2g predict")
+    return dict(content)
 
 
 @contextmanager

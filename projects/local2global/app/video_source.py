@@ -18,6 +18,7 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..limits import MAX_PIXELS, check_pixels
 from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, to_tensor
 
 _MAX_ASPECT = 8  # wider pixels are a mistake of the file
@@ -109,19 +110,26 @@ class _File:
 def _open(path: Path, index: int | None = None) -> Iterator[tuple[Any, Any]]:
     """The container and, with an index, its stream."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             if index is None:
                 yield container, None
                 return
             stream: Any = container.streams[index]
             if stream.codec_context is None:
                 raise UserError(f"{path}: this PyAV has no decoder for its video codec")
+            check_pixels(stream.width, stream.height)
+            # Frames may be larger than the container says.
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.thread_type = "AUTO"
             yield container, stream
     except av.error.FFmpegError as error:
         raise UserError(
             f"{path}: this video cannot be read ({error.strerror}); is the file complete?"
         ) from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: this video cannot be read ({error})") from error
 
 
 def _choose_stream(path: Path) -> int:

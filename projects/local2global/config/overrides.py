@@ -89,11 +89,13 @@ def _parse(text: str) -> tuple[str, Any, str]:
 
     try:
         [override] = OverridesParser.create().parse_overrides([text])
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{_shown(text)} is not an override: {str(error).split(';')[0]}") from error
     except HydraException as error:
         reason = " ".join(str(error).splitlines()[1:2])
         reason = "" if set(reason) <= set(" ^") or "http" in reason else f": {reason}"
         raise UserError(
-            f"'{text}' is not an override such as key=value{reason}. "
+            f"{_shown(text)} is not an override such as key=value{reason}. "
             "Quote a value with special characters: key='\"value\"'."
         ) from error
     if override.is_sweep_override() or override.package is not None:
@@ -101,6 +103,12 @@ def _parse(text: str) -> tuple[str, Any, str]:
     added = override.is_add() or override.is_force_add()
     action = "delete" if override.is_delete() else "add" if added else ""
     return override.key_or_group, override.value(), action
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line, at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # --- Config nodes ---
@@ -236,5 +244,5 @@ def _delete(cfg: DictConfig, key: str, value: Any) -> None:
     if name not in keys:
         raise UserError(f"no key '{key}'.{_nearest_key(cfg, key)}")
     if value is not None and _child(node, name) != value:
-        raise UserError(f"'~{key}': its value is {_child(node, name)!r}, not {value!r}")
+        raise UserError(f"'~{key}': its value is {_shown(_child(node, name))}, not {_shown(value)}")
     del node[int(name) if isinstance(node, ListConfig) else name]

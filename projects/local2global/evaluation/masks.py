@@ -16,6 +16,9 @@ from pycocotools import mask as coco_mask
 
 from ..errors import UserError
 
+#: The largest coordinate of a polygon, in longer sides of the frame.
+MAX_DISTANCE = 10
+
 Ints = NDArray[np.int64]
 Rle = Mapping[str, Any]
 Place = Callable[[int], str]  # describes frame t of a track in an error message; -1 stands for the track
@@ -96,6 +99,7 @@ def _complaint(where: str, reason: object) -> UserError:
 def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tuple[int, int], bool]:
     """A mask with counts as a string, its (height, width), and whether its counts were a list."""
     if isinstance(mask, list) and polygon_size is not None:
+        _check_polygons(mask, polygon_size)
         mask = coco_mask.merge(coco_mask.frPyObjects(mask, *polygon_size))
     height, width = mask["size"]
     if type(height) is not int or type(width) is not int:
@@ -115,6 +119,16 @@ def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tu
         raise ValueError("a run is negative" if runs.min() < 0 else "a run longer than any frame")
     size = [height, width]
     return coco_mask.frPyObjects({"size": size, "counts": runs}, *size), (height, width), True
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """Checks what pycocotools does not: it crashes on coordinates beyond 2^31 / 5 and visits every pixel of an edge."""
+    for polygon in polygons:
+        points = np.array(polygon) if isinstance(polygon, list) else np.array("")
+        if points.ndim != 1 or points.dtype.kind not in "iuf" or len(points) < 6 or len(points) % 2:
+            raise ValueError("a polygon needs a list of numbers x, y, of three points or more")
+        if not np.abs(points).max() <= MAX_DISTANCE * max(size):
+            raise ValueError(f"a polygon beyond its frame of {size[0]} x {size[1]}")
 
 
 def _whole(number: Any) -> int:

@@ -160,7 +160,9 @@ def parse_segments(entries: Any, positions: Mapping[int, int], place: str, areas
             area, crowd = float(entry["area"]) if areas else 0.0, entry.get("iscrowd", 0) == 1
         except (KeyError, TypeError, ValueError, AttributeError):
             keys = "id, category_id and area" if areas else "id and category_id"
-            raise UserError(f"{place}: an entry of segments_info needs {keys}, numbers: {entry!r}") from None
+            raise UserError(
+                f"{place}: an entry of segments_info needs {keys}, numbers: {entry!r:.80}"
+            ) from None
         if category not in positions:
             raise UserError(f"{place}: id {identity} has category {category}, which the truth does not list")
         segments.append(Segment(identity, positions[category], area, crowd))

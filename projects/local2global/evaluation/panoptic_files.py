@@ -17,11 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..limits import MAX_MAPS
 from ..results.segment_ids import read_ids
 from .files import read_json
 from .oddities import Oddities
 from .panoptic import Segment, overlap_frame, parse_segments
 from .vps import VideoCounts, count_video, summarize, thing_flags
+
+#: What NumPy and zipfile raise for damaged files; RuntimeError for an encrypted one.
+_DAMAGED = (
+    OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, MemoryError, zlib.error, zipfile.BadZipFile
+)  # fmt: skip
 
 Lists = Mapping[str, Mapping[str, Sequence[Segment]]]  # by video and frame name
 
@@ -56,9 +62,11 @@ class ArchiveMaps:
         name = f"{self.side}/{video}"
         with np.load(self.path) as archive:
             _check(name in archive.files, f"{self.path}: no maps `{name}`")
+            size = archive.zip.getinfo(f"{name}.npy").file_size
+            _check(size <= MAX_MAPS, f"{self.path}: `{name}` has {size} bytes, the limit is {MAX_MAPS}")
             try:
                 maps = archive[name]
-            except (OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            except _DAMAGED as error:
                 raise UserError(f"{self.path}: `{name}` is damaged ({error})") from error
         shape = "x".join(map(str, maps.shape))
         _check(
@@ -85,7 +93,7 @@ def open_maps(path: str | Path, side: str) -> Maps:
     _check(path.is_file(), f"{path}: no such folder or .npz of panoptic maps")
     try:
         np.load(path).close()
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED, AttributeError) as error:
         raise UserError(f"{path}: not an .npz of panoptic maps: name one, or a folder of PNGs") from error
     return ArchiveMaps(path, side)
 

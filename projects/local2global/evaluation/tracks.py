@@ -84,7 +84,10 @@ def _videos(truth: Entry) -> dict[Any, _Video]:
     videos = {}
     for entry in truth["videos"]:
         height, width = entry.get("height"), entry.get("width")
-        length = entry.get("length", len(entry["file_names"]) if entry.get("file_names") else None)
+        files = entry.get("file_names")
+        if not isinstance(files, list | None):
+            raise UserError(f"truth, video {entry['id']}: file_names must be a list")
+        length = entry.get("length", len(files) if files else None)
         if not all(
             value is None or isinstance(value, Real) for value in (height, width, entry.get("length"))
         ):

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor, one_behind
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
@@ -79,6 +80,9 @@ class Local2Global(nn.Module):
         super().__init__()
         self.segmenter, self.tracker, self.criterion = segmenter, tracker, criterion
         self.classes = [dict(entry) for entry in classes]
+        for entry in self.classes:
+            if not isinstance(entry.get("name"), str) or not isinstance(entry.get("id"), int):
+                raise UserError(f"model.classes: {entry!s:.80}: each class needs an id and a name")
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic

@@ -8,6 +8,8 @@ killed, the file is valid up to its last complete line.  All other output files 
 from __future__ import annotations
 
 import json
+import math
+import re
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,16 +94,43 @@ def read_record(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: if a complete line is not valid.
     """
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
                 frame = json.loads(line)
-                frame["objects"]
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: invalid frame record ({error})") from error
+            if not _is_frame(frame):
+                raise UserError(f"{path}:{number}: invalid frame record: its objects are incomplete")
             yield frame
+
+
+def _is_frame(frame: Any) -> bool:
+    objects = frame.get("objects") if isinstance(frame, dict) else None
+    return isinstance(objects, list) and all(map(_is_object, objects))
+
+
+def _is_object(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    mask, score = entry.get("segmentation"), entry.get("score")
+    return (
+        all(type(entry.get(key)) is int for key in ("id", "category_id"))
+        and isinstance(score, (int, float))
+        and math.isfinite(score)
+        and isinstance(entry.get("bbox"), list)
+        and isinstance(mask, dict)
+        and _is_size(mask.get("size"))
+        and isinstance(mask.get("counts"), str)
+        # pycocotools reads beyond the end of counts whose last run has no end.
+        and re.fullmatch("[0-o]*[0-O]", mask["counts"]) is not None
+    )
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 1 << 15 for n in size)
 
 
 @dataclass

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
 from ..files import atomic_path
+from ..limits import check_pixels
 
 Ids = NDArray[np.int32]
 
@@ -62,6 +63,7 @@ def read_ids(path: Path) -> Ids:
     try:
         data = path.read_bytes()
         with Image.open(BytesIO(data)) as image:
+            check_pixels(*image.size)
             image.verify()  # checksums, which the decoder does not check
         with Image.open(BytesIO(data)) as image:
             # Pillow reads a PNG of 16 bits per channel as RGB with 8 bits, without a warning.
@@ -77,6 +79,8 @@ def read_ids(path: Path) -> Ids:
         raise UserError(f"{path}: no such panoptic PNG.") from None
     except UserError:
         raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not an image. Replace the file.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
     return np.asarray(ids & np.int32(0xFFFFFF))

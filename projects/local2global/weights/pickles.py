@@ -6,16 +6,21 @@ detectron2's model zoo holds pickled dicts of NumPy arrays; converted Swin weigh
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import pickletools
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..limits import MAX_PICKLE_BYTES, MAX_PICKLE_STEPS, MAX_UNPACKED
 
 _KINDS = "fiub"  # dtypes: float, signed and unsigned integer, bool
 
@@ -77,6 +82,7 @@ def _nothing() -> bytes:
 
 
 def _storage(data: bytes) -> Any:
+    check_torch(io.BytesIO(data))
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -144,6 +150,48 @@ class _Reader(pickle.Unpickler):
         return _STAND_INS[module, name]
 
 
+def count_steps(file: BinaryIO, limit: int) -> int:
+    """Read a pickle without executing it, and return its number of steps.
+
+    Raises:
+        pickle.UnpicklingError: if it has more steps than `limit`.
+        ValueError: if it is not a pickle.
+    """
+    steps = 0
+    for _ in pickletools.genops(file):
+        steps += 1
+        if steps > limit:
+            raise pickle.UnpicklingError(f"more than {MAX_PICKLE_STEPS} values")
+    return steps
+
+
+def check_torch(file: BinaryIO) -> None:
+    """Check the sizes of a file of `torch.save`, before it is unpacked; the file is rewound.
+
+    Raises:
+        pickle.UnpicklingError: if it unpacks to more than `limits.py` allows.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as bundle:
+            entries = bundle.infolist()
+            if sum(entry.file_size for entry in entries) > MAX_UNPACKED * size:
+                raise pickle.UnpicklingError(f"it unpacks to more than {MAX_UNPACKED} times its size")
+            for entry in entries:
+                if entry.filename.endswith(".pkl") and entry.file_size <= MAX_PICKLE_BYTES:
+                    entry.CRC = None  # type: ignore[assignment] # torch can save files without checksums
+                    count_steps(io.BytesIO(bundle.read(entry)), MAX_PICKLE_STEPS)
+                elif entry.filename.endswith(".pkl"):
+                    raise pickle.UnpicklingError(f"a pickle of more than {MAX_PICKLE_BYTES} bytes")
+    else:
+        # The format before torch 1.6: magic number, version, system, content, names of the storages.
+        steps = 0
+        for _ in range(5):
+            steps += count_steps(file, MAX_PICKLE_STEPS - steps)
+    file.seek(0)
+
+
 def load_pickle(path: Path) -> Any:
     """Load a pickle, with arrays as tensors.
 
@@ -151,7 +199,9 @@ def load_pickle(path: Path) -> Any:
         pickle.UnpicklingError: if it holds anything but arrays and plain values.
     """
     with path.open("rb") as file:
-        return _plain(_Reader(file, encoding="latin1").load())
+        count_steps(file, MAX_PICKLE_STEPS)
+        file.seek(0)
+        return _plain(_Reader(file, encoding="latin1").load(), {})
 
 
 def load_torch(path: Path) -> Any:
@@ -165,17 +215,29 @@ def load_torch(path: Path) -> Any:
     accept: AbstractContextManager[None] = (
         torch.serialization.safe_globals(stand_ins) if torch.__version__ >= "2.6" else nullcontext()
     )
+    with path.open("rb") as file:
+        check_torch(file)
     with accept:
-        return _plain(torch.load(path, map_location="cpu", weights_only=True))
+        return _plain(torch.load(path, map_location="cpu", weights_only=True), {})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, done: dict[int, Any]) -> Any:
+    """A value with tensors for arrays.
+
+    Args:
+        value: the content of a pickle.
+        done: results by `id`.  A container may be referred to many times and is converted once.
+    """
     if isinstance(value, _Array):
         return value.value
     if isinstance(value, _Namespace):
-        return _plain(value.values)
+        value = value.values
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item) for item in value)
-    return value
+        done[id(value)] = {key: _plain(item, done) for key, item in value.items()}
+    elif type(value) in (list, tuple):
+        done[id(value)] = type(value)(_plain(item, done) for item in value)
+    else:
+        return value
+    return done[id(value)]

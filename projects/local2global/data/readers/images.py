@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ...errors import UserError
+from ...limits import check_pixels
 
 #: EXIF's tag of the camera's orientation; 1 is upright, values above 4 swap height and width.
 ORIENTATION = 0x0112
@@ -52,6 +53,7 @@ def read_image(path: Path, shrink: int = 1) -> Tensor:
     """
     with reading_image(path), Image.open(path) as image:
         width, height = image.size
+        check_pixels(width, height)
         divides = width % shrink == 0 == height % shrink
         if shrink > 1 and divides and image.getexif().get(ORIENTATION, 1) == 1:
             image.draft("RGB", (width // shrink, height // shrink))
@@ -118,6 +120,7 @@ def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
         # Reading the EXIF block of a PNG decodes the file, so `info` is checked first.
         rotated = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4
         width, height = image.size
+        check_pixels(width, height)
         if decode:
             if image.format == "JPEG":
                 # Every byte is parsed, but few pixels are computed.
