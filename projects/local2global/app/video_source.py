@@ -252,6 +252,7 @@ def _upright(frame: Any, aspect: Fraction) -> NDArray[np.uint8]:
         width = round(width * aspect)
     else:
         height = round(height / aspect)
+    check_pixels(width, height)
     if (height, width) != (frame.height, frame.width):
         frame = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
