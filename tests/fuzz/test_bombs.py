@@ -11,7 +11,6 @@ import struct
 import sys
 import zipfile
 import zlib
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -88,15 +87,14 @@ def npz(shape: tuple[int, ...]) -> bytes:
     return seeds.zipped("pred/1_val.npy", head.getvalue())
 
 
-def large_frame(width: int, height: int, aspect: int = 1) -> bytes:
-    """A video whose header states a small size and the aspect of a pixel, with one large black frame."""
+def large_frame(width: int, height: int) -> bytes:
+    """A video whose header states a small size, with one large black frame."""
     picture = io.BytesIO()
     Image.new("L", (width, height)).save(picture, "JPEG", quality=1)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream("mjpeg", rate=1)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuvj420p"
-        stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         stream.codec_context.open()
         packet = av.Packet(picture.getvalue())
         packet.stream, packet.pts, packet.dts = stream, 0, 0
@@ -158,7 +156,6 @@ BOMBS = {
     "png, 2 gigapixels": ("image", lambda: {"a.png": png(50_000, 40_000)}),
     "png, 170 megapixels": ("image", lambda: {"a.png": png(17_000, 10_000)}),
     "tiff, 400 megapixels": ("image", lambda: {"a.tif": tiff(20_000, 20_000)}),
-    "video, pixels eight times as wide as high": ("video", lambda: {"a.mkv": large_frame(8_000, 4_000, 8)}),
     "video, 260 megapixels": ("video", lambda: {"a.mkv": large_frame(16_000, 16_000)}),
     "results zip, 3 GB": ("tracks_results", lambda: {"r.zip": zeros("results.json", 3 << 30)}),
     "npz, 3 GB of zeros": ("panoptic_results", lambda: {"maps.npz": zeros("pred/1_val.npy", 3 << 30)}),

@@ -37,7 +37,7 @@ def write_model(static: Path) -> None:
     from local2global.lazy import instantiate, save_resolved
     from local2global.weights.checkpoint import save_checkpoint
 
-    cfg = real_run.config(static)
+    cfg = real_run.config("output/run")  # a yaml config writes to the working directory only
     del cfg.dataloader
     save_resolved(cfg, static / "config.yaml")
     save_checkpoint(static / "weights.pth", {"model": instantiate(cfg.model).state_dict()})
@@ -72,6 +72,35 @@ def tally():
         kinds = ("read", "refused", "fault", "hang", "crash", "outside")
         lines = [("target", *kinds), *((name, *(row[kind] for kind in kinds)) for name, row in rows)]
         sys.stdout.writelines("\n" + "  ".join(f"{cell!s:>16}" for cell in line) for line in lines)
+
+
+def test_unchanged_inputs_are_read(worker):
+    """The inputs that the strategies change: otherwise all changes would be refused for another reason."""
+    static = worker.scratch / "static"
+    truth, panoptic = static / "ytvis" / "truth.json", static / "vipseg" / "panoptic_gt_VIPSeg_val.json"
+    model = {"config.yaml": static / "config.yaml", "weights.pth": static / "weights.pth"}
+    several = {"image": seeds.images(), "video": seeds.videos(), "checkpoint": seeds.checkpoints()}
+    inputs = [(target, {name: data}) for target, files in several.items() for name, data in files.items()]
+    inputs += [
+        ("youtube_vis", {"annotations.json": truth}),
+        ("coco", {"annotations.json": static / "coco" / "truth.json"}),
+        ("vipseg", {"annotations.json": panoptic}),
+        ("panoptic_results", {"pred.json": panoptic}),
+        ("panoptic_results", {"pred.json": panoptic, "maps.npz": seeds.maps(static)}),
+        ("tracks_truth", {"truth.json": truth}),
+        ("tracks_results", {"results.json": static / "results.json"}),
+        ("tracks_results", {"r.zip": seeds.zipped("results.json", (static / "results.json").read_bytes())}),
+        ("yaml_config", {"config.yaml": static / "config.yaml"}),
+        ("weights_config", model),
+        ("overrides", {"overrides.json": b'["train.max_iter=3", "model.threshold=0.5"]'}),
+        ("record", seeds.record(static)),
+    ]
+    refused = [
+        (target, *files, outcome)
+        for target, files in inputs
+        if (outcome := worker.run(target, files)).kind != "read"
+    ]
+    assert refused == []
 
 
 @pytest.mark.parametrize("target", NAMES)

@@ -172,8 +172,9 @@ def check_torch(file: BinaryIO) -> None:
         pickle.UnpicklingError: if it unpacks to more than `limits.py` allows.
     """
     size = file.seek(0, os.SEEK_END)
+    is_zip = zipfile.is_zipfile(file)  # moves the position
     file.seek(0)
-    if zipfile.is_zipfile(file):
+    if is_zip:
         with zipfile.ZipFile(file) as bundle:
             entries = bundle.infolist()
             if sum(entry.file_size for entry in entries) > MAX_UNPACKED * size:
