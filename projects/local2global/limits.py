@@ -19,7 +19,7 @@ MAX_UNPACKED = 8
 
 #: Steps of a pickle, and bytes of the pickle in a checkpoint's zip file.  A step reads a number, a text or a tensor.
 #: A checkpoint of 1,000 parameters with an optimizer and a weight average has 100,000 steps.
-MAX_PICKLE_STEPS = 2_000_000
+MAX_PICKLE_STEPS = 1_000_000
 MAX_PICKLE_BYTES = 1 << 25
 
 

@@ -77,7 +77,7 @@ def check_truth(truth: Any) -> None:
             if "id" not in entry and key != "annotations":
                 raise UserError(f"truth, {key} entry {index}: no key `id`")
             if "id" in entry and not isinstance(entry["id"], (Integral, str)):
-                raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r}")
+                raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r:.80}")
 
 
 def _videos(truth: Entry) -> dict[Any, _Video]:
@@ -199,12 +199,12 @@ def _check_result(entry: Any, index: int, videos: Mapping[Any, _Video]) -> float
         if key not in entry:
             raise UserError(f"results entry {index}: no key `{key}`")
     if not isinstance(entry["video_id"], Hashable) or entry["video_id"] not in videos:
-        raise UserError(f"results entry {index}: video {entry['video_id']} is not in the truth")
+        raise UserError(f"results entry {index}: video {entry['video_id']!r:.80} is not in the truth")
     if not isinstance(entry["category_id"], Hashable):
-        raise UserError(f"results entry {index}: category_id {entry['category_id']!r} is not a number")
+        raise UserError(f"results entry {index}: category_id {entry['category_id']!r:.80} is not a number")
     score = entry["score"]
     if isinstance(score, bool) or not isinstance(score, Real) or math.isnan(score):
-        raise UserError(f"results entry {index}: score {score!r} is not a number")
+        raise UserError(f"results entry {index}: score {score!r:.80} is not a number")
     return float(score)
 
 
