@@ -80,7 +80,7 @@ def read_ids(path: Path) -> Ids:
     except UserError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image. Replace the file.") from None
+        raise UserError(f"{path}: not a readable image. Replace the file.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}). Replace the file.") from error
     return np.asarray(ids & np.int32(0xFFFFFF))
