@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fake_stream import Fake
-from local2global.app import cli
+from local2global.app import cli, predict_command
 from local2global.app.batch import predict_batch
 from local2global.app.predict import L2G
 from local2global.app.result_folder import Prediction
@@ -193,7 +193,7 @@ def test_running_videos_stop_when_reporting_fails(monkeypatch, clips, tmp_path):
         raise BrokenPipeError
 
     monkeypatch.setattr(VideoWriter, "write", wait)
-    monkeypatch.setattr(cli, "_report", broken)
+    monkeypatch.setattr(predict_command, "_report", broken)
     monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
     arguments = [
         "predict",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from local2global.app import cli
+from local2global.app import cli, predict_command
 from local2global.errors import UserError
 
 
@@ -240,7 +240,7 @@ def test_sources_of_one_name_get_different_folders(monkeypatch):
         return Source(name, Fraction(10), (4, 4), 1, lambda: iter(()))
 
     monkeypatch.setattr("local2global.app.video.open_source", source)
-    names = [s.name for s in cli._open(["a", "a", "a-2", "a"], skip_errors=False)[0]]
+    names = [s.name for s in predict_command._open(["a", "a", "a-2", "a"], skip_errors=False)[0]]
     assert names[:2] == ["a", "a-2"]
     assert len(set(names)) == 4
 
@@ -255,13 +255,13 @@ def test_numbered_images_of_a_folder_are_one_video(tmp_path, monkeypatch, capsys
         return [str(tmp_path / name) for name in names]
 
     frames = save(["f10.png", "f2.png", "f1.png"])
-    [source] = cli._open(frames, skip_errors=False)[0]
+    [source] = predict_command._open(frames, skip_errors=False)[0]
     assert source.files == tuple(f"{tmp_path.name}/{name}" for name in ("f1.png", "f2.png", "f10.png"))
     assert "3 numbered images are read as one video" in capsys.readouterr().err
     others = save(["dog.png", "cat.png"])
-    assert [s.length for s in cli._open([*frames, *others], skip_errors=False)[0]] == [3, 1, 1]
+    assert [s.length for s in predict_command._open([*frames, *others], skip_errors=False)[0]] == [3, 1, 1]
     sizes = save(["p1.png"], (8, 6)) + save(["p2.png"], (8, 7))
-    assert [s.length for s in cli._open(sizes, skip_errors=False)[0]] == [1, 1]
+    assert [s.length for s in predict_command._open(sizes, skip_errors=False)[0]] == [1, 1]
 
 
 def test_a_user_error_inside_an_interpolation_is_printed_alone(project, monkeypatch, capsys):

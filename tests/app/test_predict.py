@@ -133,7 +133,7 @@ def test_the_annotated_video_has_the_rate_size_and_length_of_the_source(model, c
 
 
 def test_fewer_frames_than_declared_are_reported(model, clip, tmp_path, capsys):
-    from local2global.app.cli import _report
+    from local2global.app.predict_command import _report
 
     whole = open_source(clip)
     _report(model.predict(whole, tmp_path / "out"))

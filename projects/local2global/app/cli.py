@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -18,13 +15,11 @@ from .. import __version__
 from ..config.find import find_config_file
 from ..errors import UserError, wrapped_user_error
 from .data import data_app
+from .predict_command import predict
 from .score import bundle_results, score_app
 
 if TYPE_CHECKING:
-    from ..data.datasets import VideoRecord
-    from .batch import Predict
-    from .result_folder import Prediction
-    from .source import Source, TimedFrame
+    pass
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
 
@@ -41,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(predict)
 app.add_typer(score_app, name="score")
 
 Config = Annotated[str, typer.Argument(help="A config file; also relative to configs/.")]
@@ -118,6 +114,7 @@ def demo(
     from ..engine.run_folder import FINAL, is_run_of
     from ..lazy import apply_overrides, instantiate, load_config, variants_of
     from .predict import L2G, default_device
+    from .predict_command import predict_all, record_source
     from .showcase import write_showcase
 
     path = find_config_file(DEMO_CONFIG)
@@ -132,7 +129,7 @@ def demo(
     record = instantiate(cfg.dataloader.test.dataset).videos[0]
     model = L2G.from_pretrained(folder, cfg.train.device)
     run_model = partial(model.predict, output_dir=folder / "predictions")
-    _predict_all(run_model, [_record_source(record)], batch=False)
+    predict_all(run_model, [record_source(record)], batch=False)
     typer.echo(f"  picture {write_showcase(model, folder / 'demo.webp')}")
 
 
@@ -210,63 +207,6 @@ def ablate(
     typer.echo(f"{table.read_text(encoding='utf-8')}\n{table}")
 
 
-@app.command()
-def predict(
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="INPUT... [KEY=VALUE]...",
-            help="Videos, folders or globs of frames, images; and overrides of the model, model.KEY=VALUE.",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights file (.pth, .safetensors), or the folder of a run.")
-    ] = None,
-    output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/predictions"),
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0.0, max=1.0, help="Minimal score of reported objects; default: the model's."),
-    ] = None,
-    classes: Annotated[str | None, typer.Option(help="Reported classes, separated by commas.")] = None,
-    max_objects: Annotated[
-        int | None, typer.Option(min=1, help="Maximal number of objects per frame.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
-    batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
-    finish: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a killed predict; no INPUT.")
-    ] = None,
-) -> None:
-    """Segment and track the objects of videos; write an annotated mp4 and the objects as JSON for each."""
-    if finish is not None:
-        from .result_folder import finish as finish_folder
-
-        _report(finish_folder(finish))
-        return
-    if weights is None:
-        raise UserError(
-            "no weights: add --weights with a .pth file or the folder of a run, e.g. of `l2g demo`"
-        )
-    from .predict import L2G
-
-    inputs = inputs or []
-    overrides = [text for text in inputs if _is_override(text)]
-    sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
-    model = L2G.from_pretrained(weights, device, overrides)
-    if model.caveat:
-        typer.echo(model.caveat)
-    run = partial(
-        model.predict,
-        output_dir=output,
-        threshold=threshold,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
-        max_objects=max_objects,
-    )
-    failed += _predict_all(run, sources, batch)
-    if failed:
-        raise UserError(f"{failed} of {len(inputs) - len(overrides)} inputs failed")
-
-
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
@@ -327,21 +267,6 @@ def convert(
         typer.echo(line)
 
 
-def _is_override(text: str) -> bool:
-    """Whether an input is an override of the model and no file.
-
-    Raises:
-        UserError: if it is an override of another part of a config.
-    """
-    match = re.match(r"[~+]*(\w+)\.[\w.]+(=|$)", text)
-    if match is None or Path(text).exists() or not (match[2] or text.startswith("~")):
-        return False
-    if match[1] != "model":
-        hint = " The device is set with --device." if match[1] == "train" else ""
-        raise UserError(f"{text}: predict takes overrides of the model only, model.KEY=VALUE.{hint}")
-    return True
-
-
 def _relaunch(arguments: list[str], processes: int) -> None:
     """Replaces this process by torchrun, which runs the command in several processes."""
     import torch
@@ -352,142 +277,3 @@ def _relaunch(arguments: list[str], processes: int) -> None:
         raise UserError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here")
     command = launch_command(["-m", "local2global", *arguments], processes)
     os.execv(command[0], command)
-
-
-def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
-    """Opens all inputs; returns the sources, with unique names, and the number of skipped inputs."""
-    from dataclasses import replace
-
-    from .video import open_source
-
-    sources: dict[str, Source] = {}
-    failed = 0
-    for text in _group_frames(inputs):
-        try:
-            source = open_source(text) if isinstance(text, str) else _open_frames(text)
-        except UserError as error:
-            if not skip_errors:
-                raise
-            failed += 1
-            typer.echo(f"l2g: {error}", err=True)
-            continue
-        name, number = source.name, 1
-        while name in sources:  # sources of different folders may have one name
-            number += 1
-            name = f"{source.name}-{number}"
-        sources[name] = replace(source, name=name)
-    if failed and not sources:
-        raise UserError(f"none of {failed} inputs can be opened")
-    if not sources:
-        raise UserError("no input: name a video, a folder or a glob of frames")
-    return list(sources.values()), failed
-
-
-def _group_frames(inputs: list[str]) -> list[str | list[Path]]:
-    """Joins image files of one folder whose names differ in numbers only: the shell has expanded a glob.
-
-    Files that differ in size, or hold several frames, stay separate inputs.
-    """
-    from .image_source import IMAGE_SUFFIXES, is_one_size
-
-    groups: dict[object, list[str]] = {}
-    for text in inputs:
-        path = Path(text)
-        is_frame = path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        key = (path.resolve().parent, re.sub(r"\d+", "0", path.name)) if is_frame else object()
-        groups.setdefault(key, []).append(text)
-    joined: list[str | list[Path]] = []
-    for texts in groups.values():
-        paths = list(map(Path, dict.fromkeys(texts)))
-        if len(paths) > 1 and is_one_size(paths):
-            joined.append(paths)
-        else:
-            joined.extend(texts)
-    return joined
-
-
-def _open_frames(paths: list[Path]) -> Source:
-    """Image files as the frames of one video, named after their folder."""
-    from .image_source import open_images
-    from .video import natural_key
-
-    folder = paths[0].resolve().parent
-    typer.echo(f"l2g: {folder}: {len(paths)} numbered images are read as one video", err=True)
-    return open_images(folder.name, sorted(paths, key=natural_key), None)
-
-
-def _record_source(record: VideoRecord) -> Source:
-    """A video of a dataset as a source."""
-    from .source import FOLDER_FPS, Source, at_rate
-
-    def read() -> Iterator[TimedFrame]:
-        return at_rate(map(record.frame, range(record.length)), FOLDER_FPS)
-
-    return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
-
-
-def _predict_all(predict: Predict, sources: list[Source], batch: bool) -> int:
-    """Predicts all sources and reports each when it ends.
-
-    Args:
-        predict: writes the results of one source.
-        sources: the sources.
-        batch: process several sources at a time, and continue after failures.
-
-    Returns:
-        Number of failed sources.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    from .batch import CONCURRENCY, predict_batch
-    from .output import progress_bar
-
-    fields = ("description", "fields[rate]", "fields[objects]")
-    name, rate, live = (TextColumn(f"{{task.{field}}}") for field in fields)
-    start, frames, failed = time.perf_counter(), 0, 0
-    with progress_bar(name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn(), live) as bar:
-        tasks = {
-            source.name: bar.add_task(source.name, total=source.length, visible=False, rate="", objects="")
-            for source in sources
-        }
-
-        def advance(source: Source, done: int, objects: int) -> None:
-            speed = bar.tasks[tasks[source.name]].speed  # None until two frames are done
-            rate = f"{speed:.1f} frames/s" if speed else ""
-            bar.update(
-                tasks[source.name], completed=done, visible=True, rate=rate, objects=f"{objects} objects"
-            )
-
-        # An exception below must stop the running videos at once: garbage collection may come much later.
-        with closing(predict_batch(predict, sources, CONCURRENCY if batch else 1, advance)) as results:
-            for source, result in results:
-                bar.update(tasks[source.name], visible=False)
-                if not isinstance(result, Exception):
-                    frames += result.frames
-                    _report(result)
-                elif batch:
-                    failed += 1
-                    typer.echo(f"l2g: {source.name}: {result}", err=True)
-                else:
-                    raise result
-    if batch:
-        typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
-    return failed
-
-
-def _rate(frames: int, seconds: float) -> str:
-    return f"{frames} frames in {seconds:.1f} s ({frames / max(seconds, 1e-9):.1f} frames/s)"
-
-
-def _report(prediction: Prediction) -> None:
-    typer.echo(_rate(prediction.frames, prediction.seconds))
-    objects = ", ".join(f"{count} {name}" for name, count in prediction.objects.items())
-    typer.echo(f"  objects {objects or 'none'}")
-    typer.echo(f"  video   {prediction.video}")
-    typer.echo(f"  tracks  {prediction.tracks}")
-    if prediction.frames < (prediction.announced or 0):
-        typer.echo(
-            f"l2g: {prediction.folder.name}: the file declares {prediction.announced} frames, "
-            f"{prediction.frames} could be read; is it complete?",
-            err=True,
-        )
