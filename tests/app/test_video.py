@@ -77,6 +77,17 @@ def test_a_written_video_plays_in_browsers(tmp_path):
     )
 
 
+def test_a_written_video_starts_at_zero(tmp_path):
+    """A player shows frame t at t / fps, without the delay of reordered frames."""
+    path = tmp_path / "video.mp4"
+    with VideoWriter(path, 10, (32, 48)) as writer:
+        for level in range(0, 250, 25):
+            writer.write(torch.full((3, 32, 48), level, dtype=torch.uint8))
+    with av.open(str(path)) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([t / 10 for t in range(10)])
+
+
 def test_odd_sizes_are_padded_by_repeating_the_edge(tmp_path):
     source = open_source(write_video(tmp_path / "odd.mp4", [plain(COLOURS[1], 61, 83)] * 2))
     assert source.size == (62, 84)

@@ -37,7 +37,8 @@ __all__ = [
     "open_source",
 ]
 
-ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20"}, "libopenh264": {}}
+# No B-frames: a fragmented mp4 cannot undo their delay, and the video would start two frames late.
+ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0"}, "libopenh264": {}}
 MAX_SIDE = 16384  # pixels: the limit of libx264
 
 
