@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test fuzz check format docs seam clean
+.PHONY: demo test fuzz kills check format docs seam clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g demo
@@ -17,6 +17,10 @@ test: $(VENV)/.installed-test
 # Ten minutes of mutated and hostile input files; reports inputs, tracebacks, hangs, crashes and writes elsewhere.
 fuzz: $(VENV)/.installed-test
 	L2G_FUZZ_SECONDS=$${L2G_FUZZ_SECONDS:-600} $(BIN)/python -m pytest -q -s tests/fuzz
+
+# 100 kills of trainings and 50 of predictions at random moments; each must be repaired by the next run.
+kills: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -s -m slow tests/engine/test_random_kills.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -45,13 +45,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from local2global.engine.loop import evaluate, train
     from local2global.engine.metrics import print_table
+    from local2global.engine.run_folder import lock_results
     from local2global.lazy import load_config
 
     cfg = load_config(arguments.config_file, arguments.opts)
     if not arguments.eval_only:
         train(cfg, resume=arguments.resume, overwrite=arguments.overwrite)
         return 0
-    scores = evaluate(cfg)
+    with lock_results(cfg):
+        scores = evaluate(cfg)
     if scores:
         print_table(scores)
     return 0

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 
 import pytest
 
 from local2global.errors import UserError
-from local2global.files import atomic_path, locked_folder, write_text
+from local2global.files import RESERVE, atomic_path, locked_folder, require_space, write_text
+
+Usage = namedtuple("Usage", "total used free")
 
 
 def names(folder):
@@ -19,7 +22,7 @@ def names(folder):
 def test_a_file_appears_when_the_block_ends(tmp_path):
     with atomic_path(tmp_path / "a.txt") as partial:
         partial.write_text("whole")
-        assert names(tmp_path) == ["a.txt.tmp"]
+        assert names(tmp_path) == ["a.txt.l2g-tmp"]
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "whole"
 
@@ -42,7 +45,7 @@ def test_two_writers_of_one_file_use_different_temporary_files(tmp_path):
 
 
 def test_the_temporary_file_of_a_killed_process_is_reused(tmp_path):
-    (tmp_path / "a.txt.tmp").write_text("a long remnant of a killed process")
+    (tmp_path / "a.txt.l2g-tmp").write_text("a long remnant of a killed process")
     with atomic_path(tmp_path / "a.txt") as partial, partial.open("a") as file:
         file.write("new")
     assert names(tmp_path) == ["a.txt"]
@@ -92,9 +95,10 @@ def test_the_lock_of_a_killed_process_is_void_also_if_a_child_of_it_lives(tmp_pa
             pass
         process.kill()
         process.wait()
-        (tmp_path / "a.pth.tmp").touch()
+        (tmp_path / "a.pth.l2g-tmp").touch()
+        (tmp_path / "thesis.tmp").touch()
         with locked_folder(tmp_path, "--output"):
-            assert names(tmp_path) == [".lock"]
+            assert names(tmp_path) == [".lock", "thesis.tmp"]
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
@@ -104,3 +108,10 @@ def test_folders_created_for_nothing_are_removed(tmp_path):
     with pytest.raises(ZeroDivisionError), locked_folder(tmp_path / "a" / "b", "--output"):
         raise ZeroDivisionError
     assert names(tmp_path) == []
+
+
+def test_a_file_that_does_not_fit_the_disk_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(100, 0, RESERVE + 10))
+    require_space(tmp_path / "not" / "yet", 10, "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth needs 4\.2 MB and the disk has 4\.2 MB left\. Free some"):
+        require_space(tmp_path, 11, "a.pth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import threading
 import time
@@ -19,6 +20,12 @@ try:
     import fcntl
 except ImportError:  # Windows: files are written without locks
     fcntl = None  # type: ignore[assignment]
+
+#: Suffix of temporary files.  `locked_folder` deletes those of killed processes, so no other program may use it.
+PARTIAL = ".l2g-tmp"
+
+#: Bytes of a disk that are left free, for the small files that are written after a large one.
+RESERVE = 1 << 22
 
 #: Errors that only writing raises: no space, quota exceeded, file too large.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,11 +76,32 @@ def cannot_write(path: str | Path, error: BaseException) -> UserError:
     return UserError(f"{path}: cannot be written ({reason or str(error).splitlines()[0]})")
 
 
+def require_space(folder: str | Path, size: int, what: str, remedy: str = "") -> None:
+    """Check that a disk has room for a file, before the file is written.
+
+    Args:
+        folder: a folder on the disk, which may not exist yet.
+        size: bytes of the file; `RESERVE` bytes more must be free.
+        what: what is written, for the message.
+        remedy: a sentence appended to the message.
+
+    Raises:
+        UserError: if the disk has too little space.
+    """
+    place = Path(folder).absolute()
+    free = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+    if free < size + RESERVE:
+        needed, left = (f"{count / 1e6:,.1f} MB" for count in (size + RESERVE, free))
+        raise UserError(
+            f"{folder}: {what} needs {needed} and the disk has {left} left. {remedy or 'Free some space.'}"
+        )
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends and deleted if the block raises.
 
-    The name is `<path>.tmp`, or a unique one while another process writes the same file.
+    The name is `<path>.l2g-tmp`, or a unique one while another process writes the same file.
 
     Args:
         path: the output file; an existing file is replaced.
@@ -85,12 +113,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         UserError: if the folder does not exist or is not writable, or the disk is full.
     """
     target = Path(path)
-    partial = target.with_name(f"{target.name}.tmp")
+    partial = target.with_name(f"{target.name}{PARTIAL}")
     lock: FileIO | None = None
     try:
         lock = _lock(partial)
         if lock is None:
-            partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+            partial = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_native_id()}{PARTIAL}")
             lock = _lock(partial)
         if lock is not None:
             lock.truncate(0)
@@ -161,7 +189,7 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
 
 def _delete_partial_files(folder: Path) -> None:
     """Delete the temporary files in a folder that no process is writing."""
-    for partial in folder.glob("*.tmp"):
+    for partial in folder.glob(f"*{PARTIAL}"):
         lock = _lock(partial) if partial.is_file() else None
         if lock is not None:
             partial.unlink()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,6 +265,18 @@ def test_a_killed_predict_is_finished_from_its_record(model, tmp_path):
     assert (folder / "frames.jsonl").read_text().splitlines()[:40] == (
         whole.folder / "frames.jsonl"
     ).read_text().splitlines()[:40]
+
+
+def test_a_disk_without_room_stops_predict_with_the_frames_done(model, clip, tmp_path, monkeypatch):
+    """Free space is checked before each frame, so that the files of the finished frames still fit."""
+    free = iter([1 << 30] * 3 + [1 << 20] * 99)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    with pytest.raises(UserError, match=r"frame 3 needs .* has 1\.0 MB left.*; the 3 frames done are in"):
+        model.predict(clip, tmp_path)
+    assert names(tmp_path / "clip") == FILES
+    assert len((tmp_path / "clip" / "frames.jsonl").read_text().splitlines()) == 3
+    # The drawn frame precedes its line in the record.
+    assert open_source(tmp_path / "clip" / "video.mp4").length in (3, 4)
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(model, clip, tmp_path):

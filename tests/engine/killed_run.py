@@ -104,6 +104,13 @@ class _Cut:
         return getattr(self._file, name)
 
 
+def count_accesses(points: Points) -> None:
+    """Count the accesses of this process from now on."""
+    sys.addaudithook(points.audit)
+    builtins.open = io.open = points.open  # pathlib opens files by io.open
+    os.fsync = lambda _: None  # slow, and a killed process loses no written data
+
+
 def fork_training(folder: Path, resume: bool, fatal: int = -1, names: Path | None = None) -> bool:
     """Train in a forked process; returns whether it was killed, and writes its points to the file `names`."""
     process = os.fork()
@@ -111,9 +118,7 @@ def fork_training(folder: Path, resume: bool, fatal: int = -1, names: Path | Non
         status = 1
         try:
             points = Points(folder, fatal)
-            sys.addaudithook(points.audit)
-            builtins.open = io.open = points.open  # pathlib opens files by io.open
-            os.fsync = lambda _: None  # slow, and a killed process loses no written data
+            count_accesses(points)
             train(fake_run.config(folder, *SETTINGS), resume=resume, progress=Console(quiet=True))
             if names is not None:
                 names.write_text(json.dumps(points.names))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from local2global.engine.loop import evaluate, train
 from local2global.engine.processes import launch_command
-from local2global.engine.run_folder import is_run_of
+from local2global.engine.run_folder import is_run_of, lock_results
 from local2global.engine.trainer import endless
 from local2global.errors import UserError
 from local2global.files import locked_folder
@@ -405,6 +406,44 @@ def test_a_training_in_the_folder_of_a_running_one_is_refused(tmp_path):
             ):
                 run(tmp_path, **options)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("results", "locked", "setting"),
+    [
+        ("inference", ".", r"train\.output_dir"),
+        ("inference", "inference", ""),
+        ("../scores", "../scores", r"dataloader\.evaluator\.output_dir"),
+    ],
+)
+def test_an_evaluation_beside_a_training_or_another_evaluation_is_refused(tmp_path, results, locked, setting):
+    """An evaluation locks the run's folder if its results lie inside, else the folder of its results."""
+    run_folder = tmp_path / "run"
+    cfg = fake_run.config(run_folder, f"dataloader.evaluator.output_dir={run_folder / results}")
+    with locked_folder(run_folder / locked, "--output"):
+        if not setting:
+            with lock_results(cfg):
+                assert (run_folder / ".lock").is_file()
+            return
+        with (
+            pytest.raises(UserError, match=rf"process {os.getpid()} on .*another with {setting}"),
+            lock_results(cfg),
+        ):
+            pass
+    with lock_results(fake_run.config(tmp_path / "unused")):  # its evaluator writes nothing
+        assert not (tmp_path / "unused").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_the_disk_ends_the_run_with_the_older_one_valid(tmp_path, monkeypatch):
+    free = iter([1 << 30, 1 << 10])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free)))
+    with pytest.raises(UserError, match=r"model_0000007\.pth needs .* MB left.*are unchanged"):
+        run(tmp_path)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    assert [path.name for path in tmp_path.glob("*.l2g-tmp")] == []
+    monkeypatch.undo()
+    run(tmp_path, resume=True)
+    assert len(fake_run.curve(tmp_path)) == 10
 
 
 def test_a_run_killed_before_its_final_checkpoint_is_repaired_by_resume(tmp_path):

@@ -49,14 +49,19 @@ def files(folder):
 def test_every_kind_of_file_is_interrupted(runs):
     points = [point.split(": ", 1)[1] for point, _ in runs[0]]
     for name in (
-        "config.yaml.tmp",
-        "versions.json.tmp",
+        "config.yaml.l2g-tmp",
+        "versions.json.l2g-tmp",
         "metrics.jsonl",
-        "model_0000001.pth.tmp",
-        "model_final.pth.tmp",
+        "model_0000001.pth.l2g-tmp",
+        "model_final.pth.l2g-tmp",
     ):
         assert {f"before open {name}", f"while writing {name}"} <= set(points)
-    for name in ("config.yaml.tmp", "model_0000003.pth.tmp", "model_final.pth.tmp", "last_checkpoint.tmp"):
+    for name in (
+        "config.yaml.l2g-tmp",
+        "model_0000003.pth.l2g-tmp",
+        "model_final.pth.l2g-tmp",
+        "last_checkpoint.l2g-tmp",
+    ):
         assert f"before os.rename {name}" in points
     assert "before os.remove model_0000001.pth" in points
     assert "while writing results.json" in points

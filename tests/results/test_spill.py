@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,3 +125,11 @@ def test_a_full_disk_is_a_user_error(monkeypatch):
     monkeypatch.setattr(spill, "_file", Full())
     with pytest.raises(UserError, match=r"frame 0 cannot be written .No space left.*TMPDIR"):
         spill.append(np.zeros((1, 1)), {})
+
+
+def test_a_disk_without_room_is_reported_before_a_frame_is_written(monkeypatch):
+    spill = Spill(2, 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"masks of frame 0 needs .* Set TMPDIR to a folder with more space"):
+        spill.append(np.zeros((2, 1)), {})
+    assert spill.length == 0

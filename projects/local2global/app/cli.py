@@ -169,6 +169,7 @@ def evaluate(
     """Score weights on the test videos of a config; without their truth, write the zip file for the server."""
     from ..engine.loop import evaluate as run
     from ..engine.metrics import print_table
+    from ..engine.run_folder import lock_results
     from ..lazy import load_config
     from .predict import find_weights
 
@@ -177,10 +178,11 @@ def evaluate(
         cfg.train.init_checkpoint = str(find_weights(weights))
     elif not cfg.train.get("init_checkpoint"):
         raise UserError("no weights: add --weights with a .pth file or the folder of a run")
-    scores = run(cfg)
-    if scores:
-        print_table(scores)
-        bundle_results(cfg, submit)
+    with lock_results(cfg):
+        scores = run(cfg)
+        if scores:
+            print_table(scores)
+            bundle_results(cfg, submit)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.generated.shapes import PRESETS, load_shapes
+from ..files import atomic_path
 from .draw import draw
 from .predict import L2G
 
@@ -40,18 +41,17 @@ def write_showcase(model: L2G, path: Path, seeds: Sequence[int] = SEEDS) -> Path
     """
     drawn = [_segmented(model, seed) for seed in seeds]
     images = [_grid([video[t] for video in drawn]) for t in range(LENGTH)]
-    temporary = path.with_name(path.name + ".tmp")
-    images[0].save(
-        temporary,
-        format="WEBP",
-        save_all=True,
-        append_images=images[1:],
-        duration=DURATION,
-        loop=0,
-        quality=70,
-        method=4,
-    )
-    temporary.replace(path)
+    with atomic_path(path) as partial:
+        images[0].save(
+            partial,
+            format="WEBP",
+            save_all=True,
+            append_images=images[1:],
+            duration=DURATION,
+            loop=0,
+            quality=70,
+            method=4,
+        )
     return path
 
 

@@ -1,6 +1,6 @@
 """Writes videos with their ground truth in the layouts of YouTube-VIS and VIPSeg, one video at a time.
 
-A folder appears only when it is complete: until then it is `<folder>.tmp`.
+A folder appears only when it is complete: until then it is `<folder>.l2g-tmp`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import PARTIAL, write_text
 from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord, annotation_entry
 
@@ -37,7 +38,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists. Remove it, or choose another folder.")
-    temporary = out.with_name(out.name + ".tmp")
+    temporary = out.with_name(out.name + PARTIAL)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -51,12 +52,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_json(content: Any, path: Path) -> None:
     """Writes a JSON file, which appears only when it is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(content))
 
 
 def save_image(frame: Tensor, path: Path) -> None:

@@ -15,32 +15,49 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
-from ..config.saved import read_yaml, resolve
+from ..config.saved import EVALUATOR_FOLDER, read_yaml, resolve
 from ..errors import UserError
 from ..files import locked_folder, write_text
 from ..lazy import save_resolved
 from ..weights.checkpoint import load_checkpoint
-from .processes import gather, rank, world_size
+from .processes import gather, join, rank, world_size
 
 FINAL = "model_final.pth"
 
 
 @contextmanager
-def lock_run(folder: Path) -> Iterator[None]:
-    """Lock the output folder of a run; the first process holds the lock, and its error is raised on all processes."""
+def lock_run(folder: Path, setting: str = "train.output_dir") -> Iterator[None]:
+    """Lock an output folder; the first process holds the lock, and its error is raised on all processes."""
     message = ""
     with ExitStack() as stack:
         if rank() == 0:
             try:
-                stack.enter_context(locked_folder(folder, "train.output_dir"))
+                stack.enter_context(locked_folder(folder, setting))
             except UserError as error:
                 message = str(error)
         message = gather(message)[0]
         if message:
             raise UserError(message)
+        yield
+
+
+@contextmanager
+def lock_results(cfg: DictConfig) -> Iterator[None]:
+    """Lock the folder to which an evaluation outside of a training writes its results.
+
+    It is the run's folder if the results lie inside, so that no training writes scores there at the same time.
+    """
+    folder = OmegaConf.select(cfg, EVALUATOR_FOLDER)
+    if not isinstance(folder, (str, Path)):
+        yield
+        return
+    run = OmegaConf.select(cfg, "train.output_dir")
+    inside = isinstance(run, (str, Path)) and Path(folder).resolve().is_relative_to(Path(run).resolve())
+    join(cfg.train.get("device", "cpu"))
+    with lock_run(Path(run if inside else folder), "train.output_dir" if inside else EVALUATOR_FOLDER):
         yield
 
 

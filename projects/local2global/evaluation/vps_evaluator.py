@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import atomic_path, require_space
 from ..results.segment_ids import write_ids
 from .files import read_json
 from .gather import gather, is_first
@@ -121,6 +121,7 @@ class VPSEvaluator:
         for frame, true, result in zip(frames, self._source.read(name, frames), results, strict=True):
             ids = result.ids.numpy().astype(np.uint32)
             if folder is not None:
+                require_space(folder, ids.nbytes, f"{name}/{frame}.png")
                 write_ids(ids, folder / f"{frame}.png")
             segments = [Segment(s.id, self._positions[s.label], s.area) for s in result.segments]
             place = f"video {name}, frame {frame}"

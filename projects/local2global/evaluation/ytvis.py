@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import atomic_path, require_space
 from .files import read_json
 from .masks import track_iou
 from .oddities import Oddities
@@ -249,9 +249,14 @@ class YTVISEvaluator:
     def reset(self) -> None:
         """Discards all processed videos."""
         self._videos: dict[int, list[dict[str, Any]]] = {}
+        self._bytes = 0  # of results.json, about
 
     def process(self, inputs: Sequence[Clip], outputs: Sequence[VideoResult]) -> None:
-        """Reads the tracks of each result; a video that was processed before is skipped."""
+        """Reads the tracks of each result; a video that was processed before is skipped.
+
+        Raises:
+            UserError: the disk has no room for the results so far.
+        """
         for result in outputs:
             if result.video_id in self._videos:
                 continue
@@ -267,6 +272,13 @@ class YTVISEvaluator:
                 }
                 for slot, label, value in tracks
             ]
+            if self.output_dir is not None:
+                sizes = {
+                    slot: sum(6 if m is None else len(m["counts"]) + 44 for m in masks[slot])
+                    for slot in masks
+                }
+                self._bytes += sum(100 + sizes[slot] for slot in result.slots.tolist())
+                require_space(self.output_dir, self._bytes, "results.json")
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         """Scores the videos of all ranks, on rank 0; the other ranks return {}.

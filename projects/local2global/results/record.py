@@ -23,7 +23,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
-from ..files import locked_folder
+from ..files import locked_folder, require_space
 from ..structures import FrameResult
 
 
@@ -56,6 +56,10 @@ class RecordWriter:
         Args:
             result: the objects of the frame.
             time: time stamp of the frame in seconds.
+
+        Raises:
+            UserError: if the disk has no room for this line, the files made from the record, and the copy of the video
+                that is made at its end.
         """
         masks = np.asfortranarray(result.masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8)
         rles = coco_mask.encode(masks) if len(result.ids) else []
@@ -70,8 +74,13 @@ class RecordWriter:
             }
             for identity, label, score, rle in fields
         ]
-        line = {"index": self.count, "time": round(time, 6), "objects": objects}
-        self._file.write(json.dumps(line).encode("ascii") + b"\n")
+        content = {"index": self.count, "time": round(time, 6), "objects": objects}
+        line = json.dumps(content).encode("ascii") + b"\n"
+        folder = self.path.parent
+        videos = sum(file.stat().st_size for file in folder.glob("*.mp4"))
+        # annotations.json and results.json repeat the masks, and so does a temporary file while they are written.
+        require_space(folder, len(line) + 3 * self._file.tell() + videos, f"frame {self.count}")
+        self._file.write(line)
         self._file.flush()
         self.count += 1
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..files import require_space
 
 Floats = NDArray[np.floating[Any]]
 
@@ -62,13 +63,15 @@ class Spill:
         lengths = np.zeros(self.queries, np.int32)
         texts = [counts[slot].encode("ascii") for slot in sorted(counts)]
         lengths[sorted(counts)] = [len(text) for text in texts]
+        record = b"".join([scores.astype(np.float32).tobytes(), lengths.tobytes(), *texts])
+        what, remedy = f"masks of frame {self.length}", "Set TMPDIR to a folder with more space."
+        require_space(tempfile.gettempdir(), len(record), what, remedy)
         try:
             self._file.seek(0, os.SEEK_END)
-            self._file.write(b"".join([scores.astype(np.float32).tobytes(), lengths.tobytes(), *texts]))
+            self._file.write(record)
         except OSError as error:
             raise UserError(
-                f"{tempfile.gettempdir()}: the masks of frame {self.length} cannot be written "
-                f"({error.strerror}). Set TMPDIR to a folder with more space."
+                f"{tempfile.gettempdir()}: the {what} cannot be written ({error.strerror}). {remedy}"
             ) from error
         self.length += 1
         self.masked |= lengths > 0

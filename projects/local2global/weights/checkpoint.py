@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..config.saved import read_yaml
 from ..errors import UserError
-from ..files import atomic_path, cannot_write
+from ..files import atomic_path, cannot_write, require_space
 from .class_heads import CLASS_HEADS, match_rows, remap_heads, require_all
 from .names import DETREX, Project, Translation, recognise, to_ours, to_theirs
 from .pickles import load_pickle, load_torch
@@ -73,7 +73,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         content: tensors, strings, numbers, None, and dicts, lists and tuples of them.
 
     Raises:
-        UserError: for another file suffix, or if the file cannot be written.
+        UserError: for another file suffix, if the disk is too full, or if the file cannot be written.
         TypeError: for a value that cannot be loaded without running code.
     """
     path = Path(path)
@@ -81,6 +81,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: checkpoints are written as .pth or .pt.")
     _require_plain(content, "checkpoint")
     path.parent.mkdir(parents=True, exist_ok=True)
+    require_space(path.parent, _bytes(content), path.name, "Checkpoints written before are unchanged.")
     try:
         with atomic_path(path) as partial, partial.open("wb") as file:
             torch.save(dict(content), file)
@@ -88,6 +89,22 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise cannot_write(path, error) from error
+
+
+def _bytes(content: Any) -> int:
+    """Bytes of the tensors in a checkpoint; each storage counts once."""
+    storages: dict[int, int] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (Mapping, list, tuple)):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                visit(item)
+
+    visit(content)
+    return sum(storages.values())
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
