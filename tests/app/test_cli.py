@@ -121,6 +121,15 @@ def test_a_misspelt_option_is_refused(monkeypatch, capsys):
     assert "--resum" in capsys.readouterr().err
 
 
+def test_parts_of_the_drawing_are_hidden_by_name(monkeypatch, capsys):
+    look = predict_command._look("class", "labels, boxes")
+    assert (look.color_by, look.hidden) == ("class", {"labels", "boxes"})
+    assert predict_command._look("id", None).hidden == set()
+    assert run(monkeypatch, "predict", "x.mp4", "--weights", "x.pth", "--hide", "labels,mask") == 1
+    line = "--hide labels,mask: no part 'mask'; the parts are masks, boxes, labels\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
 def test_predict_without_weights_is_refused(monkeypatch, capsys):
     assert run(monkeypatch, "predict", "x.mp4") == 1
     assert "--weights" in capsys.readouterr().err
@@ -203,7 +212,7 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
     class Model:
         caveat = "identities are matched"
 
-        def predict(self, source, output_dir, threshold, classes, max_objects, progress) -> Prediction:
+        def predict(self, source, output_dir, threshold, classes, max_objects, look, progress) -> Prediction:
             calls.append((source.name, threshold, classes, max_objects))
             for done in (1, 2, 3):
                 progress(done, None, 2)

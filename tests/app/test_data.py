@@ -132,20 +132,21 @@ CLASSES = [{"id": 1, "name": "cat"}]
 
 
 def test_a_box_is_drawn_just_outside_its_mask():
-    """The box encloses a mask of rows 10 to 19 and columns 20 to 39 in a 40x80 frame."""
-    frame = torch.zeros((3, 40, 80), dtype=torch.uint8)
-    mask = torch.zeros((1, 40, 80), dtype=torch.bool)
-    mask[0, 10:20, 20:40] = True
-    box = torch.tensor([[30 / 80, 15 / 40, 20 / 80, 10 / 40]])
+    """The box encloses a mask of rows 40 to 49 and columns 20 to 39 in an 80x120 frame; its label lies above."""
+    frame = torch.zeros((3, 80, 120), dtype=torch.uint8)
+    mask = torch.zeros((1, 80, 120), dtype=torch.bool)
+    mask[0, 40:50, 20:40] = True
+    box = torch.tensor([[30 / 120, 45 / 80, 20 / 120, 10 / 80]])
     label, identity = torch.tensor([0]), torch.tensor([7])
     without = draw_truth(frame, label, identity, mask, None, CLASSES)
     drawn = draw_truth(frame, label, identity, mask, box, CLASSES)
-    ring = torch.zeros((40, 80), dtype=torch.bool)
-    ring[9:21, 19:41] = True
-    ring[10:20, 20:40] = False
+    ring = torch.zeros((80, 120), dtype=torch.bool)
+    ring[39:51, 19:41] = True
+    ring[:50, 20:40] = False
+    ring[39] = False
     changed = (drawn != without).any(0)
-    assert (changed & ~ring).sum() == 0
-    assert (drawn[:, ring] == drawn[:, 20, 30][:, None]).all()
+    assert (changed & ~ring)[40:].sum() == 0
+    assert (drawn[:, ring] == drawn[:, 50, 30][:, None]).all()
 
 
 def test_labels_of_truth_have_no_score():

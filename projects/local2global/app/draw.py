@@ -1,50 +1,93 @@
-"""Draws objects on a frame: tinted masks, outlines and labels, with one colour per identity."""
+"""Draws objects on a frame: tinted masks, outlines, boxes and labels, in the colour of the identity or of the class."""
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 from torch import Tensor
 
 from ..structures import FrameResult
 
-_GOLDEN_RATIO = (
-    math.sqrt(5) - 1
-) / 2  # multiples of it, modulo 1, stay far apart: consecutive ids differ in hue
-_OPACITY = 0.45
-_FONT_SIZES = (11, 40)  # pixels: smaller text is illegible, larger text hides the frame
+# Chosen one by one among the sRGB colours of CIELAB lightness 48 to 90 and chroma 30 or more, each as far as possible
+# from those before it.  So the first n colours are about as distinct as n colours can be.
+_PALETTE = bytes.fromhex("""
+    ff5a32 00ff00 b400ff 00d7ff 697d19 ff9be1 32ffb4 0078ff ffe100 ffc3a0 ff0078 00826e 5a73a5 ff0acd
+    a5eb55 cd8705 b9555f c3ebaf a550c8 00a03c 966937 f5dc73 c8c3ff 50e1cd c83791 7355ff 37ff73 00a0ff
+    a06491 aa96ff aab405 eb825a dc2d46 058ca5 faa0af a0a069 e155ff 05b900 5fb478 96fa00 ff73eb d2f000
+    ff6e9b a0c35f ff7d00 5fa000 b95500 9bf596 af9632 69b4eb ff0000 506ec8 ffb900 fab464 557d4b ff1ea5
+    c88773 ff00ff b973c8 ff0037 e6d79b ffc3f0 8c73fa ff7373 c82db4 5ad75f 1eafaf dceb5f 8cf0fa 9b87c8
+    3c822d c8462d 8cf5be d787ff 19c87d d7b428 fa9141 d23264 dcaafa 9b6905 c89b64 b9507d 55f037 8ccdaa
+    91aaff ff6ebe b45a41 008750 00af91 a53cf0 825fc3 7d732d d791b9 00fad2 73d205 0087c8 ff9b8c a0cd00
+    00f5ff 69be5f
+""")
+_OPACITY = 115  # of 256
+_MIN_FONT_SIZE = 11  # pixels: smaller text is illegible
+_CELLS = 32  # a label's position is computed on at most this many mask cells per side
 
 Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 Colour = tuple[int, int, int]
+Part = Literal["masks", "boxes", "labels"]
+PARTS: tuple[Part, ...] = ("masks", "boxes", "labels")
 
 
-def colour(identity: int) -> Colour:
-    """The (red, green, blue) of an identity, in [0, 255]."""
-    hue, value = (identity * _GOLDEN_RATIO) % 1.0, (1.0, 0.8)[identity % 2]
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
+@dataclass(frozen=True)
+class Look:
+    """What is drawn, and in which colours.
+
+    Attributes:
+        color_by: "id" for one colour per identity, "class" for one per class.
+        hidden: the parts that are not drawn.
+    """
+
+    color_by: Literal["id", "class"] = "id"
+    hidden: frozenset[Part] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Pixel rows [top, bottom) and columns [left, right)."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    @property
+    def window(self) -> tuple[EllipsisType, slice, slice]:
+        return ..., slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+def colour(number: int) -> Colour:
+    """The (red, green, blue) of an id or a class index, in [0, 255]; 100 numbers have distinct colours."""
+    red, green, blue = _PALETTE[3 * number % len(_PALETTE) :][:3]
+    return red, green, blue
 
 
 def draw(
-    frame: Tensor, result: FrameResult, classes: Sequence[dict[str, Any]], boxes: bool = False
+    frame: Tensor, result: FrameResult, classes: Sequence[dict[str, Any]], look: Look | None = None
 ) -> Tensor:
-    """Draws the mask and the label of every object; all other pixels stay unchanged.
+    """Draws the mask, the box and the label of every object; all other pixels stay unchanged.
 
-    Larger masks are drawn first, so smaller objects stay visible.
+    Larger masks are drawn first, so smaller objects stay visible.  Lines and text scale with the frame.  A label lies
+    on the largest connected part of its mask, or beside it where the part is smaller than the label, and moves
+    where it would cover another label.
 
     Args:
         frame: (3, H, W) uint8 RGB.
         result: the objects of the frame, with masks of size (H, W).  Labels show no score where it is NaN.
         classes: {id, name} of every class; label k is the k-th.
-        boxes: also draw the boxes.
+        look: default: all parts, coloured by identity.
 
     Returns:
         (3, H, W) uint8 RGB, a new tensor.
@@ -52,83 +95,169 @@ def draw(
     Raises:
         ValueError: if masks and frame differ in size.
     """
-    pixels: Pixels = frame.detach().cpu().numpy().copy()
-    masks = result.masks.detach().cpu().numpy()
+    look = look or Look()
+    pixels: Pixels = frame.detach().cpu().numpy().copy(order="K")
+    masks: Mask = result.masks.detach().cpu().numpy()
     if len(masks) and masks.shape[1:] != pixels.shape[1:]:
         raise ValueError(f"masks of {masks.shape[1:]} for a frame of {pixels.shape[1:]}")
-    areas = [int(np.count_nonzero(mask)) for mask in masks]
-    order = [i for i in sorted(range(len(masks)), key=lambda i: -areas[i]) if areas[i]]
-    tints = [colour(int(identity)) for identity in result.ids]
+    numbers = result.ids if look.color_by == "id" else result.labels
+    tints = [colour(number) for number in numbers.tolist()]
+    places = {i: place for i, mask in enumerate(masks) if (place := _bounds(mask)) is not None}
     shorter = min(pixels.shape[1:])
-    corners = {i: _draw_mask(pixels, masks[i], tints[i], 1 + shorter // 480) for i in order}
-    font_size = min(max(round(shorter / 32), _FONT_SIZES[0]), _FONT_SIZES[1])
-    for i in order:
-        score = float(result.scores[i])
-        text = f"#{int(result.ids[i])} {classes[int(result.labels[i])]['name']}"
-        text += "" if math.isnan(score) else f" {score:.2f}"
-        _paste(pixels, _label(text, tints[i], font_size), corners[i])
-    if boxes:
-        return _draw_boxes(pixels, {i: [float(x) for x in result.boxes[i]] for i in order}, tints)
+    line = max(1, round(shorter / 360))
+    if "masks" not in look.hidden:
+        areas = {i: np.count_nonzero(masks[i][place.window]) for i, place in places.items()}
+        for i in sorted(places, key=lambda i: -areas[i]):
+            window = places[i].window
+            _draw_mask(pixels[window], masks[i][window], tints[i], line)
+    if "boxes" not in look.hidden:
+        boxes = result.boxes.tolist()
+        for i in places:
+            _draw_box(pixels, boxes[i], tints[i], max(1, line // 2))
+    if "labels" not in look.hidden:
+        size = max(round(shorter / 32), _MIN_FONT_SIZE)
+        taken = np.zeros((0, 4), dtype=np.int64)
+        for i, place in places.items():
+            label = _label(_text(result, i, classes), tints[i], size)
+            spot = _free_spot(label.shape[1:], masks[i], place, taken, pixels.shape[1:])
+            region = pixels[spot.window]
+            region[:] = label[:, : region.shape[1], : region.shape[2]]
+            taken = np.concatenate([taken, [[spot.top, spot.left, spot.bottom, spot.right]]])
     return torch.from_numpy(pixels)
 
 
-def _draw_mask(pixels: Pixels, mask: NDArray[np.bool_], tint: Colour, thickness: int) -> tuple[int, int]:
-    """Tints and outlines a mask in place; returns the (top, left) of its bounding box."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    inside = mask[box]
-    outline = inside & ~_erode(inside, thickness)
+def _text(result: FrameResult, i: int, classes: Sequence[dict[str, Any]]) -> str:
+    score = float(result.scores[i])
+    text = f"#{int(result.ids[i])} {classes[int(result.labels[i])]['name']}"
+    return text if math.isnan(score) else f"{text} {score:.2f}"
+
+
+def _bounds(mask: Mask) -> _Box | None:
+    """The tight box of a mask, or None without a pixel."""
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
+    return _Box(int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+
+
+def _draw_mask(pixels: Pixels, mask: Mask, tint: Colour, line: int) -> None:
+    """Tints and outlines a mask in place."""
+    outline = mask & ~_erode(mask, line)
     for channel, level in zip(pixels, tint, strict=True):
-        region = channel[box]
-        np.copyto(region, _blend_table(level)[region], where=inside)
-        region[outline] = level
-    return int(rows[0]), int(columns[0])
+        blended = channel * np.uint16(256 - _OPACITY)
+        blended += np.uint16(level * _OPACITY + 128)
+        blended >>= 8
+        blended[outline] = level
+        np.copyto(channel, blended, where=mask, casting="unsafe")
 
 
-def _erode(mask: NDArray[np.bool_], times: int) -> NDArray[np.bool_]:
+def _erode(mask: Mask, times: int) -> Mask:
     """Removes `times` border pixels (4-neighbourhood); pixels outside the array count as background."""
     for _ in range(times):
-        padded = np.pad(mask, 1)
+        padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=np.bool_)
+        padded[1:-1, 1:-1] = mask
         mask = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask
 
 
-@functools.lru_cache(maxsize=256)
-def _blend_table(level: int) -> Pixels:
-    """(256,) blended value of each pixel value with one colour level."""
-    return np.round(np.arange(256) * (1 - _OPACITY) + level * _OPACITY).astype(np.uint8)
+def _draw_box(pixels: Pixels, box: Sequence[float], tint: Colour, line: int) -> None:
+    """Draws a (cx, cy, w, h) box in [0, 1] around the pixels that it contains, in place."""
+    (_, height, width), (cx, cy, w, h) = pixels.shape, box
+    left, right = (min(max(round((cx + side * w / 2) * width), 0), width) for side in (-1, 1))
+    top, bottom = (min(max(round((cy + side * h / 2) * height), 0), height) for side in (-1, 1))
+    rows, columns = slice(max(0, top - line), bottom + line), slice(max(0, left - line), right + line)
+    ink = np.array(tint, dtype=np.uint8)[:, None, None]
+    pixels[:, rows.start : top, columns] = ink
+    pixels[:, bottom : rows.stop, columns] = ink
+    pixels[:, rows, columns.start : left] = ink
+    pixels[:, rows, right : columns.stop] = ink
+
+
+# --- Labels ---
 
 
 @functools.lru_cache(maxsize=512)
 def _label(text: str, tint: Colour, font_size: int) -> Pixels:
-    """(3, h, w) label: black or white text, whichever has more contrast, on the colour of the identity."""
+    """(3, h, w) label: black or white text, whichever has more contrast, on a colour."""
     font = ImageFont.load_default(font_size)
-    left, top, right, bottom = font.getbbox(text)
+    left, _, right, _ = font.getbbox(text)
+    _, top, _, bottom = font.getbbox("#Ag")  # all labels have one height
     margin = max(2, font_size // 5)
     size = (math.ceil(right - left) + 2 * margin, math.ceil(bottom - top) + 2 * margin)
     patch = Image.new("RGB", size, tint)
-    bright = 0.299 * tint[0] + 0.587 * tint[1] + 0.114 * tint[2] > 128
-    ink = (0, 0, 0) if bright else (255, 255, 255)
-    ImageDraw.Draw(patch).text((margin - left, margin - top), text, ink, font)
+    ImageDraw.Draw(patch).text((margin - left, margin - top), text, ink(tint), font)
     return np.ascontiguousarray(np.asarray(patch).transpose(2, 0, 1))
 
 
-def _paste(pixels: Pixels, label: Pixels, corner: tuple[int, int]) -> None:
-    """Copies a label above the (top, left) corner in place, moved or cropped to lie inside the frame."""
-    (_, height, width), (_, label_height, label_width) = pixels.shape, label.shape
-    top = max(0, min(corner[0] - label_height, height - label_height))
-    left = max(0, min(corner[1], width - label_width))
-    region = pixels[:, top : top + label_height, left : left + label_width]
-    region[:] = label[:, : region.shape[1], : region.shape[2]]
+def ink(tint: Colour) -> Colour:
+    """Black or white: the colour of text on `tint` with the higher contrast ratio (WCAG 2), at least 4.5."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in tint)
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
-def _draw_boxes(pixels: Pixels, boxes: Mapping[int, Sequence[float]], tints: Sequence[Colour]) -> Tensor:
-    """Draws (cx, cy, w, h) boxes in [0, 1], one pixel wide, around the pixels that they contain."""
-    height, width = pixels.shape[1:]
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    canvas = ImageDraw.Draw(image)
-    for i, (cx, cy, w, h) in boxes.items():
-        left, right = round((cx - w / 2) * width) - 1, round((cx + w / 2) * width)
-        top, bottom = round((cy - h / 2) * height) - 1, round((cy + h / 2) * height)
-        canvas.rectangle((left, top, right, bottom), outline=tints[i])
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+def _free_spot(
+    label: tuple[int, ...], mask: Mask, place: _Box, taken: NDArray[np.int64], frame: tuple[int, ...]
+) -> _Box:
+    """The position of a label: the first of several that covers no other label, or the one that covers least.
+
+    Args:
+        label: (height, width) of the label.
+        mask: (H, W) mask.
+        place: the mask's tight box.
+        taken: (n, 4) top, left, bottom, right of the labels so far.
+        frame: (H, W).
+    """
+    (row, column), part = _centre(mask, place)
+    height, width = label
+    level, middle = row - height // 2, column - width // 2
+    on = [(level + shift * height, middle) for shift in (0, 1, -1)]
+    vertical = [(part.top - height, middle), (part.bottom, middle)]
+    beside = [*vertical, (level, part.right), (level, part.left - width)]
+    further = [(part.top - 2 * height, middle), (part.bottom + height, middle)]
+    fits = width <= part.right - part.left and 2 * height <= part.bottom - part.top
+    best, least = None, math.inf
+    for top, left in [*on, *beside, *further] if fits else [*beside, *further, *on]:
+        top, left = (max(0, min(a, b - c)) for a, b, c in zip((top, left), frame, label, strict=True))
+        spot = _Box(top, left, min(top + height, frame[0]), min(left + width, frame[1]))
+        rows = np.minimum(taken[:, 2], spot.bottom) - np.maximum(taken[:, 0], top)
+        columns = np.minimum(taken[:, 3], spot.right) - np.maximum(taken[:, 1], left)
+        covered = int((rows.clip(0) * columns.clip(0)).sum())
+        if covered < least:
+            best, least = spot, covered
+        if not covered:
+            break
+    assert best is not None
+    return best
+
+
+def _centre(mask: Mask, place: _Box) -> tuple[tuple[int, int], _Box]:
+    """(row, column) of the centre of a mask's largest connected part, and the box of that part.
+
+    It is the centroid, which moves smoothly over time, unless the centroid lies outside or near the border of the
+    part: then it is the pixel farthest from the border.  Computed on every `step`-th pixel.
+    """
+    window = mask[place.window]
+    step = -(-max(window.shape) // _CELLS)
+    cells = window[step // 2 :: step, step // 2 :: step]
+    if not cells.any():  # thinner than the step
+        step, cells = 1, window
+    parts, count = ndimage.label(cells)
+    if count > 1:
+        cells = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    rows, columns = cells.nonzero()
+    depth = ndimage.distance_transform_cdt(np.pad(cells, 1))[1:-1, 1:-1]
+    row, column = float(rows.mean()), float(columns.mean())
+    if 2 * depth[round(row), round(column)] < depth.max():
+        row, column = map(float, np.unravel_index(depth.argmax(), depth.shape))
+    part = _Box(
+        place.top + int(rows[0]) * step,
+        place.left + int(columns.min()) * step,
+        min(place.top + (int(rows[-1]) + 1) * step, place.bottom),
+        min(place.left + (int(columns.max()) + 1) * step, place.right),
+    )
+    centre = place.top + (row + 0.5) * step, place.left + (column + 0.5) * step
+    return (int(centre[0]), int(centre[1])), part

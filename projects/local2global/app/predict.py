@@ -33,7 +33,7 @@ from ..results.instances import VideoPostprocessor, one_behind
 from ..structures import FramePredictions, FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
-from .draw import draw
+from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record
 from .video import Source, VideoWriter, open_source
 
@@ -151,6 +151,7 @@ class L2G:
         classes: Sequence[str] | None = None,
         max_objects: int | None = None,
         progress: Progress | None = None,
+        look: Look | None = None,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -168,6 +169,7 @@ class L2G:
             classes: names of the drawn classes; default: all.
             max_objects: maximal number of drawn objects per frame; the best are drawn.
             progress: called after every frame with (frames done, number of frames or None, objects on the frame).
+            look: what is drawn, and in which colours; default: masks, boxes and labels, coloured by identity.
 
         Raises:
             UserError: if the source cannot be read, a class name is unknown, or another process writes to the folder.
@@ -185,7 +187,7 @@ class L2G:
             closing(self._results(opened, report, post)) as results,
         ):
             for frame, time_stamp, result in results:
-                writer.write(draw(frame, result, self.classes), time_stamp)
+                writer.write(draw(frame, result, self.classes, look), time_stamp)
                 record.append(result, time_stamp)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))

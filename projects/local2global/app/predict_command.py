@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from ..data.datasets import VideoRecord
     from .batch import Predict
+    from .draw import Look
     from .result_folder import Prediction
     from .source import Source, TimedFrame
 
@@ -42,6 +43,12 @@ def predict(
         int | None, typer.Option(min=1, help="Maximal number of objects per frame.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
+    color_by: Annotated[
+        Literal["id", "class"], typer.Option(help="One colour per identity or per class.")
+    ] = "id",
+    hide: Annotated[
+        str | None, typer.Option(help="Parts that are not drawn: masks, boxes, labels; separated by commas.")
+    ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
     finish: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the files of a killed predict; no INPUT.")
@@ -59,6 +66,7 @@ def predict(
         )
     from .predict import L2G
 
+    look = _look(color_by, hide)
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
@@ -71,10 +79,21 @@ def predict(
         threshold=threshold,
         classes=[name.strip() for name in classes.split(",")] if classes else None,
         max_objects=max_objects,
+        look=look,
     )
     failed += predict_all(run, sources, batch)
     if failed:
         raise UserError(f"{failed} of {len(inputs) - len(overrides)} inputs failed")
+
+
+def _look(color_by: Literal["id", "class"], hide: str | None) -> Look:
+    from .draw import PARTS, Look
+
+    hidden = frozenset(part.strip() for part in (hide or "").split(",") if part.strip())
+    unknown = sorted(hidden - set(PARTS))
+    if unknown:
+        raise UserError(f"--hide {hide}: no part '{unknown[0]}'; the parts are {', '.join(PARTS)}")
+    return Look(color_by, frozenset(part for part in PARTS if part in hidden))
 
 
 def _is_override(text: str) -> bool:

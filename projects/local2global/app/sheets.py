@@ -16,7 +16,7 @@ from ..data.check import Sample
 from ..errors import UserError
 from ..files import atomic_path
 from ..structures import Clip, FrameResult
-from .draw import draw
+from .draw import Look, draw
 from .video import VideoWriter
 
 FPS = 4  # frames per second of an overlay video: slow enough to inspect every mask
@@ -57,7 +57,8 @@ def draw_truth(
     """
     scores = torch.full(labels.shape, torch.nan)
     places = torch.zeros(len(labels), 4) if boxes is None else boxes
-    return draw(frame, FrameResult(0, ids, labels, scores, masks, places), classes, boxes is not None)
+    look = Look(hidden=frozenset() if boxes is not None else frozenset({"boxes"}))
+    return draw(frame, FrameResult(0, ids, labels, scores, masks, places), classes, look)
 
 
 def draw_clip(clip: Clip, classes: Sequence[dict[str, object]]) -> Drawn:

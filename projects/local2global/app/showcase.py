@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.generated.shapes import PRESETS, load_shapes
 from ..files import atomic_path
-from .draw import draw
+from .draw import Look, draw
 from .predict import L2G
 
 #: Three objects of the demo's classes on paths that cross and stay inside the frame.
@@ -60,7 +60,8 @@ def _segmented(model: L2G, seed: int) -> list[Tensor]:
     video = load_shapes(CROSSING, 1, seed, LENGTH, SIZE).videos[0]
     frames = [video.frame(t) for t in range(LENGTH)]
     results = model.stream(frames)
-    return [draw(frame, result, model.classes) for frame, result in zip(frames, results, strict=True)]
+    look = Look(hidden=frozenset({"boxes"}))
+    return [draw(frame, result, model.classes, look) for frame, result in zip(frames, results, strict=True)]
 
 
 def _grid(frames: Sequence[Tensor]) -> Image.Image:
