@@ -36,7 +36,7 @@ from torch import Tensor
 
 from local2global.modeling.model import Local2Global
 from local2global.modeling.ops import deformable_sample
-from local2global.results.instances import VideoPostprocessor, one_behind
+from local2global.results.instances import VideoPostprocessor
 from local2global.structures import FramePredictions
 
 # --- attention ---
@@ -183,8 +183,7 @@ def _gpu_rows(bench: Bench, size: tuple[int, int], mode: str, dtype: str) -> Ite
 
     def stream() -> list[int]:
         with precision(bench.device, dtype), VideoPostprocessor(OUTPUT) as post:
-            results = one_behind(model.stream(frames), lambda p: post.update(select(p)), bench.device)
-            return [len(result.ids) for result in results]
+            return [len(post.update(select(p)).ids) for p in model.stream(frames)]
 
     def peer_stream() -> list[int]:
         return [len(peer_rles(select(p), size)) for p in peer_model.stream(frames)]

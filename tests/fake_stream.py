@@ -20,8 +20,10 @@ class Fake(nn.Module):
         self.threshold, self.aggregate = 0.3, "top_quarter"
         self.read: list[tuple[int, ...]] = []
 
-    def stream(self, frames):
-        for t, frame in enumerate(frames):
+    def stream(self, frames, past=None):
+        """The content of the slots is the number of frames done."""
+        start = 0 if past is None else int(past.embed[0, 0, 0])
+        for t, frame in enumerate(frames, start):
             self.read.append(tuple(frame.shape))
             height, width = -(-frame.shape[1] // 4), -(-frame.shape[2] // 4)
             masks = torch.full((1, 3, height, width), -5.0)
@@ -32,4 +34,6 @@ class Fake(nn.Module):
             logits = torch.tensor([[[-3.0, 3.0], [1.0, -1.0], [-4.0, -4.0]]])
             boxes = torch.full((1, 3, 4), 0.5)
             extent = torch.tensor([[frame.shape[2] / 4, frame.shape[1] / 4]])
-            yield FramePredictions(logits, boxes, masks, extent, Queries(torch.zeros(1, 3, 2), boxes))
+            yield FramePredictions(
+                logits, boxes, masks, extent, Queries(torch.full((1, 3, 2), t + 1.0), boxes)
+            )

@@ -82,8 +82,8 @@ def test_videos_run_concurrently_and_the_model_processes_one_frame_at_a_time(cli
     active, counts, barrier = [], [], threading.Barrier(2, timeout=60)
 
     class Watched(Fake):
-        def stream(self, frames):
-            results = super().stream(frames)
+        def stream(self, frames, past=None):
+            results = super().stream(frames, past)
             while True:
                 active.append(threading.get_ident())
                 counts.append(len(active))

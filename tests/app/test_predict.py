@@ -1,4 +1,4 @@
-"""`L2G`: streaming, the files of `predict`, prefetching and weights."""
+"""`L2G`: streaming, the files of `predict` and weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fake_stream import CLASSES, Fake
-from local2global.app.predict import L2G, find_weights, prefetch
+from local2global.app.predict import L2G, find_weights
 from local2global.app.result_folder import finish
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
@@ -35,9 +34,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def decoding() -> bool:
-    """Whether a decoding thread is alive."""
-    return any(t.name.startswith("l2g-decode") for t in threading.enumerate())
+def threads_alive() -> bool:
+    """Whether a thread of a stream is alive."""
+    return any(t.name.startswith("l2g-") for t in threading.enumerate())
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ def test_a_failure_on_the_first_frame_leaves_no_files_and_no_threads(model, tmp_
     with pytest.raises(UserError):
         model.predict(frames, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == [], "an existing folder is not removed"
-    assert not decoding()
+    assert not threads_alive()
 
 
 def test_a_later_failure_leaves_valid_files_of_the_frames_done(model, tmp_path):
@@ -213,7 +212,7 @@ def test_a_later_failure_leaves_valid_files_of_the_frames_done(model, tmp_path):
     assert 1 <= done <= 2
     assert content["videos"][0]["file_names"] == ["frames/0.jpg", "frames/1.jpg"][:done]
     assert open_source(folder / "video.mp4").length == done
-    assert not decoding()
+    assert not threads_alive()
 
 
 def test_an_interrupt_leaves_valid_files_of_the_frames_done(model, clip, tmp_path, caplog):
@@ -312,50 +311,11 @@ def test_outputs_are_accepted_by_data_check_and_score(model, clip, tmp_path):
     assert scores.stats["AP"] == pytest.approx(1.0)
 
 
-# --- Prefetching ---
-
-
-def test_prefetching_is_bounded_and_stops_with_the_consumer():
-    read, closed = [], []
-
-    def numbers():
-        try:
-            for i in range(10**9):
-                read.append(i)
-                yield i
-        finally:
-            closed.append(True)
-
-    ahead = prefetch(numbers(), 4)
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
-    time.sleep(0.05)
-    assert len(read) <= 3 + 4 + 1, "three consumed, four prefetched"
-    ahead.close()
-    assert closed == [True]
-    assert not decoding()
-
-
-def test_prefetching_keeps_the_order():
-    assert list(prefetch(iter(range(50)), 2)) == list(range(50))
-
-
-def test_an_exception_is_raised_at_the_position_of_its_item():
-    def two_then_error():
-        yield 1
-        yield 2
-        raise UserError("frame 2 is broken")
-
-    ahead = prefetch(two_then_error(), 4)
-    assert [next(ahead), next(ahead)] == [1, 2]
-    with pytest.raises(UserError, match="frame 2 is broken"):
-        next(ahead)
-
-
 def test_closing_a_stream_stops_the_decoder(model, clip):
     stream = model.stream(clip)
     next(stream)
     stream.close()
-    assert not decoding()
+    assert not threads_alive()
 
 
 # --- Weights ---
@@ -466,7 +426,7 @@ def test_weights_with_another_tracker_are_not_called_weights_without_tracker(tmp
 
 def test_frames_that_the_model_cannot_process_are_refused(clip):
     class Picky(Fake):
-        def stream(self, frames):
+        def stream(self, frames, past=None):
             yield from super().stream([])
             raise ValueError("frames of 4 tokens cannot give 12 local queries")
 

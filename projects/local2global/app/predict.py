@@ -9,51 +9,35 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import resize_shortest_edge
 from ..engine.settings import build
 from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
-from ..results.instances import VideoPostprocessor, one_behind
-from ..structures import FramePredictions, FrameResult
+from ..structures import FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record
+from .stream import Filter, Stream, StreamingModel, prefetch
 from .video import Source, VideoWriter, open_source
 
-_PREFETCH = 4  # decoded frames ahead of the model: hides decoding, uses little memory
+_DECODED = 4  # decoded frames ahead of the model: hides decoding, uses little memory
+_SEGMENTED = 2  # segmented frames ahead of drawing and encoding
 _MAX_TEST_EDGE = 16384  # pixels
-_END = object()
 
-Item = TypeVar("Item")
 Progress = Callable[[int, int | None, int], None]
-
-
-class StreamingModel(Protocol):
-    """The attributes of an `nn.Module` that `L2G` uses."""
-
-    classes: Sequence[dict[str, Any]]
-    test_size: tuple[int, int]
-    threshold: float
-
-    def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
-        """Yields the predictions of frame t before frame t + 1 is read."""
 
 
 class L2G:
@@ -116,6 +100,27 @@ class L2G:
     def _model(self) -> StreamingModel:
         return cast(StreamingModel, self._module)
 
+    def start(
+        self,
+        size: tuple[int, int],
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_objects: int | None = None,
+    ) -> Stream:
+        """A stream before its first frame: `step` takes one frame at a time, `state` can be saved.
+
+        Args:
+            size: (height, width) of the frames.
+            threshold: minimal score of reported objects; default: the model's.
+            classes: names of the reported classes; default: all.
+            max_objects: maximal number of objects per frame; the best are reported.
+
+        Raises:
+            UserError: if a class name is unknown.
+        """
+        report = Filter.of(self._model, threshold, classes, max_objects)
+        return Stream(self._model, self.device, self._lock, size, report)
+
     def stream(
         self,
         source: str | Path | Source | Iterable[Tensor],
@@ -138,10 +143,13 @@ class L2G:
         Raises:
             UserError: if the source cannot be read, or a class name is unknown.
         """
-        report = _Filter.of(self._model, threshold, classes, max_objects)
+        start = partial(self.start, threshold=threshold, classes=classes, max_objects=max_objects)
         if isinstance(source, (str, Path)):
             source = open_source(source)
-        return self._stream(source, report)
+        if isinstance(source, Source):
+            return (result for _, _, result in _segment(source, start(source.size)))
+        start((1, 1))  # a wrong class is an error here and not at the first frame
+        return _segment_frames(source, start)
 
     def predict(
         self,
@@ -175,16 +183,14 @@ class L2G:
             UserError: if the source cannot be read, a class name is unknown, or another process writes to the folder.
         """
         start = time.perf_counter()
-        report = _Filter.of(self._model, threshold, classes, max_objects)
         opened = source if isinstance(source, Source) else open_source(source)
+        stream = self.start(opened.size, threshold, classes, max_objects)
         folder = Path(output_dir) / opened.name
-        post = VideoPostprocessor(opened.size, threshold=report.threshold, spill=False)
         with (
             new_folder(folder),
             open_record(folder, opened, self.classes) as record,
-            post,
             VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
-            closing(self._results(opened, report, post)) as results,
+            closing(prefetch(_segment(opened, stream), _SEGMENTED, "l2g-segment")) as results,
         ):
             for frame, time_stamp, result in results:
                 writer.write(draw(frame, result, self.classes, look), time_stamp)
@@ -193,109 +199,22 @@ class L2G:
                     progress(writer.count, opened.length, len(result.ids))
         return replace(finish(folder), seconds=time.perf_counter() - start, announced=opened.length)
 
-    def _stream(self, source: Source | Iterable[Tensor], report: _Filter) -> Iterator[FrameResult]:
-        if isinstance(source, Source):
-            size = source.size
-        else:
-            frames = iter(source)
-            first = next(frames, None)
-            if first is None:
-                return
-            size = (first.shape[1], first.shape[2])
-            source = chain([first], frames)
-        post = VideoPostprocessor(size, threshold=report.threshold, spill=False)
-        with post, closing(self._results(source, report, post)) as results:
-            for _, _, result in results:
-                yield result
 
-    @torch.inference_mode()
-    def _results(
-        self, source: Source | Iterable[Tensor], report: _Filter, post: VideoPostprocessor
-    ) -> Generator[tuple[Tensor, float, FrameResult], None, None]:
-        """Yields every frame with its time stamp and its result.
-
-        Only a `Source` is prefetched; a camera must not be, and its time stamps are 0.
-        """
-        prefetched = isinstance(source, Source)
-        frames = source.read() if isinstance(source, Source) else ((frame, 0.0) for frame in source)
-        items = (
-            (frame, stamp, resize_shortest_edge(frame, *self._model.test_size)) for frame, stamp in frames
-        )
-        if prefetched:
-            items = prefetch(items, _PREFETCH)
-        inputs: deque[Tensor] = deque()
-
-        def feed() -> Iterator[Tensor]:
-            while inputs:
-                yield inputs.popleft()
-
-        def predictions() -> Iterator[tuple[Tensor, float, FramePredictions]]:
-            stream = self._model.stream(feed())
-            for frame, stamp, resized in items:
-                inputs.append(resized)
-                with self._lock:
-                    output = _next(stream)
-                yield frame, stamp, output
-
-        def postprocess(item: tuple[Tensor, float, FramePredictions]) -> tuple[Tensor, float, FrameResult]:
-            frame, stamp, output = item
-            return frame, stamp, report.apply(post.update(output))
-
-        with closing(items):
-            if prefetched:
-                yield from one_behind(predictions(), postprocess, self.device)
-            else:
-                yield from map(postprocess, predictions())
+def _segment(source: Source, stream: Stream) -> Iterator[tuple[Tensor, float, FrameResult]]:
+    """Every frame of a source, decoded ahead, with its time stamp and its result."""
+    with closing(prefetch(source.read(), _DECODED)) as frames:
+        for frame, time_stamp in frames:
+            yield frame, time_stamp, stream.step(frame)
 
 
-@dataclass(frozen=True)
-class _Filter:
-    """Selects the reported objects of a frame: by score, label and number."""
-
-    threshold: float
-    labels: frozenset[int] | None
-    max_objects: int | None
-
-    @classmethod
-    def of(
-        cls,
-        model: StreamingModel,
-        threshold: float | None,
-        names: Sequence[str] | None,
-        max_objects: int | None,
-    ) -> _Filter:
-        labels = None if names is None else frozenset(_label(model.classes, name) for name in names)
-        return cls(model.threshold if threshold is None else threshold, labels, max_objects)
-
-    def apply(self, result: FrameResult) -> FrameResult:
-        """Filters by label and number, in the original order; the post-processor applied the threshold."""
-        rows = list(range(len(result.ids)))
-        if self.labels is not None:
-            rows = [i for i in rows if int(result.labels[i]) in self.labels]
-        if self.max_objects is not None:
-            rows = sorted(sorted(rows, key=lambda i: -float(result.scores[i]))[: self.max_objects])
-        if len(rows) == len(result.ids):
-            return result
-        index = torch.tensor(rows, dtype=torch.int64)
-        names = ("ids", "labels", "scores", "masks", "boxes")
-        return replace(result, **{name: getattr(result, name)[index] for name in names})
-
-
-def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
-    known = [str(c["name"]).lower() for c in classes]
-    if name.lower() in known:
-        return known.index(name.lower())
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else f"The classes are {', '.join(known)}."
-    raise UserError(f"no class '{name}'. {hint}")
-
-
-def _next(stream: Iterator[FramePredictions]) -> FramePredictions:
-    """The predictions of the next frame; the model raises ValueError for frames that it cannot process."""
-    try:
-        return next(stream)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+def _segment_frames(
+    frames: Iterable[Tensor], start: Callable[[tuple[int, int]], Stream]
+) -> Iterator[FrameResult]:
+    """The results of frames that are read on demand; the first frame sets the size."""
+    stream = None
+    for frame in frames:
+        stream = stream or start((frame.shape[1], frame.shape[2]))
+        yield stream.step(frame)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -377,22 +296,3 @@ def find_weights(path: str | Path) -> Path:
     if final.is_file():
         return final
     raise UserError(f"{path}: no weights in this folder (neither last_checkpoint nor model_final.pth)")
-
-
-def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """Iterates in a background thread, up to `ahead` items in advance.
-
-    An exception is raised at the position of its item.  When the consumer stops, the thread closes the iterator.
-    """
-    iterator = iter(items)
-    with ThreadPoolExecutor(1, thread_name_prefix="l2g-decode") as pool:
-        pending = deque(pool.submit(next, iterator, _END) for _ in range(ahead))
-        try:
-            while (item := pending.popleft().result()) is not _END:
-                pending.append(pool.submit(next, iterator, _END))
-                yield cast(Item, item)
-        finally:
-            for future in pending:
-                future.cancel()
-            if isinstance(iterator, Generator):
-                pool.submit(iterator.close).result()

@@ -63,5 +63,5 @@ def checked_rate(fps: Fraction | float) -> Fraction:
 
 
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(3, H, W) from (H, W, 3)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    """(3, H, W) from (H, W, 3); the pixels stay in the order of the image, which the encoder of the output needs."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..results.instances import Aggregate, VideoPostprocessor, one_behind
+from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
 from .ops import deformable_sample
@@ -152,24 +152,24 @@ class Local2Global(nn.Module):
         """The tracks of a whole video; memory does not grow with its length."""
         post = VideoPostprocessor(clip.size, threshold=self.threshold, aggregate=self.aggregate)
         try:
-            for _ in one_behind(self.stream(clip.frames), post.update, self.device):
-                pass
+            for predictions in self.stream(clip.frames):
+                post.update(predictions)
             return post.result(clip.video_id)
         except BaseException:
             post.close()
             raise
 
     @torch.no_grad()
-    def stream(self, frames: Iterable[Tensor]) -> Iterator[FramePredictions]:
+    def stream(self, frames: Iterable[Tensor], past: Queries | None = None) -> Iterator[FramePredictions]:
         """Segment a video frame by frame; the result of frame t is yielded before frame t + 1 is read.
 
         Args:
             frames: (3, H, W) uint8 RGB, any number of them.
+            past: the slots after the frame before them (`FramePredictions.queries`); None at the start of a video.
 
         Yields:
             The predictions for each frame, B = 1.
         """
-        past = None
         for frame in frames:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()

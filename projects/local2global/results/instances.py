@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..structures import FramePredictions, FrameResult, VideoResult
 from .masks import decode_columns, encode_columns
-from .overlap import one_behind
 from .spill import Spill
-
-__all__ = ["Aggregate", "VideoPostprocessor", "one_behind"]
 
 BATCH_PIXELS = 1 << 20  # output pixels decoded at a time; bounds the memory of 100 masks at 720p
 GPU_BATCH_PIXELS = 1 << 25  # on a GPU, which is synchronised once per batch
@@ -99,7 +96,7 @@ class VideoPostprocessor:
         scores, boxes, extent, foreground, area = self._fetch(predictions, masks)
         if not self.length:
             self._start(*scores.shape)
-        self._total += scores
+        self._total = self._total + scores  # new tensors: `state` hands out the old ones
         self._foreground += foreground
         self._pixels += area
         best, labels = scores.amax(1), self._total.argmax(1)
@@ -108,6 +105,31 @@ class VideoPostprocessor:
         ids, shown = self._decode(masks, decoded, reported, extent, scores)
         index, self.length = self.length, self.length + 1
         return FrameResult(index, ids, labels[ids], best[ids], shown, boxes[ids])
+
+    def state(self) -> dict[str, Tensor]:
+        """What later frames depend on, as tensors that they do not change: `length` () and `total` (N, K).
+
+        Raises:
+            ValueError: the postprocessor was created with `spill=True`; its file is no part of the state.
+        """
+        if self.spill:
+            raise ValueError("`state` requires spill=False")
+        return {"length": torch.tensor(self.length), "total": self._total}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues after the frames at which `state` was taken.
+
+        Raises:
+            KeyError: a key is missing.
+            ValueError: `total` is not a matrix of float64, or the postprocessor was created with `spill=True`.
+        """
+        if self.spill:
+            raise ValueError("`load_state` requires spill=False")
+        length, total = int(state["length"]), state["total"]
+        if length and (total.dim() != 2 or total.dtype != torch.float64):
+            raise ValueError(f"total: expected (slots, classes) float64, got {tuple(total.shape)}")
+        self._start(*(total.shape if length else (0, 0)))
+        self.length, self._total = length, total
 
     @staticmethod
     def _fetch(

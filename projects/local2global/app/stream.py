@@ -1,0 +1,228 @@
+"""`Stream`: one video, segmented frame by frame.  Its whole state is a dict of tensors.
+
+    stream = model.start((720, 1280))
+    result = stream.step(frame)
+    torch.save(stream.state(), "state.pt")      # later: stream.load_state(torch.load("state.pt"))
+
+Several streams may share a model, also in threads: a lock lets the model process one frame at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..data.augment import resize_shortest_edge
+from ..errors import UserError
+from ..results.instances import VideoPostprocessor
+from ..structures import FramePredictions, FrameResult, Queries
+
+_PATIENCE = (
+    5.0  # seconds until a thread that does not stop, such as the reader of a stalled camera, is abandoned
+)
+_SLOTS = "slots."
+
+Item = TypeVar("Item")
+
+
+class StreamingModel(Protocol):
+    """The attributes of an `nn.Module` that streams use."""
+
+    classes: Sequence[dict[str, Any]]
+    test_size: tuple[int, int]
+    threshold: float
+
+    def stream(self, frames: Iterable[Tensor], past: Queries | None = None) -> Iterator[FramePredictions]:
+        """Yields the predictions of frame t before frame t + 1 is read."""
+
+
+class Stream:
+    """Segments the frames of one video, one per call.
+
+    Args:
+        model: in evaluation mode.
+        device: of the model.
+        lock: held while the model processes a frame.
+        size: (height, width) of the frames.
+        report: selects the reported objects.
+    """
+
+    def __init__(
+        self,
+        model: StreamingModel,
+        device: torch.device,
+        lock: threading.Lock,
+        size: tuple[int, int],
+        report: Filter,
+    ) -> None:
+        """The state before the first frame."""
+        self.size = (int(size[0]), int(size[1]))
+        self._model, self._device, self._lock, self._report = model, device, lock, report
+        self._slots: Queries | None = None
+        self._post = VideoPostprocessor(self.size, threshold=report.threshold, spill=False)
+
+    @torch.inference_mode()
+    def step(self, frame: Tensor) -> FrameResult:
+        """Segments the next frame.
+
+        Args:
+            frame: (3, H, W) uint8 RGB of the stream's size.
+
+        Returns:
+            the reported objects, with masks of the size of the frame.
+
+        Raises:
+            UserError: if the frame has another size, or the model cannot process it.
+        """
+        if tuple(frame.shape) != (3, *self.size):
+            height, width = self.size
+            raise UserError(
+                f"frame {self._post.length}: shape {tuple(frame.shape)}, expected (3, {height}, {width})"
+            )
+        resized = resize_shortest_edge(frame, *self._model.test_size)
+        try:
+            with self._lock:
+                predictions = next(iter(self._model.stream([resized], self._slots)))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        self._slots = predictions.queries
+        return self._report.apply(self._post.update(predictions))
+
+    def state(self) -> dict[str, Tensor]:
+        """The state after the last frame: the slots, the number of frames and the sums of the class scores.
+
+        Later steps do not change these tensors.
+        """
+        slots = {} if self._slots is None else vars(self._slots)
+        return {**self._post.state(), **{_SLOTS + name: value for name, value in slots.items()}}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues after the frame at which `state` was taken, with the same ids.
+
+        Args:
+            state: of a stream of the same model.
+
+        Raises:
+            UserError: if tensors are missing, or the state belongs to a model with another number of classes.
+        """
+        slots = {
+            key.removeprefix(_SLOTS): value.to(self._device)
+            for key, value in state.items()
+            if key.startswith(_SLOTS)
+        }
+        try:
+            if slots and state["total"].shape[-1] != len(self._model.classes):
+                raise ValueError(
+                    f"{state['total'].shape[-1]} classes, the model has {len(self._model.classes)}"
+                )
+            self._post.load_state(state)
+            self._slots = _queries(slots) if slots else None
+        except (KeyError, ValueError) as error:
+            raise UserError(f"this is not the state of a stream of this model ({error})") from error
+
+
+def _queries(tensors: dict[str, Tensor]) -> Queries:
+    """Slots of the kind that has these fields: a tracker may carry more than `Queries`."""
+    kinds: list[type[Queries]] = [Queries, *Queries.__subclasses__()]
+    for kind in kinds:
+        if {field.name for field in dataclasses.fields(kind)} == tensors.keys():
+            return kind(**tensors)
+    raise ValueError(f"unknown slots: {', '.join(sorted(tensors))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Selects the reported objects of a frame: by score, label and number."""
+
+    threshold: float
+    labels: frozenset[int] | None
+    max_objects: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: StreamingModel,
+        threshold: float | None,
+        names: Sequence[str] | None,
+        max_objects: int | None,
+    ) -> Filter:
+        """The filter for class names; without a threshold, the model's.
+
+        Raises:
+            UserError: if a class name is unknown.
+        """
+        labels = None if names is None else frozenset(_label(model.classes, name) for name in names)
+        return cls(model.threshold if threshold is None else threshold, labels, max_objects)
+
+    def apply(self, result: FrameResult) -> FrameResult:
+        """Filters by label and number, in the original order; the post-processor applied the threshold."""
+        rows = list(range(len(result.ids)))
+        if self.labels is not None:
+            rows = [i for i in rows if int(result.labels[i]) in self.labels]
+        if self.max_objects is not None:
+            rows = sorted(sorted(rows, key=lambda i: -float(result.scores[i]))[: self.max_objects])
+        if len(rows) == len(result.ids):
+            return result
+        index = torch.tensor(rows, dtype=torch.int64)
+        names = ("ids", "labels", "scores", "masks", "boxes")
+        return dataclasses.replace(result, **{name: getattr(result, name)[index] for name in names})
+
+
+def _label(classes: Sequence[dict[str, Any]], name: str) -> int:
+    known = [str(c["name"]).lower() for c in classes]
+    if name.lower() in known:
+        return known.index(name.lower())
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else f"The classes are {', '.join(known)}."
+    raise UserError(f"no class '{name}'. {hint}")
+
+
+def prefetch(items: Iterable[Item], ahead: int, name: str = "l2g-decode") -> Generator[Item, None, None]:
+    """Iterates in a background thread, up to `ahead` items in advance.
+
+    An exception is raised at the position of its item.  When the consumer stops, the thread closes the iterator.
+
+    Args:
+        items: the iterable; the thread alone uses it.
+        ahead: maximal number of items that wait for the consumer.
+        name: of the thread.
+    """
+    free, ready, stopped = threading.Semaphore(ahead), queue.SimpleQueue[Any](), threading.Event()
+    end = object()
+
+    def read() -> None:
+        iterator = iter(items)
+        try:
+            while free.acquire() and not stopped.is_set():
+                item = next(iterator, end)
+                ready.put((item, None))
+                if item is end:
+                    return
+        except BaseException as error:
+            ready.put((end, error))
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
+
+    thread = threading.Thread(target=read, name=name, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            free.release()
+            yield item
+    finally:
+        stopped.set()
+        free.release()
+        thread.join(_PATIENCE)
