@@ -42,9 +42,10 @@ setup(
     ],
     extras_require={
         "swin": ["transformers>=5"],
+        "hub": ["huggingface_hub>=1"],
         "metrics": ["trackeval"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
-        "test": ["pytest", "hypothesis", "transformers>=5"],
+        "test": ["pytest", "hypothesis", "huggingface_hub>=1", "transformers>=5"],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["l2g = local2global.app.cli:main"]},

@@ -1,11 +1,11 @@
 """COCO pre-training (section 4.2): the aligner learns to decode N learned queries into the objects of an image.
 
-    l2g train configs/coco/l2g_r50_60k.py train.init_checkpoint=MASKDINO --gpus 4
+    l2g train configs/coco/l2g_r50_60k.py --gpus 4
 
 Machine: four V100 GPUs, 60,000 iterations of 16 images.  The paper reports no score.
-MASKDINO is the COCO instance checkpoint of MaskDINO R50.  Trained parameters: aligner, l_pos, learned queries, and the
-position MLP of the decoder.  g_pos is computed from the boxes of the local queries.  Video training starts from the
-last checkpoint and drops the learned queries.
+It starts from MaskDINO R50, trained on COCO instances, which is downloaded once.  Trained parameters: aligner, l_pos,
+learned queries, and the position MLP of the decoder.  g_pos is computed from the boxes of the local queries.  Video
+training starts from the last checkpoint and drops the learned queries.
 """
 
 from local2global.lazy import LazyCall as L
@@ -23,5 +23,6 @@ model.tracker.first_frame = L(Learned)(num_queries="${...segmenter.num_queries}"
 model.trainable = [r"^tracker\.", r"^segmenter\.decoder\.ref_point_head\."]
 optimizer.lr = 1e-4
 train.output_dir = "output/coco_l2g_r50_60k"
+train.init_checkpoint = "maskdino-r50"
 train.max_iter = 60_000
 train.amp.enabled = True

@@ -3,7 +3,8 @@
     l2g train configs/vipseg/l2g_r50.py train.init_checkpoint=WEIGHTS --gpus 4
 
 Machine: four V100 GPUs, 120,000 iterations of 8 clips of 4 frames.
-WEIGHTS is the COCO panoptic checkpoint of MaskDINO R50, its aligner pre-trained as in `configs/coco/l2g_r50_60k.py`.
+WEIGHTS is `maskdino-r50-panoptic` (MaskDINO, COCO panoptic) with its aligner pre-trained as in
+`configs/coco/l2g_r50_60k.py`.
 Queries predict things and stuff alike; only things have box losses.
 """
 

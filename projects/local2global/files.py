@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -185,6 +185,34 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
         with suppress(OSError):
             for empty in created:
                 empty.rmdir()
+
+
+@contextmanager
+def waiting_lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Lock a file, which is created and then deleted; waits while another process holds the lock.
+
+    Args:
+        path: the lock file, in an existing folder.
+        wait: called once if another process holds the lock.
+
+    Raises:
+        UserError: if the lock file cannot be created.
+    """
+    try:
+        file = _lock(path)
+        if file is None:
+            wait()
+        while file is None:
+            time.sleep(0.1)
+            file = _lock(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        if _is_open(path, file):
+            path.unlink()
+        file.close()
 
 
 def _delete_partial_files(folder: Path) -> None:

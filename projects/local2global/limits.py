@@ -17,6 +17,9 @@ MAX_MAPS = 1 << 31
 #: Bytes of all entries of a checkpoint's zip file, in sizes of that file.  torch does not compress entries.
 MAX_UNPACKED = 8
 
+#: Bytes of a download.  The weights of Swin-L have 0.9 billion.
+MAX_DOWNLOAD = 1 << 32
+
 #: Steps of a pickle, and bytes of the pickle in a checkpoint's zip file.  A step reads a number, a text or a tensor.
 #: A checkpoint of 1,000 parameters with an optimizer and a weight average has 100,000 steps.
 MAX_PICKLE_STEPS = 1_000_000

@@ -94,15 +94,7 @@ def test_a_part_of_another_size_is_refused(released, tmp_path):
     )
 
 
-def test_image_only_weights_need_the_bypass_tracker(released):
-    with pytest.raises(
-        UserError, match=r"are image-only: add model\.tracker=bypass .*matched, not learned"
-    ) as error:
-        L2G.from_pretrained(released[1], "cpu")
-    assert "\n" not in str(error.value)
-
-
-def test_image_only_weights_beside_a_video_config_need_it_too(released, tmp_path):
+def test_image_only_weights_beside_a_video_config_need_the_bypass_tracker(released, tmp_path):
     _, path = released
     run("convert", path, "--output", tmp_path / "out", "--config", TINY)
     (tmp_path / "out" / "model_final.pth").write_bytes(path.read_bytes())

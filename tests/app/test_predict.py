@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from fake_stream import CLASSES, Fake
-from local2global.app.predict import L2G, find_weights
+from local2global.app.predict import L2G
 from local2global.app.result_folder import finish
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
@@ -321,26 +321,6 @@ def test_closing_a_stream_stops_the_decoder(model, clip):
 # --- Weights ---
 
 
-def test_find_weights_prefers_the_last_checkpoint(tmp_path):
-    """After an interrupted second run, model_final.pth is left over from the first run."""
-    (tmp_path / "model_final.pth").touch()
-    assert find_weights(tmp_path) == tmp_path / "model_final.pth"
-    (tmp_path / "model_0000009.pth").touch()
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    assert find_weights(tmp_path) == tmp_path / "model_0000009.pth"
-    assert find_weights(tmp_path / "model_final.pth") == tmp_path / "model_final.pth"
-
-
-def test_missing_weights_are_refused(tmp_path):
-    with pytest.raises(UserError, match="no weights in this folder"):
-        find_weights(tmp_path)
-    with pytest.raises(UserError, match=r"nothing\.pth: no such weights"):
-        L2G.from_pretrained(tmp_path / "nothing.pth")
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(UserError, match=r"names model_0000009\.pth"):
-        find_weights(tmp_path)
-
-
 def test_weights_without_config_are_refused(tmp_path):
     save_checkpoint(tmp_path / "w.pth", {"model": {"weight": torch.zeros(1)}})
     with pytest.raises(UserError, match=r"config\.yaml"):
@@ -438,8 +418,6 @@ def test_an_unknown_user_in_a_path_is_refused():
     """`Path.expanduser` raises RuntimeError for it."""
     with pytest.raises(UserError, match="no such file or folder"):
         open_source("~nobody-of-this-name/clip.mp4")
-    with pytest.raises(UserError, match="no such weights"):
-        find_weights("~nobody-of-this-name/run")
 
 
 def test_the_record_and_the_video_keep_time_stamps(model, tmp_path):

@@ -22,6 +22,7 @@ from local2global.engine.trainer import endless
 from local2global.errors import UserError
 from local2global.files import locked_folder
 from local2global.weights.checkpoint import load_checkpoint
+from loopback import FileServer
 
 HERE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(HERE))
@@ -227,7 +228,7 @@ def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
         ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
         ("optimizer.lr=fast", "invalid config: optimizer: "),
         ("model.nois=1", "invalid config: model: "),
-        ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such checkpoint"),
+        ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such weights"),
         ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be created (Not a directory)"),
         ("model=null", "the config has no 'model'"),
         ("dataloader.train=null", "the config has no 'dataloader.train'"),
@@ -292,6 +293,16 @@ def test_initial_weights_are_loaded_where_they_fit_and_reported(tmp_path):
     report = (tmp_path / "run" / "load_report.txt").read_text()
     assert report.strip() in output
     assert "head: 1 unexpected" in report
+
+
+def test_initial_weights_are_downloaded_from_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2G_CACHE", str(tmp_path / "cache"))
+    torch.save(
+        {"layer.weight": torch.full((1, 3), 5.0), "layer.bias": torch.zeros(1)}, tmp_path / "start.pth"
+    )
+    with FileServer({"/start.pth": (tmp_path / "start.pth").read_bytes()}) as server:
+        run(tmp_path / "run", "train.max_iter=1", f"train.init_checkpoint={server.url('/start.pth')}")
+    assert weights(tmp_path / "run")["layer.weight"].min() > 4.9
 
 
 def test_a_run_writes_config_versions_and_curves_and_leaves_the_given_config_unchanged(tmp_path):

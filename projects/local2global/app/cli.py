@@ -15,7 +15,7 @@ from .. import __version__
 from ..config.find import find_config_file
 from ..errors import UserError, wrapped_user_error
 from .data import data_app
-from .predict_command import predict
+from .predict_command import WEIGHTS_HELP, predict
 from .score import bundle_results, score_app
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def train(
 def evaluate(
     config: Config,
     overrides: Overrides = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights file, or the folder of a run.")] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
     submit: Annotated[Path | None, typer.Option(help="Zip file for an evaluation server.")] = None,
 ) -> None:
     """Score weights on the test videos of a config; without their truth, write the zip file for the server."""
@@ -171,13 +171,15 @@ def evaluate(
     from ..engine.metrics import print_table
     from ..engine.run_folder import lock_results
     from ..lazy import load_config
-    from .predict import find_weights
 
-    cfg = load_config(find_config_file(config), overrides or [])
+    replaced = [] if weights is None else ["++train.init_checkpoint=''"]
+    cfg = load_config(find_config_file(config), [*(overrides or []), *replaced])
     if weights is not None:
-        cfg.train.init_checkpoint = str(find_weights(weights))
+        cfg.train.init_checkpoint = weights
     elif not cfg.train.get("init_checkpoint"):
-        raise UserError("no weights: add --weights with a .pth file or the folder of a run")
+        raise UserError(
+            "no weights: add --weights with a file, the folder of a run, or a name of `l2g weights`"
+        )
     with lock_results(cfg):
         scores = run(cfg)
         if scores:
@@ -250,8 +252,25 @@ def doctor() -> None:
 
 
 @app.command()
+def weights() -> None:
+    """List released weights: short name, size, licence, and the file in the cache."""
+    from ..weights.download import cache_folder, megabytes, pin_of
+    from ..weights.find import cached_release
+    from ..weights.known import RELEASES
+
+    for name, release in RELEASES.items():
+        path = cached_release(name)
+        pin = pin_of(path) if path.is_file() else None
+        size = megabytes(path.stat().st_size) if path.is_file() else f"about {megabytes(release.about)}"
+        state = f"{path} (SHA-256 {pin.sha256[:16]}...)" if pin else "not verified yet"
+        typer.echo(f"{name}: {release.title}; {size}, {release.licence}")
+        typer.echo(f"  {state if path.is_file() else release.url}")
+    typer.echo(f"Downloads are kept in {cache_folder()} (set L2G_CACHE for another folder).")
+
+
+@app.command()
 def convert(
-    weights: Annotated[Path, typer.Argument(help="Weights: .pth, .pkl or .safetensors.")],
+    weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)],
     output: Annotated[Path, typer.Option(help="Output folder; with --to detrex a .pth file.")],
     config: Annotated[
         str | None, typer.Option(help="Config of the model; default: MaskDINO checkpoints are recognised.")

@@ -22,6 +22,7 @@ from ..weights.checkpoint import (
     save_checkpoint,
     to_detrex,
 )
+from ..weights.find import find_weights
 
 #: MaskDINO's number of queries; no parameter depends on it.
 QUERIES = 300
@@ -34,10 +35,10 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     Args:
         content: checkpoint as returned by `load_checkpoint`.
         source: name of the checkpoint for error messages.
-        overrides: config overrides; one of them must select a tracker without parameters.
+        overrides: config overrides.  Without one of `model.tracker`, the image tracker is used.
 
     Raises:
-        UserError: if the checkpoint is not a complete MaskDINO, or the tracker has parameters.
+        UserError: if the checkpoint is not a complete MaskDINO.
     """
     state = read_state(content, source)
     if state.project is None or state.project.name != "MaskDINO":
@@ -45,16 +46,11 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
         raise UserError(
             f"{source}: {name} weights are not a whole model. Name one with l2g convert --config."
         )
-    if _BYPASS not in overrides:
-        raise UserError(
-            f"{source}: {state.project.name} weights are image-only: add {_BYPASS} "
-            "(identities are then matched, not learned)."
-        )
     swin = "segmenter.backbone.patch_embed.proj.weight" in state.tensors
     cfg = load_config(find_config_file(f"common/models/l2g_{'swinl' if swin else 'r50'}.py"))
     cfg.model.classes = _classes(len(state.tensors["segmenter.class_embed.bias"]))
     apply_overrides(cfg, [f"model.segmenter.{key}={size}" for key, size in _sizes(state.tensors).items()])
-    return apply_overrides(cfg, overrides, known_variants())
+    return apply_overrides(cfg, [_BYPASS, *overrides], known_variants())
 
 
 def known_variants() -> Mapping[str, Mapping[str, Any]]:
@@ -82,7 +78,7 @@ def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def convert(
-    weights: Path,
+    weights: str,
     output: Path,
     config: str | None,
     overrides: Sequence[str],
@@ -94,7 +90,7 @@ def convert(
     Averaged weights are converted if the checkpoint's config evaluates only those, as `l2g eval` and `l2g predict` do.
 
     Args:
-        weights: the checkpoint.
+        weights: the checkpoint, as for `find_weights`.
         output: folder for model_final.pth, config.yaml and load_report.txt; with `to="detrex"` the .pth file.
         config: config of the model to fill; None selects MaskDINO with the `bypass` tracker.
         overrides: config overrides.
@@ -104,7 +100,8 @@ def convert(
     Raises:
         UserError: if the checkpoint does not fit the model.
     """
-    content, source = load_checkpoint(weights), str(weights)
+    path = find_weights(weights)
+    content, source = load_checkpoint(path), str(path)
     if to == "detrex":
         yield from _to_detrex(evaluation_state(content, None, source), output, source)
         return
@@ -113,10 +110,10 @@ def convert(
     if config is not None:
         cfg = load_config(find_config_file(config), overrides)
     elif read_state(content, source).project is None:
-        cfg = load_resolved(find_config(weights), ("model",))
+        cfg = load_resolved(find_config(path), ("model",))
         apply_overrides(cfg, overrides, known_variants())
     else:
-        cfg = image_config(content, source, [*overrides, _BYPASS])
+        cfg = image_config(content, source, overrides)
     model = instantiate(cfg.model)
     state = evaluation_state(content, None, source)
     report = load_weights(model, state, strict=False, source=source, partial=partial)

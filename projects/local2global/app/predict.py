@@ -9,7 +9,6 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
 from ..structures import FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
+from ..weights.find import find_weights
 from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record
@@ -61,9 +61,10 @@ class L2G:
         """Builds the model of a run and loads its weights.
 
         Args:
-            path: a .pth, .pkl or .safetensors file, or the folder of a run (its model_final.pth or last checkpoint).
-                The config.yaml beside the weights describes the model.  MaskDINO checkpoints need no config, but
-                `model.tracker=bypass` among the overrides.
+            path: a .pth, .pkl or .safetensors file, the folder of a run, a name such as "maskdino-r50", an https
+                address, or a repository of the Hugging Face Hub (`find_weights`).  The config.yaml beside the weights
+                describes the model.  MaskDINO checkpoints need no config: their queries are linked by the image
+                tracker.
             device: default: the first GPU, or the CPU without a GPU.
             overrides: config overrides, `key=value`.
 
@@ -269,30 +270,3 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"device {device}: this torch cannot compute on it; use cuda or cpu") from error
     return place
-
-
-def find_weights(path: str | Path) -> Path:
-    """Finds the weights of a run.
-
-    Args:
-        path: a weights file, which is returned as it is, or the folder of a run.
-
-    Raises:
-        UserError: if there are no weights.
-    """
-    place = Path(os.path.expanduser(path))  # `Path.expanduser` raises for an unknown user
-    if place.is_file():
-        return place
-    if not place.is_dir():
-        raise UserError(f"{path}: no such weights; give a .pth or .safetensors file, or the folder of a run")
-    # The marker has priority: model_final.pth may be left over from an earlier run in the same folder.
-    marker = place / "last_checkpoint"
-    if marker.is_file():
-        last = place / marker.read_text().strip()
-        if last.is_file():
-            return last
-        raise UserError(f"{marker}: names {last.name}, which is not in that folder")
-    final = place / "model_final.pth"
-    if final.is_file():
-        return final
-    raise UserError(f"{path}: no weights in this folder (neither last_checkpoint nor model_final.pth)")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .result_folder import Prediction
     from .source import Source, TimedFrame
 
+WEIGHTS_HELP = (
+    "Weights: a file, the folder of a run, a name of `l2g weights`, https://... or hf://OWNER/REPO."
+)
+
 
 def predict(
     inputs: Annotated[
@@ -31,7 +35,7 @@ def predict(
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Weights file (.pth, .safetensors), or the folder of a run.")
+        str | None, typer.Option(help=f"{WEIGHTS_HELP} Default: maskdino-r50, downloaded once.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/predictions"),
     threshold: Annotated[
@@ -60,16 +64,16 @@ def predict(
 
         _report(finish_folder(finish))
         return
-    if weights is None:
-        raise UserError(
-            "no weights: add --weights with a .pth file or the folder of a run, e.g. of `l2g demo`"
-        )
+    from ..weights.known import DEFAULT, RELEASES
     from .predict import L2G
 
     look = _look(color_by, hide)
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
+    if weights is None:
+        weights = DEFAULT
+        typer.echo(f"l2g: no --weights: using {weights} ({RELEASES[weights].title})", err=True)
     model = L2G.from_pretrained(weights, device, overrides)
     if model.caveat:
         typer.echo(model.caveat)

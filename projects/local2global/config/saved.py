@@ -84,7 +84,7 @@ def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()
 
     Raises:
         UserError: if the file cannot be read, names a target that is not trusted, calls another resolver, writes
-            outside, or enables wandb.
+            outside, downloads weights from an address, or enables wandb.
     """
     content = _load_trusted(path)
     _check_interpolations(content, os.fspath(path), r"\$\{(?!len:)[^{}]*:", "calls a resolver")
@@ -102,6 +102,12 @@ def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()
                 f"{path}: {key}={value}: a yaml config writes below the working directory or its own folder only. "
                 f"Add {key}=FOLDER."
             )
+    start = _select(cfg, "train.init_checkpoint")
+    if isinstance(start, str) and is_remote(start) and "train.init_checkpoint" not in overridden:
+        raise UserError(
+            f"{path}: train.init_checkpoint={start}: a yaml config downloads nothing but the weights of `l2g weights`. "
+            f"Add train.init_checkpoint={start}."
+        )
     if _select(cfg, "train.wandb.enabled") and "train.wandb.enabled" not in overridden:
         raise UserError(
             f"{path}: the config enables wandb, which uploads. Add train.wandb.enabled=true or false."
@@ -111,6 +117,17 @@ def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()
 
 #: The folder of `results.json`.
 EVALUATOR_FOLDER = "dataloader.evaluator.output_dir"
+
+
+def is_remote(weights: str) -> bool:
+    """Whether a name of weights that is no path leads to the network: an address, or `OWNER/REPO` of the Hub.
+
+    `folder/name` is a path if the folder exists.
+    """
+    owner, _, repository = weights.partition("/")
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", weights) and not Path(owner).exists()
+    is_file = Path(repository).suffix in (".pth", ".pt", ".pkl", ".safetensors")
+    return "://" in weights or bool(is_repository and not is_file)
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

@@ -15,6 +15,7 @@ from torch import nn
 from ..config.targets import FLAGS
 from ..errors import UserError
 from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoint, load_weights
+from ..weights.find import find_weights
 from .metrics import progress_bar
 from .processes import barrier, join, rank, reduce
 from .settings import build, require
@@ -26,11 +27,12 @@ def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module
     Raises:
         UserError: if there is no checkpoint, or it belongs to another model.
     """
-    path = cfg.train.get("init_checkpoint")
-    if not path:
+    name = cfg.train.get("init_checkpoint")
+    if not name:
         raise UserError(
             "train.init_checkpoint is empty: evaluation needs weights. Add train.init_checkpoint=FILE."
         )
+    path = find_weights(name)
     content = load_checkpoint(path)
     model: nn.Module = build(cfg, "model")
     state = evaluation_state(content, cfg.train.get("model_ema") or {}, str(path))

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import UserError
 from ..structures import constant
 from ..weights.checkpoint import load_checkpoint, load_weights
+from ..weights.find import find_weights
 from .ema import WeightAverage
 from .interruption import Interruption
 from .metrics import RunLog
@@ -79,9 +80,10 @@ class Trainer:
         Returns:
             A report of loaded and skipped tensors; "" without a checkpoint.
         """
-        path = self.settings.init_checkpoint
-        if not path:
+        name = self.settings.init_checkpoint
+        if not name:
             return ""
+        path = find_weights(name)
         report = load_weights(
             self.model,
             load_checkpoint(path),
