@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
 from ..limits import check_pixels
-from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, at_rate, to_tensor
+from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, at_rate, identity_of, to_tensor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -47,7 +47,13 @@ def open_images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Sourc
     names = tuple(f"{path.resolve().parent.name}/{path.name}" for path in paths)
     rate = fps or FOLDER_FPS
     return Source(
-        name, rate, size, len(paths), lambda: at_rate((_read_image(path) for path in paths), rate), names
+        name,
+        rate,
+        size,
+        len(paths),
+        lambda: at_rate((_read_image(path) for path in paths), rate),
+        names,
+        identity_of(paths, rate),
     )
 
 
@@ -119,7 +125,8 @@ def _open_pages(name: str, path: Path, fps: Fraction | None) -> Source:
         size = (upright.height, upright.width)
         image.load()  # WebP states the duration of a frame when the frame is decoded
         rate = fps or min(1 / _duration(image), Fraction(MAX_FPS))
-    return Source(name, rate, size, len(pages), lambda: _read_pages(path, size, fps))
+    identity = identity_of([path], fps)
+    return Source(name, rate, size, len(pages), lambda: _read_pages(path, size, fps), None, identity)
 
 
 def _duration(image: Image.Image) -> Fraction:

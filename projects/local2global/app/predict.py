@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from ..engine.settings import build
 from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
+from ..results.record import read_results
 from ..structures import FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from ..weights.find import find_weights
+from .checkpoint import Checkpoint, check_run, fingerprint
 from .convert import image_config, known_variants
 from .draw import Look, draw
-from .result_folder import Prediction, finish, new_folder, open_record
+from .result_folder import Prediction, finish, made_with, new_folder, open_record
 from .stream import Filter, Stream, StreamingModel, prefetch
 from .video import Source, VideoWriter, open_source
 
@@ -92,6 +94,11 @@ class L2G:
         """{id, name} of every class; label k of a result is the k-th."""
         return list(self._model.classes)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the structure and the weights of the model."""
+        return fingerprint(self._module)
+
     @property
     def caveat(self) -> str | None:
         """A limitation of the model's identities, in one line, or None."""
@@ -148,7 +155,7 @@ class L2G:
         if isinstance(source, (str, Path)):
             source = open_source(source)
         if isinstance(source, Source):
-            return (result for _, _, result in _segment(source, start(source.size)))
+            return (result for _, _, result, _ in _segment(source, start(source.size)))
         start((1, 1))  # a wrong class is an error here and not at the first frame
         return _segment_frames(source, start)
 
@@ -161,6 +168,7 @@ class L2G:
         max_objects: int | None = None,
         progress: Progress | None = None,
         look: Look | None = None,
+        resume: bool = False,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -179,33 +187,60 @@ class L2G:
             max_objects: maximal number of drawn objects per frame; the best are drawn.
             progress: called after every frame with (frames done, number of frames or None, objects on the frame).
             look: what is drawn, and in which colours; default: masks, boxes and labels, coloured by identity.
+            resume: continue an interrupted run; its frames are drawn again, but not segmented again.  The results are
+                those of an uninterrupted run.  A complete folder stays as it is.
 
         Raises:
-            UserError: if the source cannot be read, a class name is unknown, or another process writes to the folder.
+            UserError: if the source cannot be read, a class name is unknown, another process writes to the folder, or
+                a run to be resumed had another source, other weights or other options.
         """
         start = time.perf_counter()
         opened = source if isinstance(source, Source) else open_source(source)
         stream = self.start(opened.size, threshold, classes, max_objects)
         folder = Path(output_dir) / opened.name
+        checkpoint = Checkpoint(folder)
+        run = {"source": opened.identity, "model": self.fingerprint, "options": repr(stream.report)}
+        done = 0
+        if resume and (folder / "stream.json").is_file():
+            check_run(folder, made_with(folder), run)
+            state = checkpoint.read()
+            if state is None:
+                return finish(folder)
+            stream.load_state(state)
+            done = stream.length
+        checkpoint.state = stream.state()
+        earlier = read_results(folder / "frames.jsonl", self.classes, opened.size, done)
         with (
             new_folder(folder),
-            open_record(folder, opened, self.classes) as record,
+            open_record(folder, opened, self.classes, run, checkpoint, done) as record,
             VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
-            closing(prefetch(_segment(opened, stream), _SEGMENTED, "l2g-segment")) as results,
+            closing(prefetch(_segment(opened, stream, earlier), _SEGMENTED, "l2g-segment")) as results,
         ):
-            for frame, time_stamp, result in results:
+            for frame, time_stamp, result, state in results:
+                if result.index == record.count:
+                    result = record.append(result, time_stamp)
+                    checkpoint.update(state)
                 writer.write(draw(frame, result, self.classes, look), time_stamp)
-                record.append(result, time_stamp)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
         return replace(finish(folder), seconds=time.perf_counter() - start, announced=opened.length)
 
 
-def _segment(source: Source, stream: Stream) -> Iterator[tuple[Tensor, float, FrameResult]]:
-    """Every frame of a source, decoded ahead, with its time stamp and its result."""
+def _segment(
+    source: Source, stream: Stream, earlier: Iterable[FrameResult] = ()
+) -> Iterator[tuple[Tensor, float, FrameResult, dict[str, Tensor]]]:
+    """Every frame of a source, decoded ahead, with its time stamp, its result and the state after it.
+
+    Args:
+        source: the frames.
+        stream: its state is that after the frames of `earlier`.
+        earlier: the results of the first frames.
+    """
+    known = iter(earlier)
     with closing(prefetch(source.read(), _DECODED)) as frames:
         for frame, time_stamp in frames:
-            yield frame, time_stamp, stream.step(frame)
+            result = next(known, None) or stream.step(frame)
+            yield frame, time_stamp, result, stream.state()
 
 
 def _segment_frames(

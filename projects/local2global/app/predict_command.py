@@ -54,6 +54,9 @@ def predict(
         str | None, typer.Option(help="Parts that are not drawn: masks, boxes, labels; separated by commas.")
     ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run; complete videos are skipped.")
+    ] = False,
     finish: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write the files of a killed predict; no INPUT.")
     ] = None,
@@ -84,6 +87,7 @@ def predict(
         classes=[name.strip() for name in classes.split(",")] if classes else None,
         max_objects=max_objects,
         look=look,
+        resume=resume,
     )
     failed += predict_all(run, sources, batch)
     if failed:

@@ -1,7 +1,8 @@
 """The output folder of `l2g predict`: the record of the stream, and the files made from it.
 
 `frames.jsonl` and `video.partial.mp4` are written while the video runs.  `annotations.json`, `results.json` and
-`video.mp4` follow at its end.  `stream.json` describes the video and the classes, which `finish` needs after a crash.
+`video.mp4` follow at its end.  `stream.json` describes the video and the classes, which `finish` needs after a crash,
+and the run, which `--resume` compares.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import UserError, make_folder
 from ..files import locked_folder
 from ..results.exports.youtube_vis import write_annotations, write_results
 from ..results.record import RecordedTracks, RecordWriter
+from .checkpoint import Checkpoint
 from .output import write_json
 from .video import Source, finish_video
 
@@ -83,6 +85,15 @@ def _finish(folder: Path) -> Prediction:
     return Prediction(folder, length, dict(objects.most_common()))
 
 
+def made_with(folder: Path) -> Any:
+    """What stream.json says about the run that wrote a folder; None if it says nothing.
+
+    Raises:
+        UserError: if stream.json is damaged.
+    """
+    return _read_about(folder / "stream.json").get("run")
+
+
 def _read_about(path: Path) -> dict[str, Any]:
     """The content of stream.json.
 
@@ -104,24 +115,45 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_record(folder: Path, source: Source, classes: Sequence[Mapping[str, Any]]) -> Iterator[RecordWriter]:
-    """Opens the record of a stream; after an exception, the other files are made of the frames done so far."""
+def open_record(
+    folder: Path,
+    source: Source,
+    classes: Sequence[Mapping[str, Any]],
+    run: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    keep: int = 0,
+) -> Iterator[RecordWriter]:
+    """Opens the record of a stream; after an exception, the other files are made of the frames done so far.
+
+    Args:
+        folder: output folder.
+        source: the video.
+        classes: {id, name} of every class.
+        run: what determines the results: source, model and options.
+        checkpoint: saved after an exception, deleted at the end.
+        keep: number of frames that an interrupted run has left.
+    """
     height, width = source.size
     video = {"name": source.name, "width": width, "height": height, "fps": float(source.fps)}
     content = {
         "video": {**video, "file_names": source.files},
         "categories": [dict(entry) for entry in classes],
+        "run": dict(run),
     }
     about = folder / "stream.json"
-    with RecordWriter(folder / "frames.jsonl", classes) as writer:
+    with RecordWriter(folder / "frames.jsonl", classes, keep) as writer:
+        checkpoint.save()
         write_json(about, content, "--output")
         try:
             yield writer
+            checkpoint.delete()
         except BaseException as error:
             if writer.count == 0:
                 about.unlink()
+                checkpoint.delete()
                 raise
             _finish(folder)
+            checkpoint.save()
             done = f"the {writer.count} frames done are in {folder}"
             if isinstance(error, UserError):
                 raise UserError(f"{error}; {done}") from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
+_SAMPLE = 1 << 12  # bytes at both ends of a file that enter its identity
 MAX_FPS = 1000  # a container that declares more has no usable rate
 
 TimedFrame = tuple[Tensor, float]
@@ -31,6 +34,7 @@ class Source:
         length: number of frames declared by the container, or None.
         read: returns an iterator of frames with increasing time stamps; it raises UserError for corrupt frames.
         files: names of the frames with their folder, such as "clip/00001.jpg"; None for other sources.
+        identity: a hash that is equal for equal frames; None if it is unknown.
     """
 
     name: str
@@ -39,10 +43,24 @@ class Source:
     length: int | None
     read: Callable[[], Iterator[TimedFrame]] = field(repr=False)
     files: tuple[str, ...] | None = field(default=None, repr=False)
+    identity: str | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Iterates over the frames without their time stamps."""
         return (frame for frame, _ in self.read())
+
+
+def identity_of(paths: Iterable[Path], *options: object) -> str:
+    """A hash of files, by their names, sizes and first and last bytes, and of the options that select frames."""
+    digest = hashlib.sha256(repr(options).encode())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def at_rate(frames: Iterable[Tensor], fps: Fraction) -> Iterator[TimedFrame]:

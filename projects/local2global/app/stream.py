@@ -64,9 +64,14 @@ class Stream:
     ) -> None:
         """The state before the first frame."""
         self.size = (int(size[0]), int(size[1]))
-        self._model, self._device, self._lock, self._report = model, device, lock, report
+        self._model, self._device, self._lock, self.report = model, device, lock, report
         self._slots: Queries | None = None
         self._post = VideoPostprocessor(self.size, threshold=report.threshold, spill=False)
+
+    @property
+    def length(self) -> int:
+        """Number of frames done."""
+        return self._post.length
 
     @torch.inference_mode()
     def step(self, frame: Tensor) -> FrameResult:
@@ -93,7 +98,7 @@ class Stream:
         except ValueError as error:
             raise UserError(str(error)) from error
         self._slots = predictions.queries
-        return self._report.apply(self._post.update(predictions))
+        return self.report.apply(self._post.update(predictions))
 
     def state(self) -> dict[str, Tensor]:
         """The state after the last frame: the slots, the number of frames and the sums of the class scores.

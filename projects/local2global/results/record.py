@@ -7,6 +7,8 @@ killed, the file is valid up to its last complete line.  All other output files 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import re
@@ -20,7 +22,9 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from ..errors import UserError
 from ..files import locked_folder, require_space
@@ -31,31 +35,44 @@ class RecordWriter:
     """Context manager that appends the results of a stream to `frames.jsonl`.
 
     Args:
-        path: the file; an existing one is replaced.
+        path: the file.
         classes: {id, name} of every class, indexed by label.
+        keep: number of frames of an existing file that are kept; later ones are deleted.
 
     Attributes:
-        count: number of frames written.
+        count: number of frames in the file.
 
     Raises:
-        UserError: if another process writes to the folder.
+        UserError: if another process writes to the folder, or the file has fewer frames than `keep`.
     """
 
-    def __init__(self, path: Path, classes: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, classes: Sequence[Mapping[str, Any]], keep: int = 0) -> None:
         """Opens the file and locks its folder."""
         self.path = path
-        self.count = 0
+        self.count = keep
         self._category_ids = [entry["id"] for entry in classes]
         self._stack = ExitStack()
         self._stack.enter_context(locked_folder(path.parent, "--output"))
-        self._file = self._stack.enter_context(path.open("wb"))
+        try:
+            self._file = self._stack.enter_context(path.open("r+b" if keep else "wb"))
+            for number in range(keep):
+                if not self._file.readline().endswith(b"\n"):
+                    raise UserError(f"{path}: {number} frames, but {keep} were done; run without --resume")
+            self._file.seek(self._file.tell())
+            self._file.truncate()
+        except BaseException:
+            self._stack.close()
+            raise
 
-    def append(self, result: FrameResult, time: float) -> None:
+    def append(self, result: FrameResult, time: float) -> FrameResult:
         """Writes the line of the next frame and flushes it.
 
         Args:
             result: the objects of the frame.
             time: time stamp of the frame in seconds.
+
+        Returns:
+            the result as `read_results` reads it: with rounded scores and the boxes of the masks.
 
         Raises:
             UserError: if the disk has no room for this line, the files made from the record, and the copy of the video
@@ -83,6 +100,9 @@ class RecordWriter:
         self._file.write(line)
         self._file.flush()
         self.count += 1
+        scores = torch.tensor([entry["score"] for entry in objects], dtype=torch.float32)
+        boxes = _boxes([entry["bbox"] for entry in objects], result.masks.shape[1:])
+        return dataclasses.replace(result, scores=scores, boxes=boxes)
 
     def __enter__(self) -> RecordWriter:
         """The writer itself."""
@@ -114,6 +134,49 @@ def read_record(path: Path) -> Iterator[dict[str, Any]]:
             if not _is_frame(frame):
                 raise UserError(f"{path}:{number}: invalid frame record: its objects are incomplete")
             yield frame
+
+
+def read_results(
+    path: Path, classes: Sequence[Mapping[str, Any]], size: tuple[int, int], count: int
+) -> Iterator[FrameResult]:
+    """The results of the first frames of a record; boxes are those of the masks.
+
+    Args:
+        path: the record.
+        classes: {id, name} of every class, indexed by label.
+        size: (height, width) of the masks.
+        count: number of frames.
+
+    Raises:
+        UserError: if a line is invalid, or names another class or another size.
+    """
+    labels = {entry["id"]: label for label, entry in enumerate(classes)}
+    height, width = size
+    for index, frame in enumerate(itertools.islice(read_record(path), count)):
+        objects = frame["objects"]
+        if any(
+            entry["category_id"] not in labels or entry["segmentation"]["size"] != [height, width]
+            for entry in objects
+        ):
+            raise UserError(f"{path}:{index + 1}: classes or masks of another video")
+        rles = [entry["segmentation"] for entry in objects]
+        masks = coco_mask.decode(rles) if rles else np.zeros((height, width, 0), np.uint8)
+        yield FrameResult(
+            index,
+            torch.tensor([entry["id"] for entry in objects], dtype=torch.int64),
+            torch.tensor([labels[entry["category_id"]] for entry in objects], dtype=torch.int64),
+            torch.tensor([entry["score"] for entry in objects], dtype=torch.float32),
+            torch.from_numpy(masks.transpose(2, 0, 1)).bool(),
+            _boxes([entry["bbox"] for entry in objects], size),
+        )
+
+
+def _boxes(boxes: Sequence[Sequence[float]], size: Sequence[int]) -> Tensor:
+    """(n, 4) boxes (cx, cy, w, h) in [0, 1] of [x, y, w, h] in pixels."""
+    height, width = size
+    pixels = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    centred = torch.cat([pixels[:, :2] + pixels[:, 2:] / 2, pixels[:, 2:]], dim=1)
+    return centred / torch.tensor([width, height, width, height])
 
 
 def _is_frame(frame: Any) -> bool:
