@@ -139,6 +139,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             lock.close()
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, renamed to `path` when the block ends and deleted if the block raises.
+
+    The folder above `path` must be locked: `locked_folder` deletes what a killed process leaves.
+
+    Args:
+        path: the folder to write; an existing one is replaced with all its files.
+
+    Yields:
+        an empty folder, `<path>.l2g-tmp`.
+
+    Raises:
+        UserError: if it is not writable, or the disk is full.
+    """
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(os.fspath(path)) as partial:
@@ -147,7 +176,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def locked_folder(folder: Path, setting: str) -> Iterator[None]:
-    """Create an output folder and lock it; temporary files of killed processes are deleted.
+    """Create an output folder and lock it; temporary files and folders of killed processes are deleted.
 
     The file `.lock` names the process.  The lock of a killed process is void.  Folders that were created and stay empty
     are removed.
@@ -216,8 +245,11 @@ def waiting_lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _delete_partial_files(folder: Path) -> None:
-    """Delete the temporary files in a folder that no process is writing."""
+    """Delete the temporary files and folders in a locked folder that no process is writing."""
     for partial in folder.glob(f"*{PARTIAL}"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            continue
         lock = _lock(partial) if partial.is_file() else None
         if lock is not None:
             partial.unlink()

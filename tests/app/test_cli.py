@@ -218,7 +218,9 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
     class Model:
         caveat = "identities are matched"
 
-        def predict(self, source, output_dir, threshold, classes, max_objects, look, progress) -> Prediction:
+        def predict(
+            self, source, output_dir, threshold, classes, max_objects, look, resume, save, progress
+        ) -> Prediction:
             calls.append((source.name, threshold, classes, max_objects))
             for done in (1, 2, 3):
                 progress(done, None, 2)

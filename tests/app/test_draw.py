@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
 from torch import Tensor
 
-from local2global.app.draw import Look, _bounds, _centre, colour, draw, ink
+from local2global.app.draw import Look, _bounds, _centre, colour, draw
 from local2global.structures import FrameResult
 
 CLASSES = [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}]
@@ -120,38 +118,6 @@ def test_labels_stay_inside_the_frame(corner):
 def test_a_label_larger_than_the_frame_is_cropped():
     frame = torch.zeros(3, 6, 9, dtype=torch.uint8)
     assert draw(frame, result(torch.ones(1, 6, 9, dtype=torch.bool), [0]), CLASSES).shape == (3, 6, 9)
-
-
-def lab(colours: list[tuple[int, int, int]]) -> np.ndarray:
-    """(n, 3) CIELAB of sRGB colours, by Pillow's colour management."""
-    convert = ImageCms.buildTransform(
-        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
-    )
-    pixels = Image.fromarray(np.array([colours], dtype=np.uint8))
-    packed = np.asarray(ImageCms.applyTransform(pixels, convert))[0].astype(float)
-    packed[:, 1:] -= 256 * (packed[:, 1:] > 127)  # a and b are signed
-    return packed * [100 / 255, 1, 1]
-
-
-@pytest.mark.parametrize(("count", "distance"), [(100, 16), (20, 35), (6, 70)])
-def test_colours_are_distinct(count, distance):
-    """Minimal CIELAB distance of any two of the first `count` colours; 2.3 is a just noticeable difference."""
-    places = lab([colour(i) for i in range(count)])
-    distances = np.linalg.norm(places[:, None] - places[None], axis=2)
-    assert distances[~np.eye(count, dtype=bool)].min() > distance
-    assert colour(100) == colour(0)
-
-
-def test_text_is_readable_on_every_colour():
-    """WCAG 2 asks for a contrast ratio of 4.5."""
-
-    def luminance(tint: tuple[int, int, int]) -> float:
-        linear = [((v / 255 + 0.055) / 1.055) ** 2.4 if v > 10 else v / 255 / 12.92 for v in tint]
-        return sum(a * b for a, b in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
-
-    for i in range(100):
-        dark, bright = sorted(map(luminance, (colour(i), ink(colour(i)))))
-        assert (bright + 0.05) / (dark + 0.05) > 4.5
 
 
 # --- Labels ---

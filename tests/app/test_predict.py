@@ -290,6 +290,75 @@ def test_a_folder_is_written_by_one_run_at_a_time(model, clip, tmp_path):
     assert len(refused) == prediction.frames == open_source(prediction.video).length == 6
 
 
+def test_formats_are_written_at_the_end_and_more_of_them_later(model, clip, tmp_path):
+    prediction = model.predict(clip, tmp_path, save=["csv", "crops"])
+    folder = prediction.folder
+    assert [path.name for path in prediction.saved] == ["objects.csv", "crops"]
+    assert names(folder) == sorted([*FILES, "objects.csv", "crops"])
+    crop = Image.open(folder / "crops" / "0" / "00005.png")
+    assert (crop.mode, crop.size) == ("RGBA", (48, 64))
+    later = finish(folder, ["mot"], open_source(clip))
+    assert [path.name for path in later.saved] == ["mot.txt", "objects.csv", "crops"]
+    with pytest.raises(UserError, match="crops need the frames of the video"):
+        finish(folder)
+    model.predict(clip, tmp_path)
+    assert names(folder) == FILES, "files of the earlier run are deleted"
+
+
+def test_an_unknown_format_is_refused_before_the_first_frame(model, clip, tmp_path):
+    with pytest.raises(UserError, match="--save: no format 'gif'"):
+        model.predict(clip, tmp_path / "out", save=["gif"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_leaves_the_optional_formats_of_the_frames_done(model, clip, tmp_path):
+    def interrupt(done: int, *_) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.predict(clip, tmp_path, progress=interrupt, save=["png", "crops"])
+    assert len(list((tmp_path / "clip" / "png").iterdir())) == 4
+    assert len(list((tmp_path / "clip" / "crops" / "0").iterdir())) == 4
+
+
+def test_the_summary_lists_when_objects_were_seen(model, clip, tmp_path, capsys):
+    """A dog on all six frames at 12 frames/s; a person on the frames 0, 2 and 4."""
+    from local2global.app.predict_command import _report
+
+    prediction = model.predict(clip, tmp_path, save=["mot"])
+    assert [(s.id, s.name, round(s.first, 3), round(s.last, 3)) for s in prediction.seen] == [
+        (0, "dog", 0.0, 0.417),
+        (1, "person", 0.0, 0.333),
+    ]
+    _report(prediction)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:4] == [
+        "objects 1 dog, 1 person",
+        "dog    #0   0:00.00 - 0:00.42",
+        "person #1   0:00.00 - 0:00.33",
+    ]
+    assert lines[-1] == f"saved   {prediction.folder / 'mot.txt'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"threshold": 0.99}, "nothing above threshold 0.99; the best score was 0.95"),
+        ({"threshold": 0.99, "classes": ["person"]}, "nothing above threshold 0.99; the best score was 0.73"),
+    ],
+)
+def test_the_summary_of_no_objects_names_the_best_score(model, clip, tmp_path, capsys, options, line):
+    """Sigmoid of the logits 3 (dog) and 1 (person)."""
+    from local2global.app.predict_command import _report
+
+    prediction = model.predict(clip, tmp_path, **options)
+    _report(prediction)
+    assert f"objects {line}\n" in capsys.readouterr().out
+    _report(finish(prediction.folder))
+    assert "objects nothing above threshold 0.99\n" in capsys.readouterr().out
+
+
 def test_finish_needs_a_record(tmp_path):
     with pytest.raises(UserError, match=r"no frames\.jsonl and stream\.json"):
         finish(tmp_path)

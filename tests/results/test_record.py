@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from local2global.errors import UserError
 from local2global.results.exports.youtube_vis import write_annotations, write_results
-from local2global.results.record import RecordedTracks, RecordWriter, read_record
+from local2global.results.record import RecordedTracks, Recording, RecordWriter, read_record
 from local2global.structures import FrameResult
 
 CLASSES = [{"id": 5, "name": "person"}, {"id": 9, "name": "dog"}]
@@ -94,7 +94,7 @@ def test_the_video_score_is_the_mean_of_the_best_quarter(record, length, score):
 
 def test_results_have_the_form_that_servers_accept(record, tmp_path):
     with RecordedTracks(record) as recorded:
-        write_results(tmp_path / "results.json", recorded)
+        write_results(tmp_path / "results.json", Recording(recorded, VIDEO, CLASSES))
     first, second = json.loads((tmp_path / "results.json").read_text())
     assert list(first) == ["video_id", "category_id", "score", "segmentations"]
     assert [mask is None for mask in second["segmentations"]] == [True, True, False, True]
@@ -102,7 +102,7 @@ def test_results_have_the_form_that_servers_accept(record, tmp_path):
 
 def test_annotations_have_the_form_of_truth(record, tmp_path):
     with RecordedTracks(record) as recorded:
-        write_annotations(tmp_path / "annotations.json", recorded, VIDEO, CLASSES)
+        write_annotations(tmp_path / "annotations.json", Recording(recorded, VIDEO, CLASSES))
     content = json.loads((tmp_path / "annotations.json").read_text())
     assert content["videos"][0]["file_names"][:2] == ["clip/00000.jpg", "clip/00001.jpg"]
     first, second = content["annotations"]
@@ -116,8 +116,8 @@ def test_files_without_objects_are_valid(tmp_path):
     with RecordWriter(tmp_path / "frames.jsonl", CLASSES) as writer:
         writer.append(result([], [], []), 0.0)
     with RecordedTracks(tmp_path / "frames.jsonl") as recorded:
-        write_results(tmp_path / "results.json", recorded)
-        write_annotations(tmp_path / "annotations.json", recorded, VIDEO, CLASSES)
+        write_results(tmp_path / "results.json", Recording(recorded, VIDEO, CLASSES))
+        write_annotations(tmp_path / "annotations.json", Recording(recorded, VIDEO, CLASSES))
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert json.loads((tmp_path / "annotations.json").read_text())["annotations"] == []
 
@@ -125,7 +125,7 @@ def test_files_without_objects_are_valid(tmp_path):
 def test_a_failed_write_keeps_the_existing_file(record, tmp_path):
     (tmp_path / "annotations.json").write_text("old")
     with RecordedTracks(record) as recorded, pytest.raises(KeyError):
-        write_annotations(tmp_path / "annotations.json", recorded, {"name": "no size"}, CLASSES)
+        write_annotations(tmp_path / "annotations.json", Recording(recorded, {"name": "no size"}, CLASSES))
     assert (tmp_path / "annotations.json").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations.json", "frames.jsonl"]
 
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_masks(tmp_path):
     assert path.stat().st_size > 5 * 2**20
     tracemalloc.start()
     with RecordedTracks(path) as recorded:
-        write_results(tmp_path / "results.json", recorded)
+        write_results(tmp_path / "results.json", Recording(recorded, VIDEO, CLASSES))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20

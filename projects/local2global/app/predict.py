@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..engine.settings import build
 from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
+from ..results.exports import check_exports
 from ..results.record import read_results
 from ..structures import FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
@@ -31,7 +32,7 @@ from ..weights.find import find_weights
 from .checkpoint import Checkpoint, check_run, fingerprint
 from .convert import image_config, known_variants
 from .draw import Look, draw
-from .result_folder import Prediction, finish, made_with, new_folder, open_record
+from .result_folder import Prediction, finish, new_folder, open_record, read_about
 from .stream import Filter, Stream, StreamingModel, prefetch
 from .video import Source, VideoWriter, open_source
 
@@ -169,6 +170,7 @@ class L2G:
         progress: Progress | None = None,
         look: Look | None = None,
         resume: bool = False,
+        save: Sequence[str] = (),
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -188,13 +190,15 @@ class L2G:
             progress: called after every frame with (frames done, number of frames or None, objects on the frame).
             look: what is drawn, and in which colours; default: masks, boxes and labels, coloured by identity.
             resume: continue an interrupted run; its frames are drawn again, but not segmented again.  The results are
-                those of an uninterrupted run.  A complete folder stays as it is.
+                those of an uninterrupted run.  A complete folder keeps its results.
+            save: optional formats, made from the record at the end: png, masks, coco, mot, mots, csv, crops.
 
         Raises:
-            UserError: if the source cannot be read, a class name is unknown, another process writes to the folder, or
-                a run to be resumed had another source, other weights or other options.
+            UserError: if the source cannot be read, a class name or a format is unknown, another process writes to
+                the folder, or a run to be resumed had another source, other weights or other options.
         """
         start = time.perf_counter()
+        save = check_exports(save)
         opened = source if isinstance(source, Source) else open_source(source)
         stream = self.start(opened.size, threshold, classes, max_objects)
         folder = Path(output_dir) / opened.name
@@ -202,17 +206,20 @@ class L2G:
         run = {"source": opened.identity, "model": self.fingerprint, "options": repr(stream.report)}
         done = 0
         if resume and (folder / "stream.json").is_file():
-            check_run(folder, made_with(folder), run)
+            earlier_run = read_about(folder)
+            check_run(folder, earlier_run.get("run"), run)
+            save = check_exports([*earlier_run["save"], *save])
             state = checkpoint.read()
             if state is None:
-                return finish(folder)
+                return finish(folder, save, opened)
             stream.load_state(state)
             done = stream.length
         checkpoint.state = stream.state()
+        facts = {"run": run, "threshold": stream.report.threshold, "save": save}
         earlier = read_results(folder / "frames.jsonl", self.classes, opened.size, done)
         with (
             new_folder(folder),
-            open_record(folder, opened, self.classes, run, checkpoint, done) as record,
+            open_record(folder, opened, self.classes, facts, checkpoint, done) as record,
             VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
             closing(prefetch(_segment(opened, stream, earlier), _SEGMENTED, "l2g-segment")) as results,
         ):
@@ -223,7 +230,9 @@ class L2G:
                 writer.write(draw(frame, result, self.classes, look), time_stamp)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
-        return replace(finish(folder), seconds=time.perf_counter() - start, announced=opened.length)
+        prediction = finish(folder, source=opened)
+        seconds = time.perf_counter() - start
+        return replace(prediction, seconds=seconds, announced=opened.length, best_score=stream.best_score)
 
 
 def _segment(

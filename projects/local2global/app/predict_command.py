@@ -26,6 +26,9 @@ WEIGHTS_HELP = (
 )
 
 
+_LISTED = 10  # objects of a class whose times are printed
+
+
 def predict(
     inputs: Annotated[
         list[str] | None,
@@ -53,19 +56,30 @@ def predict(
     hide: Annotated[
         str | None, typer.Option(help="Parts that are not drawn: masks, boxes, labels; separated by commas.")
     ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(help="More formats, separated by commas: png, masks, coco, mot, mots, csv, crops."),
+    ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run; complete videos are skipped.")
     ] = False,
     finish: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write the files of a killed predict; no INPUT.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the files of a killed predict, or more formats with --save."
+        ),
     ] = None,
 ) -> None:
     """Segment and track the objects of videos; write an annotated mp4 and the objects as JSON for each."""
+    from ..results.exports import check_exports
+
+    formats = check_exports(name.strip() for name in (save or "").split(",") if name.strip())
     if finish is not None:
         from .result_folder import finish as finish_folder
 
-        _report(finish_folder(finish))
+        given = _open(inputs, skip_errors=False)[0] if inputs else [None]
+        _report(finish_folder(finish, formats, given[0]))
         return
     from ..weights.known import DEFAULT, RELEASES
     from .predict import L2G
@@ -88,6 +102,7 @@ def predict(
         max_objects=max_objects,
         look=look,
         resume=resume,
+        save=formats,
     )
     failed += predict_all(run, sources, batch)
     if failed:
@@ -245,14 +260,39 @@ def _rate(frames: int, seconds: float) -> str:
 
 
 def _report(prediction: Prediction) -> None:
+    """Prints what was found and which files were written."""
     typer.echo(_rate(prediction.frames, prediction.seconds))
     objects = ", ".join(f"{count} {name}" for name, count in prediction.objects.items())
-    typer.echo(f"  objects {objects or 'none'}")
+    typer.echo(f"  objects {objects or _nothing(prediction)}")
+    width = max((len(name) for name in prediction.objects), default=0)
+    for name in prediction.objects:
+        for seen in [entry for entry in prediction.seen if entry.name == name][:_LISTED]:
+            typer.echo(f"    {name:{width}} #{seen.id:<3} {_clock(seen.first)} - {_clock(seen.last)}")
+        if prediction.objects[name] > _LISTED:
+            typer.echo(f"    {name:{width}} and {prediction.objects[name] - _LISTED} more")
     typer.echo(f"  video   {prediction.video}")
     typer.echo(f"  tracks  {prediction.tracks}")
+    for path in prediction.saved:
+        typer.echo(f"  saved   {path}")
     if prediction.frames < (prediction.announced or 0):
         typer.echo(
             f"l2g: {prediction.folder.name}: the file declares {prediction.announced} frames, "
             f"{prediction.frames} could be read; is it complete?",
             err=True,
         )
+
+
+def _nothing(prediction: Prediction) -> str:
+    """The summary of a video without objects."""
+    if prediction.threshold is None:
+        return "none"
+    best = prediction.best_score
+    text = f"nothing above threshold {prediction.threshold:g}"
+    return text if best is None else f"{text}; the best score was {best:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, if any, minutes and seconds: 0:04.20."""
+    minutes, rest = divmod(round(seconds, 2), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"

@@ -1,28 +1,40 @@
 """The output folder of `l2g predict`: the record of the stream, and the files made from it.
 
 `frames.jsonl` and `video.partial.mp4` are written while the video runs.  `annotations.json`, `results.json` and
-`video.mp4` follow at its end.  `stream.json` describes the video and the classes, which `finish` needs after a crash,
-and the run, which `--resume` compares.
+`video.mp4` follow at its end, and the formats of `--save`.  `stream.json` describes the video, the classes and the
+formats, which `finish` needs after a crash, and the run, which `--resume` compares.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, make_folder
 from ..files import locked_folder
-from ..results.exports.youtube_vis import write_annotations, write_results
-from ..results.record import RecordedTracks, RecordWriter
+from ..results.exports import ALWAYS, EXPORTS, OPTIONAL, check_exports, write_exports
+from ..results.record import RecordedTracks, Recording, RecordWriter
 from .checkpoint import Checkpoint
 from .output import write_json
 from .video import Source, finish_video
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object of a video: the id, the class name, and when it was first and last reported, in seconds."""
+
+    id: int
+    name: str
+    first: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,10 @@ class Prediction:
         objects: number of reported objects per class.
         seconds: elapsed time.
         announced: number of frames declared by the source, or None.
+        seen: the reported objects, in order of appearance.
+        saved: files and folders of the optional formats.
+        threshold: minimal score of a reported object, or None if unknown.
+        best_score: highest score of any object with a mask, reported or not, of the selected classes; None if unknown.
     """
 
     folder: Path
@@ -42,6 +58,10 @@ class Prediction:
     objects: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     announced: int | None = None
+    seen: tuple[Seen, ...] = ()
+    saved: tuple[Path, ...] = ()
+    threshold: float | None = None
+    best_score: float | None = None
 
     @property
     def video(self) -> Path:
@@ -54,59 +74,81 @@ class Prediction:
         return self.folder / "annotations.json"
 
 
-def finish(folder: Path) -> Prediction:
-    """Writes `annotations.json`, `results.json` and `video.mp4` from the record and the partial video in a folder.
+def finish(folder: Path, save: Sequence[str] = (), source: Source | None = None) -> Prediction:
+    """Writes the other files from the record and the partial video in a folder.
 
     Args:
-        folder: output folder of an interrupted `L2G.predict`.
+        folder: output folder of an earlier `L2G.predict`, complete or interrupted.
+        save: optional formats, besides those that were asked for at the time.
+        source: the video, if a format needs its frames.
 
     Raises:
-        UserError: if the folder holds no record, the record is invalid, or a run still writes to it.
+        UserError: if the folder holds no record, the record is invalid, a format is unknown or needs the frames, or a
+            run still writes to it.
     """
     record, about = folder / "frames.jsonl", folder / "stream.json"
+    save = check_exports(save)
     if not (record.is_file() and about.is_file()):
         raise UserError(f"{folder}: no frames.jsonl and stream.json of l2g predict in this folder")
     with locked_folder(folder, "--output"):
-        return _finish(folder)
+        content = read_about(folder)
+        if set(save) - set(content["save"]):
+            content["save"] = list(check_exports([*content["save"], *save]))
+            write_json(about, content, "--output")
+        return _finish(folder, source)
 
 
-def _finish(folder: Path) -> Prediction:
-    content = _read_about(folder / "stream.json")
+def _finish(folder: Path, source: Source | None) -> Prediction:
+    content = read_about(folder)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
+    frames = None if source is None else partial(iter, source)
+    finish_video(folder / "video.mp4")
     with RecordedTracks(folder / "frames.jsonl") as recorded:
-        unknown = {track.category_id for track in recorded.tracks.values()} - names.keys()
+        tracks = recorded.tracks.values()
+        unknown = {track.category_id for track in tracks} - names.keys()
         if unknown:
             raise UserError(f"{folder}: stream.json has no category {min(unknown)}, which frames.jsonl names")
-        write_annotations(folder / "annotations.json", recorded, content["video"], content["categories"])
-        write_results(folder / "results.json", recorded)
-        objects = Counter(names[track.category_id] for track in recorded.tracks.values())
-        length = recorded.length
-    finish_video(folder / "video.mp4")
-    return Prediction(folder, length, dict(objects.most_common()))
+        recording = Recording(recorded, content["video"], content["categories"], frames)
+        write_exports(folder, recording, ALWAYS)
+        saved = write_exports(folder, recording, content["save"])
+        seen = tuple(
+            Seen(
+                track.id,
+                names[track.category_id],
+                recorded.times[track.frames[0]],
+                recorded.times[track.frames[-1]],
+            )
+            for track in tracks
+        )
+    objects = Counter(entry.name for entry in seen).most_common()
+    return Prediction(
+        folder,
+        recorded.length,
+        dict(objects),
+        seen=seen,
+        saved=tuple(saved),
+        threshold=content.get("threshold"),
+    )
 
 
-def made_with(folder: Path) -> Any:
-    """What stream.json says about the run that wrote a folder; None if it says nothing.
-
-    Raises:
-        UserError: if stream.json is damaged.
-    """
-    return _read_about(folder / "stream.json").get("run")
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    """The content of stream.json.
+def read_about(folder: Path) -> dict[str, Any]:
+    """The content of stream.json: `video`, `categories`, `save`, and perhaps `run` and `threshold`.
 
     Raises:
         UserError: if it is damaged.
     """
+    path = folder / "stream.json"
     try:
         content = json.loads(path.read_bytes())
         video, categories = content["video"], content["categories"]
         files = video["file_names"]
         sound = all(type(video[key]) is int for key in ("width", "height")) and isinstance(video["name"], str)
         sound &= files is None or (isinstance(files, list) and all(isinstance(file, str) for file in files))
+        sound &= video["name"] not in (".", "..") and not set("/\0") & set(video["name"])
         sound &= all(type(entry["id"]) is int and isinstance(entry["name"], str) for entry in categories)
+        content.setdefault("save", [])
+        sound &= set(content["save"]) <= set(OPTIONAL)
+        sound &= isinstance(content.get("threshold", 0.0), (int, float))
     except (ValueError, TypeError, KeyError, RecursionError):
         sound = False
     if not sound:
@@ -119,7 +161,7 @@ def open_record(
     folder: Path,
     source: Source,
     classes: Sequence[Mapping[str, Any]],
-    run: Mapping[str, Any],
+    facts: Mapping[str, Any],
     checkpoint: Checkpoint,
     keep: int = 0,
 ) -> Iterator[RecordWriter]:
@@ -129,7 +171,8 @@ def open_record(
         folder: output folder.
         source: the video.
         classes: {id, name} of every class.
-        run: what determines the results: source, model and options.
+        facts: `run`, what determines the results: source, model and options; `threshold`, the minimal score; and
+            `save`, the optional formats.
         checkpoint: saved after an exception, deleted at the end.
         keep: number of frames that an interrupted run has left.
     """
@@ -138,11 +181,12 @@ def open_record(
     content = {
         "video": {**video, "file_names": source.files},
         "categories": [dict(entry) for entry in classes],
-        "run": dict(run),
+        **facts,
     }
     about = folder / "stream.json"
     with RecordWriter(folder / "frames.jsonl", classes, keep) as writer:
         checkpoint.save()
+        _delete_exports(folder)
         write_json(about, content, "--output")
         try:
             yield writer
@@ -152,13 +196,27 @@ def open_record(
                 about.unlink()
                 checkpoint.delete()
                 raise
-            _finish(folder)
+            _finish(folder, source)
             checkpoint.save()
             done = f"the {writer.count} frames done are in {folder}"
             if isinstance(error, UserError):
                 raise UserError(f"{error}; {done}") from error
             logging.getLogger(__name__).warning("l2g: interrupted: %s", done)
             raise
+
+
+def _delete_exports(folder: Path) -> None:
+    """Deletes the optional formats of an earlier run in a folder, which belong to other frames."""
+    about = folder / "stream.json"
+    try:
+        names = read_about(folder)["save"] if about.is_file() else []
+    except UserError:
+        return
+    for path in (folder / EXPORTS[name].file for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -100,6 +100,11 @@ class Stream:
         self._slots = predictions.queries
         return self.report.apply(self._post.update(predictions))
 
+    @property
+    def best_score(self) -> float:
+        """Highest score so far of an object of the selected classes, reported or not."""
+        return self._post.best_score(self.report.labels)
+
     def state(self) -> dict[str, Tensor]:
         """The state after the last frame: the slots, the number of frames and the sums of the class scores.
 

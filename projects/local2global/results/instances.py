@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -64,7 +64,7 @@ class VideoPostprocessor:
         self.spill = spill
         self.length = 0
         self._spill: Spill | None = None
-        self._total = self._foreground = self._pixels = torch.zeros(0)
+        self._total = self._foreground = self._pixels = self._peak = torch.zeros(0)
 
     def __enter__(self) -> VideoPostprocessor:
         return self
@@ -100,21 +100,35 @@ class VideoPostprocessor:
         self._foreground += foreground
         self._pixels += area
         best, labels = scores.amax(1), self._total.argmax(1)
+        self._peak = torch.where(area > 0, best, 0.0).maximum(self._peak)
         reported = (best >= self.threshold) & (area > 0)
         decoded = reported if self._spill is None else area > 0
         ids, shown = self._decode(masks, decoded, reported, extent, scores)
         index, self.length = self.length, self.length + 1
         return FrameResult(index, ids, labels[ids], best[ids], shown, boxes[ids])
 
+    def best_score(self, labels: Collection[int] | None = None) -> float:
+        """Highest score of any slot on a frame where it has a mask, reported or not; 0 without any.
+
+        Args:
+            labels: only slots with one of these labels; None for all.
+        """
+        peak = self._peak
+        if labels is not None and self.length:
+            peak = peak[torch.isin(self._total.argmax(1), torch.tensor(sorted(labels), dtype=torch.int64))]
+        return float(peak.max()) if len(peak) else 0.0
+
     def state(self) -> dict[str, Tensor]:
-        """What later frames depend on, as tensors that they do not change: `length` () and `total` (N, K).
+        """What later frames depend on, as tensors that they do not change.
+
+        `length` (), `total` (N, K) of class scores, and `peak` (N,), the highest score of each slot.
 
         Raises:
             ValueError: the postprocessor was created with `spill=True`; its file is no part of the state.
         """
         if self.spill:
             raise ValueError("`state` requires spill=False")
-        return {"length": torch.tensor(self.length), "total": self._total}
+        return {"length": torch.tensor(self.length), "total": self._total, "peak": self._peak}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continues after the frames at which `state` was taken.
@@ -129,7 +143,7 @@ class VideoPostprocessor:
         if length and (total.dim() != 2 or total.dtype != torch.float64):
             raise ValueError(f"total: expected (slots, classes) float64, got {tuple(total.shape)}")
         self._start(*(total.shape if length else (0, 0)))
-        self.length, self._total = length, total
+        self.length, self._total, self._peak = length, total, state["peak"]
 
     @staticmethod
     def _fetch(
@@ -161,6 +175,7 @@ class VideoPostprocessor:
         self._total = torch.zeros((queries, classes), dtype=torch.float64)
         self._foreground = torch.zeros(queries, dtype=torch.float64)
         self._pixels = torch.zeros(queries, dtype=torch.float64)
+        self._peak = torch.zeros(queries)
         if self.spill:
             self._spill = Spill(queries, classes)
 

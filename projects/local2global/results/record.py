@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import re
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import locked_folder, require_space
 from ..structures import FrameResult
+
+MAX_SLOTS = (1 << 16) - 1  # id + 1 is stored in 16-bit images
 
 
 class RecordWriter:
@@ -180,25 +181,35 @@ def _boxes(boxes: Sequence[Sequence[float]], size: Sequence[int]) -> Tensor:
 
 
 def _is_frame(frame: Any) -> bool:
-    objects = frame.get("objects") if isinstance(frame, dict) else None
-    return isinstance(objects, list) and all(map(_is_object, objects))
+    return (
+        isinstance(frame, dict)
+        and _is_number(frame.get("time"))
+        and isinstance(frame.get("objects"), list)
+        and all(map(_is_object, frame["objects"]))
+    )
 
 
 def _is_object(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    mask, score = entry.get("segmentation"), entry.get("score")
+    mask = entry.get("segmentation")
     return (
         all(type(entry.get(key)) is int for key in ("id", "category_id"))
-        and isinstance(score, (int, float))
-        and math.isfinite(score)
+        and 0 <= entry["id"] < MAX_SLOTS
+        and _is_number(entry.get("score"))
         and isinstance(entry.get("bbox"), list)
+        and len(entry["bbox"]) == 4
+        and all(map(_is_number, entry["bbox"]))
         and isinstance(mask, dict)
         and _is_size(mask.get("size"))
         and isinstance(mask.get("counts"), str)
         # pycocotools reads beyond the end of counts whose last run has no end.
         and re.fullmatch("[0-o]*[0-O]", mask["counts"]) is not None
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e15
 
 
 def _is_size(size: Any) -> bool:
@@ -236,12 +247,15 @@ class RecordedTracks:
 
     Attributes:
         length: number of frames.
+        times: time stamp of every frame in seconds.
         tracks: the objects by slot, in order of appearance.
     """
 
     def __init__(self, path: Path) -> None:
         """Reads the record once."""
+        self.path = path
         self.length = 0
+        self.times = array("d")
         self.tracks: dict[int, RecordedTrack] = {}
         self._file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by `__exit__`
         for frame in read_record(path):
@@ -252,6 +266,7 @@ class RecordedTracks:
                 track.scores.append(entry["score"])
                 track._offsets.append(self._file.tell())
                 self._file.write(json.dumps(entry).encode("ascii") + b"\n")
+            self.times.append(frame["time"])
             self.length += 1
 
     def objects(self, track: RecordedTrack) -> Iterator[dict[str, Any] | None]:
@@ -273,3 +288,51 @@ class RecordedTracks:
     def __exit__(self, *_: object) -> None:
         """Deletes the temporary file."""
         self._file.close()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A record and the description of its video: the input of every export.
+
+    Attributes:
+        tracks: the objects of the record.
+        video: name, width, height, fps, and file_names or None.
+        categories: {id, name} of every class.
+        frames: returns an iterator of the (3, H, W) uint8 RGB frames of the video, or None if they cannot be read
+            again.
+    """
+
+    tracks: RecordedTracks
+    video: Mapping[str, Any]
+    categories: Sequence[Mapping[str, Any]]
+    frames: Callable[[], Iterator[Tensor]] | None = None
+
+    @property
+    def file_names(self) -> list[str]:
+        """One image name per frame, with its folder: the source's, or `<name>/00000.jpg` and so on."""
+        length = self.tracks.length
+        names = self.video.get("file_names") or [f"{self.video['name']}/{t:05d}.jpg" for t in range(length)]
+        return list(names[:length])
+
+    @property
+    def stems(self) -> list[str]:
+        """File names for one file per frame: those of the source's images if they are distinct, else numbers."""
+        stems = [Path(name).stem for name in self.file_names]
+        return stems if len(set(stems)) == len(stems) else [f"{t:05d}" for t in range(len(stems))]
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The frames of the record; the category of an object is that of its track.
+
+        Raises:
+            UserError: if a mask does not have the size of the video.
+        """
+        size = [self.video["height"], self.video["width"]]
+        for t, line in enumerate(read_record(self.tracks.path)):
+            for entry in line["objects"]:
+                if entry["segmentation"]["size"] != size:
+                    other = entry["segmentation"]["size"]
+                    raise UserError(
+                        f"{self.tracks.path}:{t + 1}: a mask of {other}, but the video has {size}"
+                    )
+                entry["category_id"] = self.tracks.tracks[entry["id"]].category_id
+            yield line

@@ -47,7 +47,8 @@ def convert_mots(
     """Writes `JPEGImages/` and `instances.json`.
 
     A video is `annotations/<video>/*.png`, `annotations/<video>.txt` or, in MOTSChallenge,
-    `annotations/<video>/gt/gt.txt`; its frames are in `images/<video>/` or `images/<video>/img1/`.  Frames are matched
+    `annotations/<video>/gt/gt.txt`, or in CVAT and `l2g predict --save mots`, `annotations/<video>/instances/*.png`;
+    its frames are in `images/<video>/`, `images/<video>/img1/` or `images/<video>/images/`.  Frames are matched
     by the number in their file name.  Ignore regions become crowds, one for each class, because scorers match by class.
     Classes are car and pedestrian, or the lines of a `labels.txt` among the PNGs.
 
@@ -70,7 +71,7 @@ def convert_mots(
 
 
 def _class_names(root: Path) -> dict[int, str]:
-    files = [root / "labels.txt", *root.glob("*/labels.txt")]
+    files = [root / "labels.txt", *root.glob("*/labels.txt"), *root.glob("*/instances/labels.txt")]
     path = next((file for file in files if file.is_file()), None)
     if path is None:
         return dict(CLASSES)
@@ -81,7 +82,8 @@ def _class_names(root: Path) -> dict[int, str]:
 def _videos(root: Path, images: Path, classes: Mapping[int, str]) -> Iterator[SourceVideo]:
     for name, files in _mask_files(root):
         folder = images / name
-        frames = images_of(folder / "img1" if (folder / "img1").is_dir() else folder)
+        nested = (folder / name for name in ("img1", "images") if (folder / name).is_dir())
+        frames = images_of(next(nested, folder))
         size = image_size(frames[0])
         yield SourceVideo(name, frames, size, _tracks(files, frames, size, classes))
 
@@ -90,7 +92,8 @@ def _mask_files(root: Path) -> Iterator[tuple[str, Sequence[Path]]]:
     """(name, its PNGs or its txt file) of each video."""
     for folder in folders(root):
         text = next((folder / name for name in ("gt/gt.txt", "gt.txt") if (folder / name).is_file()), None)
-        files = [text] if text else sorted(folder.glob("*.png"), key=natural)
+        maps = folder / "instances" if (folder / "instances").is_dir() else folder
+        files = [text] if text else sorted(maps.glob("*.png"), key=natural)
         if files:
             yield folder.name, files
     for text in sorted(root.glob("*.txt"), key=natural):

@@ -6,20 +6,20 @@ Both are written mask by mask.  Frames on which an object was not reported have 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from pycocotools import mask as coco_mask
 
 from ...files import atomic_path
-from ..record import RecordedTrack, RecordedTracks
+from ..record import RecordedTrack, RecordedTracks, Recording
 
 VIDEO_ID = 1
 
 
-def write_results(path: Path, recorded: RecordedTracks) -> None:
+def write_results(path: Path, recording: Recording) -> None:
     """Writes a list of {video_id, category_id, score, segmentations}, the input of evaluation servers."""
+    recorded = recording.tracks
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         separator = "["
         for track in recorded.tracks.values():
@@ -35,27 +35,16 @@ def write_results(path: Path, recorded: RecordedTracks) -> None:
         file.write("[]\n" if separator == "[" else "]\n")
 
 
-def write_annotations(
-    path: Path,
-    recorded: RecordedTracks,
-    video: Mapping[str, Any],
-    categories: Sequence[Mapping[str, Any]],
-) -> None:
+def write_annotations(path: Path, recording: Recording) -> None:
     """Writes {videos, categories, annotations} as in a dataset.
 
     An annotation has the usual keys, `score`, and the frames' scores in `scores`.  Its id is the slot + 1.
-
-    Args:
-        path: the file.
-        recorded: the tracks.
-        video: name, width, height, fps, and file_names or None.
-        categories: {id, name} of every class.
     """
+    recorded, video = recording.tracks, recording.video
     length = recorded.length
-    names = video.get("file_names") or [f"{video['name']}/{t:05d}.jpg" for t in range(length)]
-    entry = {**video, "id": VIDEO_ID, "length": length, "file_names": names[:length]}
+    entry = {**video, "id": VIDEO_ID, "length": length, "file_names": recording.file_names}
     size = {"width": video["width"], "height": video["height"], "length": length}
-    head = {"videos": [entry], "categories": [dict(category) for category in categories]}
+    head = {"videos": [entry], "categories": [dict(category) for category in recording.categories]}
     with atomic_path(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write(f'{json.dumps(head)[:-1]},\n"annotations": [')
         for count, track in enumerate(recorded.tracks.values()):
