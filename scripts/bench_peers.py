@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from local2global.boxes import mask_to_box
 from local2global.modeling import segmenter
 from local2global.modeling.model import PIXEL_MEAN, PIXEL_STD, Local2Global
-from local2global.modeling.variants import BypassTracker
+from local2global.modeling.variants import ImageTracker
 from local2global.results.instances import VideoPostprocessor
 from local2global.weights.checkpoint import to_detrex
 
@@ -91,7 +91,7 @@ def _detrex(bench: Bench) -> Iterator[Row]:
     In row `detrex/peer layout`, "ours" is the peer layout. Results are compared with MaskDINO's boxes of masks.
     """
     ours = copy.deepcopy(models(bench.device, DETREX_QUERIES).ours)
-    ours.tracker = BypassTracker()  # MaskDINO has no tracker
+    ours.tracker = ImageTracker()  # MaskDINO has no tracker
     layout = peer_of(ours)
     try:
         real = maskdino_of(ours)

@@ -9,12 +9,12 @@ from local2global.modeling.positions import (
     TrajectoryPositions,
 )
 from local2global.modeling.tracker import FromLocal, Learned
-from local2global.modeling.variants import BypassTracker, FromProposals
+from local2global.modeling.variants import FromProposals, ImageTracker
 
 _slots = dict(num_queries="${model.segmenter.num_queries}", dim="${model.segmenter.dim}")
 
 variants = {
-    "model.tracker": dict(bypass=L(BypassTracker)()),
+    "model.tracker": dict(bypass=L(ImageTracker)()),
     "model.tracker.local_positions": dict(
         static=L(StaticLocalPositions)(**_slots), dynamic=L(DynamicLocalPositions)()
     ),

@@ -204,7 +204,9 @@ class FrameFeatures:
 
 @dataclass(frozen=True)
 class Queries:
-    """The slots: state carried between frames.  Row i is the same object on every frame.
+    """The slots: the whole state that is carried between frames.  Row i is the same object on every frame.
+
+    A tracker that has to remember more carries a subclass; every field is a tensor whose first axes are (B, N).
 
     Attributes:
         embed: (B, N, C) content; between frames, the last decoder layer's output before its norm.
@@ -216,6 +218,11 @@ class Queries:
 
     def __post_init__(self) -> None:
         _expect_boxes(self.embed, self.boxes)
+
+    def clone(self) -> Queries:
+        """A copy that shares no memory with the original, of the same class."""
+        tensors = {f.name: getattr(self, f.name).clone() for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **tensors)
 
 
 @dataclass(frozen=True)

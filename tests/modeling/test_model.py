@@ -12,9 +12,10 @@ from local2global.modeling import criterion
 from local2global.modeling.backbone import GroupNorms, ResNet
 from local2global.modeling.criterion import FullSupervision
 from local2global.modeling.matcher import match_clip
+from local2global.modeling.model import fit_masks
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, Learned
-from local2global.modeling.variants import FromProposals
+from local2global.modeling.variants import FromProposals, ImageTracker
 from local2global.structures import Clip, VideoResult
 from waits import waits
 
@@ -415,3 +416,39 @@ def test_a_training_step_reads_no_tensor_value(tiny, make_clip, supervision):
     with _ValueReads() as asked:
         total(model(clips)).backward()
     assert asked.names == ["_local_scalar_dense"] * (0 if supervision else 2 * len(clips))
+
+
+@pytest.mark.parametrize("tracker", [None, ImageTracker()])
+def test_a_stream_starts_from_given_masks(tiny, make_clip, tracker):
+    """The first frame predicts the given masks in slots 0 and 1; later frames are segmented."""
+    model = tiny().eval()
+    model.tracker = tracker or model.tracker
+    clip = make_clip()
+    objects = clip.targets.masks[:, 0]
+    first, second, _ = model.stream(clip.frames, objects=objects)
+    expected = fit_masks(objects, model.encode([clip.frames[0]]))
+    assert torch.equal(first.masks[0, :2] > 0, expected)
+    assert first.masks.shape == second.masks.shape == (1, 6, 16, 24)
+    size = clip.frames.shape[-1] / 4
+    assert abs(first.queries.boxes[0, 0, 2] * size - expected[0].any(0).sum()) < 1e-4
+
+
+def test_given_masks_fill_the_pixels_that_they_cover_by_half(tiny):
+    """A 6 x 4 object on a frame of 32 x 32: its second column of mask pixels is covered by half, a speck by .0625."""
+    features = tiny().encode([torch.zeros(3, 32, 32, dtype=torch.uint8)])
+    objects = torch.zeros(2, 32, 32, dtype=torch.bool)
+    objects[0, 4:8, 4:10] = objects[1, 20, 21] = True
+    masks = fit_masks(objects, features)
+    assert masks.nonzero().tolist() == [[0, 1, 1], [0, 1, 2], [1, 5, 5]]
+
+
+def test_objects_that_cannot_start_a_stream_are_refused(tiny):
+    model, frame = tiny().eval(), torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    full = torch.ones(7, 64, 96, dtype=torch.bool)
+    with pytest.raises(ValueError, match="7 objects are given, the model has 6 slots"):
+        next(model.stream(frame, objects=full))
+    with pytest.raises(ValueError, match="no pixel on the first frame"):
+        next(model.stream(frame, objects=~full))
+    slots = next(model.stream(frame)).queries
+    with pytest.raises(ValueError, match="before there are slots"):
+        next(model.stream(frame, slots, full[:1]))

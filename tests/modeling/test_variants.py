@@ -1,88 +1,189 @@
 """Variants that are not the paper's: linking of image weights, and the aligner that starts as the identity."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from local2global.boxes import mask_to_box
 from local2global.lazy import instantiate, load_config
-from local2global.modeling.variants import BypassTracker, IdentityStartAligner, most_similar
+from local2global.modeling.variants import IdentityStartAligner, ImageTracker
 from local2global.structures import FramePredictions, LayerPredictions, Proposals, Queries
 
 PAPER = "configs/common/models/l2g_r50.py"
 
 
-def predictions_of(embed):
-    """Predictions of which every number is its row."""
-    batch, count = embed.shape[:2]
-    row = torch.arange(count).float().expand(batch, -1)[..., None]
-    layer = LayerPredictions(row, row.expand(-1, -1, 4), row)
-    queries = Queries(embed, row.expand(-1, -1, 4))
-    masks = row[..., None].expand(-1, -1, 2, 3)
-    return FramePredictions(row, row.expand(-1, -1, 4), masks, torch.ones(batch, 2), queries, (layer,), layer)
+SIZE = (12, 24)  # of the frames below, in mask pixels
+
+
+def frame(*detections, count=4):
+    """Predictions of one frame: (x, y, query, score) each, a 4 x 4 square at x, y; the other rows have no mask."""
+    masks = torch.full((1, count, *SIZE), -5.0)
+    embed, logits = torch.zeros(1, count, 2), torch.full((1, count, 1), -9.0)
+    for row, (x, y, query, score) in enumerate(detections):
+        masks[0, row, y : y + 4, x : x + 4] = 5.0
+        embed[0, row] = torch.tensor(query)
+        logits[0, row] = torch.tensor(score).logit()
+    extent = torch.tensor([[float(SIZE[1]), float(SIZE[0])]])
+    boxes = mask_to_box(masks, torch.zeros(1, count, 4), extent[:, None])
+    return FramePredictions(logits, boxes, masks, extent, Queries(embed, boxes))
+
+
+RED, BLUE = (1.0, 0.0), (0.0, 1.0)
+
+
+def track(frames, tracker=None):
+    """The column of the object's mask in each slot and frame, None where a slot reports nothing."""
+    past, columns = None, []
+    for predictions in frames:
+        linked = (tracker or ImageTracker()).link(past, predictions)
+        past = linked.queries
+        shown = (linked.masks[0] > 0).any(1)
+        reported = linked.logits[0, :, 0] > 0
+        columns.append(
+            [int(r.int().argmax()) if r.any() and s else None for r, s in zip(shown, reported, strict=True)]
+        )
+    return columns
 
 
 def test_two_objects_that_swap_rows_keep_their_slots():
-    """On the second frame the rows are swapped and both queries have changed slightly."""
-    past = Queries(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.zeros(1, 2, 4))
-    current = predictions_of(torch.tensor([[[0.1, 2.0], [3.0, 0.2]]]))
-    linked = BypassTracker().link(past, current)
-    assert linked.logits.flatten().tolist() == [1, 0]
-    assert linked.boxes[0, :, 0].tolist() == [1, 0]
-    assert linked.masks[0, :, 0, 0].tolist() == [1, 0]
-    torch.testing.assert_close(linked.queries.embed, torch.tensor([[[3.0, 0.2], [0.1, 2.0]]]))
-    assert linked.layers[0].mask_embed.flatten().tolist() == [1, 0]
-    assert linked.local is current.local
+    """The more confident one has slot 0."""
+    frames = [frame((2, 2, RED, 0.8), (16, 2, BLUE, 0.9)), frame((15, 2, BLUE, 0.7), (3, 2, RED, 0.9))]
+    assert track(frames) == [[16, 2, None, None], [15, 3, None, None]]
 
 
-def test_the_assignment_maximises_the_sum_of_cosines():
-    """Both rows are most similar to column 0; the sum decides.  The norm of a query has no effect."""
-    past = torch.tensor([[[1.0, 0.5], [1.0, 0.0]]])
-    current = torch.tensor([[[100.0, 0.0], [0.6, 0.8]]])
-    assert most_similar(past, current).tolist() == [[1, 0]]
+def test_look_alikes_are_told_apart_by_place():
+    frames = [frame((2, 2, RED, 0.9), (8, 2, RED, 0.8)), frame((9, 2, RED, 0.9), (3, 2, RED, 0.8))]
+    assert track(frames)[1] == [3, 9, None, None]
 
 
-def test_links_do_not_depend_on_the_order_of_rows():
-    """Each clip of the batch is linked by itself."""
+def test_objects_that_cross_are_told_apart_by_their_queries():
+    """Each box is now nearer to where the other was."""
+    frames = [frame((6, 2, RED, 0.9), (9, 2, BLUE, 0.8)), frame((8, 2, RED, 0.8), (7, 2, BLUE, 0.9))]
+    assert track(frames)[1] == [8, 7, None, None]
+
+
+@pytest.mark.parametrize(("memory", "slot"), [(0, 1), (3, 1), (4, 0), (30, 0)])
+def test_a_lost_object_returns_to_its_slot_within_the_memory(memory, slot):
+    """It is hidden for four frames and has moved a little; afterwards its slot counts as lost, and it is a new one."""
+    frames = [frame((4, 2, RED, 0.9)), *[frame()] * 4, frame((6, 2, RED, 0.9))]
+    columns = track(frames, ImageTracker(memory=memory))
+    assert columns[1:5] == [[None] * 4] * 4
+    assert columns[5] == [6 if k == slot else None for k in range(4)]
+
+
+def test_a_lost_object_is_looked_for_where_it_was_going():
+    """Two look-alikes move to the right by 4 columns a frame, hidden for a frame; one is now where the other was."""
+    frames = [
+        frame((0, 0, RED, 0.9), (8, 0, RED, 0.8)),
+        frame((4, 0, RED, 0.9), (12, 0, RED, 0.8)),
+        frame(),
+        frame((20, 0, RED, 0.9), (12, 0, RED, 0.8)),
+    ]
+    assert track(frames, ImageTracker(least=0.1))[3] == [12, 20, None, None]
+
+
+def test_an_unsure_detection_keeps_its_slot_and_starts_none():
+    frames = [frame((2, 2, RED, 0.9)), frame((2, 2, RED, 0.1), (16, 2, BLUE, 0.1)), frame((2, 2, RED, 0.9))]
+    past = None
+    for predictions in frames:
+        past = ImageTracker().link(past, predictions).queries
+    assert past.taken.tolist() == [[True, False, False, False]]
+    assert past.lost[0, 0] == 0
+
+
+def test_a_newcomer_takes_a_fresh_slot_first_then_the_one_lost_longest():
+    """The objects of slots 0 and 1 are lost, in this order; the fourth object finds only their slots free."""
+    frames = [
+        frame((0, 0, RED, 0.9), (8, 0, RED, 0.8), count=3),
+        frame((8, 0, RED, 0.8), count=3),
+        frame((20, 8, BLUE, 0.9), count=3),
+        frame((20, 8, BLUE, 0.9), (20, 0, BLUE, 0.8), count=3),
+    ]
+    assert track(frames)[2:] == [[None, None, 20], [20, None, 20]]
+
+
+def test_links_do_not_depend_on_the_order_of_detections():
     torch.manual_seed(0)
-    past, current = torch.randn(2, 6, 8), torch.randn(2, 6, 8)
-    order = torch.stack([torch.randperm(6) for _ in range(2)])
-    shuffled = current.gather(1, order[..., None].expand(-1, -1, 8))
+    places = [(2, 2), (9, 2), (16, 2)]
+    queries = torch.randn(3, 2).tolist()
+    first = frame(
+        *[(x, y, q, 0.9 - 0.1 * i) for i, ((x, y), q) in enumerate(zip(places, queries, strict=True))]
+    )
+    second = [(x + 1, y, q, 0.9 - 0.1 * i) for i, ((x, y), q) in enumerate(zip(places, queries, strict=True))]
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        assert track([first, frame(*[second[i] for i in order])])[1] == [3, 10, 17, None]
 
-    def slots(embed):
-        return embed.gather(1, most_similar(past, embed)[..., None].expand(-1, -1, 8))
 
-    assert torch.equal(slots(shuffled), slots(current))
+def test_a_clip_of_a_batch_is_linked_by_itself():
+    """Two clips at once are the clips one by one, and the state has a constant size."""
+    clips = [
+        [frame((2, 2, RED, 0.9), (16, 2, BLUE, 0.8)), frame((16, 2, BLUE, 0.8)), frame((3, 2, RED, 0.9))],
+        [frame((2, 6, RED, 0.9)), frame((2, 6, BLUE, 0.9), (9, 6, RED, 0.8)), frame((9, 6, RED, 0.8))],
+    ]
+
+    def stack(one, other):
+        fields = ("logits", "boxes", "masks", "extent")
+        both = {name: torch.cat((getattr(one, name), getattr(other, name))) for name in fields}
+        queries = (one.queries, other.queries)
+        return FramePredictions(
+            **both,
+            queries=Queries(*(torch.cat([getattr(q, n) for q in queries]) for n in ("embed", "boxes"))),
+        )
+
+    together = None
+    alone = [None, None]
+    for pair in zip(*clips, strict=True):
+        linked = ImageTracker().link(together, stack(*pair))
+        single = [
+            ImageTracker().link(past, predictions) for past, predictions in zip(alone, pair, strict=True)
+        ]
+        torch.testing.assert_close(linked.masks, torch.cat([s.masks for s in single]))
+        together, alone = linked.queries, [s.queries for s in single]
+        for field in dataclasses.fields(together):
+            assert getattr(together, field.name).shape[:2] == (2, 4)
 
 
-def test_bypass_decodes_the_local_queries_on_every_frame():
+def test_given_objects_have_the_first_slots():
+    """Their masks are given, their queries are not known: the detections are found by place."""
+    boxes = torch.tensor([[0.75, 0.333, 0.1667, 0.333], [0.167, 0.333, 0.1667, 0.333]])[None]
+    masks = torch.zeros(1, 2, *SIZE, dtype=torch.bool)
+    masks[0, 0, 2:6, 16:20] = masks[0, 1, 2:6, 2:6] = True
+    local = Proposals(torch.zeros(1, 4, 2), torch.zeros(1, 4, 4), LayerPredictions(None, None, None))
+    past = ImageTracker().start(Queries(torch.zeros(1, 2, 2), boxes), masks, local)
+    linked = ImageTracker().link(past, frame((2, 2, RED, 0.9), (9, 7, RED, 0.8), (16, 2, RED, 0.7)))
+    shown = [int(row.nonzero()[0]) for row in (linked.masks[0, :3] > 0).any(1)]
+    assert shown == [16, 2, 9]
+
+
+def test_image_tracker_decodes_the_local_queries_on_every_frame():
     boxes = torch.rand(1, 3, 4)
     local = Proposals(torch.randn(1, 3, 8), boxes, LayerPredictions(boxes, boxes, boxes))
     past = Queries(torch.randn(1, 3, 8), torch.rand(1, 3, 4))
-    queries, positions = BypassTracker()(past, local, lambda b: b.repeat(1, 1, 2))
+    queries, positions = ImageTracker()(past, local, lambda b: b.repeat(1, 1, 2))
     assert torch.equal(queries.embed, local.embed)
     assert torch.equal(positions.boxes, boxes)
-    assert not list(BypassTracker().parameters())
+    assert not list(ImageTracker().parameters())
 
 
-def test_a_bypassed_stream_predicts_each_frame_as_an_image(tiny, make_clip):
-    """Each frame's predictions are those of the frame alone, in the order of the slots."""
+def test_a_linked_stream_predicts_each_frame_as_an_image(tiny, make_clip):
+    """Without confident detections, no slot is reserved: each frame's predictions are those of the frame alone."""
     model = tiny().eval()
-    model.tracker = BypassTracker()
+    model.tracker = ImageTracker(threshold=1.0)
     frames = make_clip().frames
     streamed = list(model.stream(frames))
     assert len(streamed) == len(frames)
-    for frame, result in zip(frames, streamed, strict=True):
-        (alone,) = model.stream([frame])
+    for image, result in zip(frames, streamed, strict=True):
+        (alone,) = model.stream([image])
         torch.testing.assert_close(result.logits[0].sum(0), alone.logits[0].sum(0))
         torch.testing.assert_close(result.masks[0].sum(0), alone.masks[0].sum(0), atol=1e-4, rtol=1e-4)
-    expected = torch.cat([result.queries.embed for result in streamed[:2]])
-    order = most_similar(expected[:1], expected[1:])
-    assert order.tolist() == [list(range(order.shape[1]))]
 
 
 def test_bypass_is_a_word_of_the_config(root):
-    cfg = load_config(root / PAPER, ["model.tracker=bypass"])
-    assert isinstance(instantiate(cfg.model.tracker), BypassTracker)
-    assert set(cfg.model.tracker) == {"_target_"}
+    cfg = load_config(root / PAPER, ["model.tracker=bypass", "model.tracker.memory=8"])
+    tracker = instantiate(cfg.model.tracker)
+    assert isinstance(tracker, ImageTracker)
+    assert tracker.memory == 8
 
 
 @pytest.fixture

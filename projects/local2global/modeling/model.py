@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..boxes import mask_to_box
 from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
@@ -26,11 +27,14 @@ from .criterion import Criterion
 from .ops import deformable_sample
 from .segmenter import Segmenter
 from .tracker import LinkingTracker, Tracker
-from .variants import BypassTracker
+from .variants import ImageTracker
 
 #: ImageNet's statistics of RGB values in [0, 255].
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+#: Mask logit of the pixels of a given object.
+CERTAIN = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class Local2Global(nn.Module):
     def __init__(
         self,
         segmenter: Segmenter,
-        tracker: Tracker | BypassTracker,
+        tracker: Tracker | ImageTracker,
         criterion: Criterion,
         classes: Sequence[Mapping[str, Any]],
         test_size: tuple[int, int] = (360, 1333),
@@ -107,7 +111,7 @@ class Local2Global(nn.Module):
         local = self.segmenter.propose(features)  # q_local,t
         queries, positions = self.tracker(past, local, self.segmenter.decoder.embed_boxes)  # Eqs. (2), (3)
         predictions = self.segmenter.decode(queries, positions, features, local.predictions)  # Eq. (1)
-        if past is not None and isinstance(self.tracker, LinkingTracker):
+        if isinstance(self.tracker, LinkingTracker):
             return self.tracker.link(past, predictions)
         return predictions
 
@@ -160,25 +164,57 @@ class Local2Global(nn.Module):
             raise
 
     @torch.no_grad()
-    def stream(self, frames: Iterable[Tensor], past: Queries | None = None) -> Iterator[FramePredictions]:
+    def stream(
+        self, frames: Iterable[Tensor], past: Queries | None = None, objects: Tensor | None = None
+    ) -> Iterator[FramePredictions]:
         """Segment a video frame by frame; the result of frame t is yielded before frame t + 1 is read.
 
         Args:
             frames: (3, H, W) uint8 RGB, any number of them.
             past: the slots after the frame before them (`FramePredictions.queries`); None at the start of a video.
+            objects: (M, H', W') bool, masks of objects on the first frame, at any size of the same aspect ratio.  They
+                have slots 0 to M - 1; on the first frame, these slots predict the given masks.
 
         Yields:
             The predictions for each frame, B = 1.
+
+        Raises:
+            ValueError: there are more objects than slots, an object has no pixel, or `past` is given too.
         """
+        if past is not None and objects is not None:
+            raise ValueError("objects are given on the first frame of a stream, before there are slots")
         for frame in frames:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            predictions = self.step(self.encode([frame]), past)
+            features = self.encode([frame])
+            if objects is None:
+                predictions = self.step(features, past)
+            else:
+                masks = fit_masks(objects.to(self.device), features)
+                predictions = with_masks(self.step(features, self.start(features, masks)), masks)
+                objects = None
             past = predictions.queries
             if self._graphs:  # the next frame's graphs overwrite their outputs
-                past = Queries(past.embed.clone(), past.boxes.clone())
+                past = past.clone()
                 predictions = dataclasses.replace(predictions, queries=past)
             yield predictions
+
+    def start(self, features: FrameFeatures, masks: Tensor) -> Queries:
+        """The slots before the first frame of a stream whose objects are given.
+
+        Args:
+            features: the first frame, B = 1.
+            masks: (M, h, w) bool, the masks of the objects, which have slots 0 to M - 1.
+
+        Raises:
+            ValueError: there are more objects than slots.
+        """
+        if len(masks) > self.segmenter.num_queries:
+            raise ValueError(
+                f"{len(masks)} objects are given, the model has {self.segmenter.num_queries} slots"
+            )
+        local = self.segmenter.propose(features)
+        return self.tracker.start(self.segmenter.represent(features, masks), masks[None], local)
 
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.
@@ -243,6 +279,45 @@ class Local2Global(nn.Module):
         for name, parameter in self.named_parameters():
             if not any(re.search(pattern, name) for pattern in trainable):
                 parameter.requires_grad_(False)
+
+
+def fit_masks(objects: Tensor, features: FrameFeatures) -> Tensor:
+    """Masks at the size of the mask features: a pixel belongs to an object that covers half of it.
+
+    Args:
+        objects: (M, H, W) bool.
+        features: one frame, B = 1.
+
+    Returns:
+        (M, h, w) bool; an object smaller than half a pixel has the pixel that it covers most.
+
+    Raises:
+        ValueError: an object has no pixel.
+    """
+    if len(objects) == 0 or not objects.flatten(1).any(1).all():
+        raise ValueError("a given object has no pixel on the first frame")
+    width, height = (round(side) for side in features.extent[0].tolist())
+    cover = F.interpolate(objects[None].float(), (height, width), mode="area")[0]
+    masks = cover >= cover.flatten(1).amax(1).clamp(max=0.5)[:, None, None]
+    rows, columns = (
+        side - n for side, n in zip(features.mask_features.shape[-2:], (height, width), strict=True)
+    )
+    return F.pad(masks, (0, columns, 0, rows))
+
+
+def with_masks(predictions: FramePredictions, masks: Tensor) -> FramePredictions:
+    """The predictions with the masks of slots 0 to M - 1 replaced.
+
+    Args:
+        predictions: of one frame, B = 1.
+        masks: (M, h, w) bool.
+    """
+    logits, boxes = predictions.masks.clone(), predictions.queries.boxes.clone()
+    logits[0, : len(masks)] = torch.where(masks, CERTAIN, -CERTAIN)
+    boxes[:, : len(masks)] = mask_to_box(logits, boxes, predictions.extent[:, None])[:, : len(masks)]
+    return dataclasses.replace(
+        predictions, masks=logits, queries=dataclasses.replace(predictions.queries, boxes=boxes)
+    )
 
 
 def _targets_to(clip: Clip, device: torch.device) -> Clip:

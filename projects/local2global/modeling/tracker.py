@@ -1,15 +1,17 @@
 """Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has `link`
-(`LinkingTracker`), the model calls it after decoding.  `variants.BypassTracker` is an example.
+Another way to propagate is a class with `forward`, `start` and the attribute `aligner` of `Tracker`.  If it also has
+`link` (`LinkingTracker`), the model calls it after decoding.  `variants.ImageTracker` is an example.
 """
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ..boxes import box_iou, cxcywh_to_xyxy
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import L2GAligner
 from .positions import (
@@ -25,8 +27,16 @@ from .positions import (
 class LinkingTracker(Protocol):
     """A tracker that assigns the predictions of a frame to slots after decoding."""
 
-    def link(self, past: Queries, predictions: FramePredictions) -> FramePredictions:
-        """The predictions in the order of the slots `past`."""
+    def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
+        """The predictions in the order of the slots.
+
+        Args:
+            past: the slots after the previous frame; None on the first frame.
+            predictions: of the current frame, in the order of its local queries.
+
+        Returns:
+            The predictions, row i of slot i; their `queries` are the slots that are passed to the next frame.
+        """
 
 
 class FromLocal(nn.Module):
@@ -89,6 +99,24 @@ class Tracker(nn.Module):
         self.first_frame = first_frame
         if aligner is None:
             self.positions.requires_grad_(False)
+
+    def start(self, given: Queries, masks: Tensor, local: Proposals) -> Queries:
+        """The slots before the first frame of a stream whose objects are given.
+
+        Args:
+            given: (1, M, C) queries of the objects; they have slots 0 to M - 1.
+            masks: (1, M, h, w) bool, their masks on the first frame; not used here.
+            local: the local queries of the first frame.  The other slots have the most confident of them; those whose
+                box overlaps that of a given object (IoU above .5) come last.
+        """
+        del masks
+        corners = cxcywh_to_xyxy(given.boxes)[:, :, None], cxcywh_to_xyxy(local.boxes)[:, None]
+        duplicate = box_iou(*corners).amax(dim=1) > 0.5  # (1, N)
+        rest = duplicate.int().argsort(dim=1, stable=True)[0, : local.embed.shape[1] - given.embed.shape[1]]
+        return Queries(
+            torch.cat((given.embed, local.embed[:, rest]), dim=1),
+            torch.cat((given.boxes, local.boxes[:, rest]), dim=1),
+        )
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes

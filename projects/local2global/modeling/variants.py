@@ -1,30 +1,98 @@
 """Variants that are not in the paper.
 
-- `BypassTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
+- `ImageTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
 - `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
 - `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..boxes import box_iou, cxcywh_to_xyxy
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import AlignerLayer, L2GAligner
+from .layers import pairwise_iou
 from .matcher import assign
 from .positions import EmbedBoxes
 from .tracker import FromLocal
 
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
-class BypassTracker(nn.Module):
-    """Decodes the local queries of every frame, then links them to the slots of the previous frame.
+#: Logit of the scores and masks of a slot whose object is absent.
+ABSENT = -20.0
 
-    This is the idea of MinVIS (Huang, Yu and Anandkumar, NeurIPS 2022): queries of a good image segmenter are similar
-    wherever they show the same object.  It makes image-only weights, such as a released MaskDINO, usable on videos.
-    Identities are matched, not learned: an object that is hidden for a frame loses its slot.
+#: Growth per frame of the distance at which a lost object is looked for, in sizes of the object.
+SPREAD = 0.25
+
+
+@dataclass(frozen=True)
+class RememberedQueries(Queries):
+    """The slots of `ImageTracker`: what is needed to find an object again that was lost for some frames.
+
+    Attributes:
+        masks: (B, N, h, w) bool, the last mask of each slot.
+        motion: (B, N, 2) displacement of the box's centre per frame, as a fraction of the frame; smoothed.
+        lost: (B, N) int64 frames since the slot's last detection; 0 on the frame of the detection.
+        taken: (B, N) bool, whether the slot has belonged to an object.
+    """
+
+    masks: Tensor
+    motion: Tensor
+    lost: Tensor
+    taken: Tensor
+
+    @classmethod
+    def empty(cls, predictions: FramePredictions) -> RememberedQueries:
+        """Free slots for the predictions of a first frame."""
+        queries, masks = predictions.queries, predictions.masks
+        lost = torch.zeros(masks.shape[:2], dtype=torch.int64, device=masks.device)
+        return cls(
+            torch.zeros_like(queries.embed),
+            torch.zeros_like(queries.boxes),
+            torch.zeros_like(masks, dtype=torch.bool),
+            torch.zeros_like(queries.boxes[..., :2]),
+            lost,
+            lost > 0,
+        )
+
+
+class ImageTracker(nn.Module):
+    """Decodes the local queries of every frame, then links them to slots that remember lost objects.
+
+    It makes image-only weights, such as a released MaskDINO, usable on videos: identities are matched, not learned.
+    Queries of a good image segmenter are similar wherever they show the same object (MinVIS; Huang, Yu and Anandkumar,
+    NeurIPS 2022).  Look-alikes are told apart by place.  The affinity of a slot and a detection in [0, 1] is
+
+        appearance * cosine of the queries + (1 - appearance) * place,
+
+    where place is the mean of the IoU of the masks and the IoU of the detection's box with the slot's moved box; for an
+    object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time.  A frame is
+    linked in the order of ByteTrack (Zhang et al., ECCV 2022), each time by the Hungarian algorithm:
+
+    1. the slots of objects, seen on the previous frame or lost, with the confident detections;
+    2. the remaining objects of the previous frame with the other detections;
+    3. the remaining confident detections are new objects.  They take slots that never had an object, then those that
+       lost their object the longest ago;
+    4. the remaining detections are linked to slots without an object.
+
+    The slot of a lost object has an empty mask and keeps its query, box and mask.  Memory is constant: N slots.
+
+    Args:
+        memory: frames for which a lost object can be found again.  0 links consecutive frames only.
+        appearance: weight of the queries' similarity in the affinity; the rest is the weight of the place.
+        least: affinity below which a slot and a detection are never linked.
+        threshold: class score from which a detection is confident.
 
     Attributes:
         aligner: always None.
@@ -34,6 +102,12 @@ class BypassTracker(nn.Module):
     aligner: None = None
     caveat = "model.tracker=bypass: identities are matched from frame to frame, not learned"
 
+    def __init__(
+        self, memory: int = 30, appearance: float = 0.33, least: float = 0.3, threshold: float = 0.3
+    ) -> None:
+        super().__init__()
+        self.memory, self.appearance, self.least, self.threshold = memory, appearance, least, threshold
+
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
     ) -> tuple[Queries, Positions]:
@@ -41,25 +115,136 @@ class BypassTracker(nn.Module):
         del past
         return Queries(local.embed, local.boxes), Positions(embed_boxes(local.boxes), local.boxes)
 
-    def link(self, past: Queries, predictions: FramePredictions) -> FramePredictions:
-        """The predictions in the order of the previous frame's slots."""
-        return predictions.in_order(most_similar(past.embed, predictions.queries.embed))
+    def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
+        """The predictions in the order of the slots, with an empty mask and a score near 0 in slots without one."""
+        slots = past if isinstance(past, RememberedQueries) else RememberedQueries.empty(predictions)
+        with torch.no_grad():
+            order, new = self._assign(slots, predictions)
+        missing = order < 0
+        ordered = predictions.in_order(order.clamp(min=0))
+        return dataclasses.replace(
+            ordered,
+            logits=ordered.logits.masked_fill(missing[..., None], ABSENT),
+            masks=ordered.masks.masked_fill(missing[..., None, None], ABSENT),
+            queries=_remember(slots, ordered, missing, new),
+        )
+
+    def _assign(self, slots: RememberedQueries, predictions: FramePredictions) -> tuple[Tensor, Tensor]:
+        """Links the detections of a frame to slots.
+
+        Returns:
+            (B, N) int64, the detection of each slot, -1 for none; (B, N) bool, the slots that are given to new objects.
+        """
+        filled = (predictions.masks > 0).flatten(2).any(-1)
+        scores = predictions.logits.sigmoid().amax(-1).masked_fill(~filled, 0.0)
+        affinity = self.affinity(slots, predictions)
+        host = [x.cpu().numpy() for x in (affinity, scores, slots.taken, slots.lost)]
+        linked = [self._link_clip(*clip) for clip in zip(*host, strict=True)]
+        order, new = (np.stack(column) for column in zip(*linked, strict=True))
+        device = scores.device
+        return torch.from_numpy(order).to(device), torch.from_numpy(new).to(device)
+
+    def _link_clip(self, affinity: Floats, scores: Floats, taken: Bools, lost: Ints) -> tuple[Ints, Bools]:
+        """`_assign` of one clip: (N, N) affinities, slots first, (N,) scores, and the state of the slots."""
+        order, confident = np.full(len(scores), -1), scores >= self.threshold
+        free = np.ones(len(scores), dtype=bool)  # detections
+
+        def link(rows: Bools, columns: Bools, least: float) -> None:
+            for slot, detection in best_pairs(affinity, rows, columns, least):
+                order[slot], free[detection] = detection, False
+
+        link(taken & (lost <= self.memory), confident, self.least)
+        link(taken & (lost == 0) & (order < 0), free & ~confident & (scores > 0), self.least)
+        newcomers = np.flatnonzero(free & confident)
+        newcomers = newcomers[np.argsort(-scores[newcomers], kind="stable")]
+        by_value = np.argsort(np.where(taken, np.iinfo(np.int64).max - lost, 0), kind="stable")
+        places = by_value[order[by_value] < 0][: len(newcomers)]
+        order[places], free[newcomers[: len(places)]] = newcomers[: len(places)], False
+        new = np.isin(np.arange(len(order)), places)
+        link(~taken & ~new, free, -1.0)
+        return order, new
+
+    def affinity(self, slots: RememberedQueries, predictions: FramePredictions) -> Tensor:
+        """(B, N, N) affinities in [0, 1] of slots and detections."""
+        queries, extent = predictions.queries, predictions.extent
+        similarity = F.normalize(slots.embed.float(), dim=-1) @ F.normalize(queries.embed.float(), dim=-1).mT
+        steps = slots.lost[..., None] + 1.0
+        moved = torch.cat((slots.boxes[..., :2] + steps * slots.motion, slots.boxes[..., 2:]), dim=-1)
+        overlap = box_iou(cxcywh_to_xyxy(moved)[:, :, None], cxcywh_to_xyxy(queries.boxes.float())[:, None])
+        iou = pairwise_iou(slots.masks, predictions.masks > 0)
+        distance = torch.cdist(
+            moved[..., :2] * extent[:, None], queries.boxes[..., :2].float() * extent[:, None]
+        )
+        size = (moved[..., 2:] * extent[:, None]).prod(-1).clamp(min=1).sqrt()
+        width = size * (0.5 + SPREAD * slots.lost)
+        near = torch.exp(-0.5 * (distance / width[..., None]) ** 2)
+        place = torch.where(slots.lost[..., None] == 0, (iou + overlap) / 2, near)
+        return self.appearance * similarity.clamp(min=0) + (1 - self.appearance) * place
+
+    def start(self, given: Queries, masks: Tensor, local: Proposals) -> RememberedQueries:
+        """The slots before the first frame of a stream whose objects are given; they are found by place alone.
+
+        Args:
+            given: (1, M, C) queries of the objects; only the boxes are used.
+            masks: (1, M, h, w) bool, their masks on the first frame.
+            local: the local queries of the first frame.
+        """
+        (_, count, *size), total = masks.shape, local.embed.shape[1]
+        slots = torch.arange(total, device=masks.device)[None]
+        boxes = torch.zeros_like(local.boxes)
+        boxes[:, :count] = given.boxes
+        remembered = masks.new_zeros(1, total, *size)
+        remembered[:, :count] = masks
+        return RememberedQueries(
+            torch.zeros_like(local.embed),
+            boxes,
+            remembered,
+            torch.zeros_like(boxes[..., :2]),
+            torch.zeros_like(slots),
+            slots < count,
+        )
 
 
 @torch.no_grad()
-def most_similar(past: Tensor, current: Tensor) -> Tensor:
-    """The one-to-one assignment with the largest summed cosine similarity.
+def _remember(
+    slots: RememberedQueries, ordered: FramePredictions, missing: Tensor, new: Tensor
+) -> RememberedQueries:
+    """The slots after a frame.
 
     Args:
-        past: (B, N, C).
-        current: (B, N, C).
-
-    Returns:
-        (B, N) int64: the row of `current` that is assigned to each row of `past`.
+        slots: the slots before it.
+        ordered: the detections in the order of the slots.
+        missing: (B, N) bool, slots without a detection, which keep their content.
+        new: (B, N) bool, slots that are given to new objects.
     """
-    costs = -F.normalize(past.float(), dim=-1) @ F.normalize(current.float(), dim=-1).mT  # (B, N, N)
-    order = np.stack([assign(cost)[1] for cost in costs.cpu().numpy()])  # rows are returned in order
-    return torch.from_numpy(order).to(past.device)
+    found, current = ~missing[..., None], ordered.queries
+    step = (current.boxes - slots.boxes)[..., :2] / (slots.lost[..., None] + 1.0)
+    motion = torch.where((slots.taken & ~new)[..., None], (slots.motion + step) / 2, 0.0)
+    return RememberedQueries(
+        embed=torch.where(found, current.embed, slots.embed),
+        boxes=torch.where(found, current.boxes, slots.boxes),
+        masks=torch.where(found[..., None], ordered.masks > 0, slots.masks),
+        motion=torch.where(found, motion, slots.motion),
+        lost=torch.where(missing, slots.lost + 1, 0),
+        taken=slots.taken | new,
+    )
+
+
+def best_pairs(
+    affinity: NDArray[np.floating[Any]], rows: Bools, columns: Bools, least: float
+) -> list[tuple[int, int]]:
+    """The one-to-one pairs with the largest summed affinity.
+
+    Args:
+        affinity: (N, N) in [0, 1].
+        rows: (N,) bool, rows that take part.
+        columns: (N,) bool, columns that take part.
+        least: pairs below this affinity are left out, before the sum is maximised.
+    """
+    i, j = np.flatnonzero(rows), np.flatnonzero(columns)
+    values = affinity[np.ix_(i, j)]
+    pairs = zip(*assign(np.where(values < least, 0.0, -values)), strict=True)
+    return [(int(i[r]), int(j[c])) for r, c in pairs if values[r, c] >= least]
 
 
 class FromProposals(FromLocal):
