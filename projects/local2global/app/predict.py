@@ -34,7 +34,7 @@ from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record, read_about
 from .stream import Filter, Stream, StreamingModel, prefetch
-from .video import Source, VideoWriter, open_source
+from .video import Source, open_source, open_writer
 
 _DECODED = 4  # decoded frames ahead of the model: hides decoding, uses little memory
 _SEGMENTED = 2  # segmented frames ahead of drawing and encoding
@@ -174,10 +174,10 @@ class L2G:
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
-        The video has the size and the time stamps of the source.  `frames.jsonl` is the record: one line per frame,
-        written while the video runs.  `annotations.json` and `results.json` are made from it in the YouTube-VIS forms
-        of truth and of results.  Objects have masks on the frames on which they were reported; annotation id = drawn
-        id + 1.
+        The video has the size, the time stamps and the sound of the source; a still image becomes `image.png`.
+        `frames.jsonl` is the record: one line per frame, written while the video runs.  `annotations.json` and
+        `results.json` are made from it in the YouTube-VIS forms of truth and of results.  Objects have masks on the
+        frames on which they were reported; annotation id = drawn id + 1.
 
         After an interrupt or an exception the files hold the frames done so far; there are none before the first frame.
 
@@ -220,7 +220,7 @@ class L2G:
         with (
             new_folder(folder),
             open_record(folder, opened, self.classes, facts, checkpoint, done) as record,
-            VideoWriter(folder / "video.mp4", opened.fps, opened.size, keep_partial=True) as writer,
+            open_writer(folder, opened) as writer,
             closing(prefetch(_segment(opened, stream, earlier), _SEGMENTED, "l2g-segment")) as results,
         ):
             for frame, time_stamp, result, state in results:

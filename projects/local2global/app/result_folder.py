@@ -65,8 +65,9 @@ class Prediction:
 
     @property
     def video(self) -> Path:
-        """The annotated mp4."""
-        return self.folder / "video.mp4"
+        """The annotated mp4, or the PNG of a still image."""
+        picture = self.folder / "image.png"
+        return picture if picture.is_file() else self.folder / "video.mp4"
 
     @property
     def tracks(self) -> Path:
@@ -80,7 +81,7 @@ def finish(folder: Path, save: Sequence[str] = (), source: Source | None = None)
     Args:
         folder: output folder of an earlier `L2G.predict`, complete or interrupted.
         save: optional formats, besides those that were asked for at the time.
-        source: the video, if a format needs its frames.
+        source: the video, for its sound, and if a format needs its frames.
 
     Raises:
         UserError: if the folder holds no record, the record is invalid, a format is unknown or needs the frames, or a
@@ -102,12 +103,15 @@ def _finish(folder: Path, source: Source | None) -> Prediction:
     content = read_about(folder)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
     frames = None if source is None else partial(iter, source)
-    finish_video(folder / "video.mp4")
     with RecordedTracks(folder / "frames.jsonl") as recorded:
         tracks = recorded.tracks.values()
         unknown = {track.category_id for track in tracks} - names.keys()
         if unknown:
             raise UserError(f"{folder}: stream.json has no category {min(unknown)}, which frames.jsonl names")
+        times, fps = recorded.times, content["video"]["fps"]
+        if recorded.length:
+            sound = None if source is None else source.sound
+            finish_video(folder / "video.mp4", sound, times[0], times[-1] + 1 / fps)
         recording = Recording(recorded, content["video"], content["categories"], frames)
         write_exports(folder, recording, ALWAYS)
         saved = write_exports(folder, recording, content["save"])
@@ -115,8 +119,8 @@ def _finish(folder: Path, source: Source | None) -> Prediction:
             Seen(
                 track.id,
                 names[track.category_id],
-                recorded.times[track.frames[0]],
-                recorded.times[track.frames[-1]],
+                times[track.frames[0]],
+                times[track.frames[-1]],
             )
             for track in tracks
         )
@@ -142,16 +146,17 @@ def read_about(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         video, categories = content["video"], content["categories"]
         files = video["file_names"]
-        sound = all(type(video[key]) is int for key in ("width", "height")) and isinstance(video["name"], str)
-        sound &= files is None or (isinstance(files, list) and all(isinstance(file, str) for file in files))
-        sound &= video["name"] not in (".", "..") and not set("/\0") & set(video["name"])
-        sound &= all(type(entry["id"]) is int and isinstance(entry["name"], str) for entry in categories)
+        valid = all(type(video[key]) is int for key in ("width", "height")) and isinstance(video["name"], str)
+        valid &= files is None or (isinstance(files, list) and all(isinstance(file, str) for file in files))
+        valid &= isinstance(video["fps"], (int, float)) and video["fps"] > 0
+        valid &= video["name"] not in (".", "..") and not set("/\0") & set(video["name"])
+        valid &= all(type(entry["id"]) is int and isinstance(entry["name"], str) for entry in categories)
         content.setdefault("save", [])
-        sound &= set(content["save"]) <= set(OPTIONAL)
-        sound &= isinstance(content.get("threshold", 0.0), (int, float))
+        valid &= set(content["save"]) <= set(OPTIONAL)
+        valid &= isinstance(content.get("threshold", 0.0), (int, float))
     except (ValueError, TypeError, KeyError, RecursionError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise UserError(f"{path}: damaged; it describes the video and the classes of l2g predict")
     return dict(content)
 

@@ -24,6 +24,19 @@ TimedFrame = tuple[Tensor, float]
 
 
 @dataclass(frozen=True)
+class Sound:
+    """The sound of a video file.
+
+    Attributes:
+        path: the file.
+        start: time stamp of the first video frame in the file, in seconds.
+    """
+
+    path: Path
+    start: Fraction
+
+
+@dataclass(frozen=True)
 class Source:
     """Frames that can be iterated repeatedly, each time from the first frame, in constant memory.
 
@@ -35,6 +48,7 @@ class Source:
         read: returns an iterator of frames with increasing time stamps; it raises UserError for corrupt frames.
         files: names of the frames with their folder, such as "clip/00001.jpg"; None for other sources.
         identity: a hash that is equal for equal frames; None if it is unknown.
+        sound: the sound that belongs to the time stamps, or None.
     """
 
     name: str
@@ -44,6 +58,12 @@ class Source:
     read: Callable[[], Iterator[TimedFrame]] = field(repr=False)
     files: tuple[str, ...] | None = field(default=None, repr=False)
     identity: str | None = field(default=None, repr=False)
+    sound: Sound | None = None
+
+    @property
+    def is_still(self) -> bool:
+        """Whether the source is one image."""
+        return self.files is not None and len(self.files) == 1
 
     def __iter__(self) -> Iterator[Tensor]:
         """Iterates over the frames without their time stamps."""

@@ -19,22 +19,26 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
 from ..files import atomic_path
 from .image_source import IMAGE_SUFFIXES, open_images
+from .sound import finish_video, partial_path
 from .source import FOLDER_FPS, Source, checked_rate
 from .video_source import open_video
 
 __all__ = [
     "FOLDER_FPS",
+    "PictureWriter",
     "Source",
     "VideoWriter",
     "finish_video",
     "h264_encoder",
     "natural_key",
     "open_source",
+    "open_writer",
 ]
 
 # No B-frames: a fragmented mp4 cannot undo their delay, and the video would start two frames late.
@@ -115,14 +119,14 @@ class VideoWriter:
     """Context manager that writes an H.264 mp4 for browsers.
 
     The frames are written to a fragmented mp4, `<name>.partial.mp4`, which plays even if the process is killed.  When
-    the block ends, it is copied to a regular mp4 without encoding again, and deleted.  Frames of odd size are padded
-    by repeating the last row or column, since 4:2:0 needs even sizes.
+    the block ends, it becomes a regular mp4 (`finish_video`).  Frames of odd size are padded by repeating the last row
+    or column, since 4:2:0 needs even sizes.
 
     Args:
         path: the file to write; its folder is created.
         fps: frames per second.
         size: (height, width) of the frames.
-        keep_partial: after an exception, finish the file with the frames written so far instead of deleting it.
+        keep_partial: leave the fragmented file to the caller, also after an exception, unless it is empty.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class VideoWriter:
         self.path = Path(path)
         self.size = size
         self.count = 0
-        self.partial = self.path.with_suffix(".partial.mp4")
+        self.partial = partial_path(self.path)
         self._keep_partial = keep_partial
         rate = checked_rate(fps)
         encoder = h264_encoder()
@@ -214,41 +218,50 @@ class VideoWriter:
             if self.count and (kind is None or self._keep_partial):
                 self._container.mux(self._stream.encode(None))
                 self._container.close()
-                finish_video(self.path)
+                if not self._keep_partial:
+                    finish_video(self.path)
         finally:
             with contextlib.suppress(av.error.FFmpegError):
                 self._container.close()
-            self.partial.unlink(missing_ok=True)
+            if not (self.count and self._keep_partial):
+                self.partial.unlink(missing_ok=True)
 
 
-def finish_video(path: Path) -> bool:
-    """Copies the fragmented `<name>.partial.mp4` of an interrupted `VideoWriter` to a regular mp4 and deletes it.
+class PictureWriter:
+    """Context manager that writes the frame of a still image as a PNG.
 
     Args:
-        path: the mp4, replaced atomically.
-
-    Returns:
-        Whether there was a partial file.
-
-    Raises:
-        UserError: if the partial file holds no complete fragment.
+        path: the file to write; its folder exists.
     """
-    partial = path.with_suffix(".partial.mp4")
-    if not partial.is_file():
-        return False
-    options = {"movflags": "+faststart"}
-    try:
-        with (
-            atomic_path(path) as whole,
-            av.open(str(partial)) as source,
-            av.open(str(whole), "w", format="mp4", container_options=options) as target,
-        ):
-            stream: Any = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
-    except av.error.FFmpegError as error:
-        raise UserError(f"{partial}: this video cannot be read ({error.strerror})") from error
-    partial.unlink()
-    return True
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is written."""
+        self.path = path
+        self.count = 0
+
+    def write(self, frame: Tensor, time: float | None = None) -> None:
+        """Writes the file; (3, H, W) uint8 RGB.  An image has no time stamp."""
+        del time
+        with atomic_path(self.path) as partial:
+            Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
+        self.count += 1
+
+    def __enter__(self) -> PictureWriter:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The file is complete."""
+
+
+def open_writer(folder: Path, source: Source) -> VideoWriter | PictureWriter:
+    """The writer of the annotated frames of a source: `image.png` of a still image, else `video.partial.mp4`.
+
+    Those of an earlier run are deleted, since a folder holds one of them.
+    """
+    picture, video = folder / "image.png", folder / "video.mp4"
+    for path in (picture, video):
+        path.unlink(missing_ok=True)
+    if source.is_still:
+        return PictureWriter(picture)
+    return VideoWriter(video, source.fps, source.size, keep_partial=True)

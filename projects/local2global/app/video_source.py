@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import UserError
 from ..limits import MAX_PIXELS, check_pixels
-from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, identity_of, to_tensor
+from .source import FOLDER_FPS, MAX_FPS, Sound, Source, TimedFrame, identity_of, to_tensor
 
 _MAX_ASPECT = 8  # wider pixels are a mistake of the file
 _MAX_GAP = Fraction(3600)  # seconds: a longer step between two frames is a break in the time stamps
@@ -51,10 +51,14 @@ def open_video(path: Path, fps: Fraction | None) -> Source:
         if frame is None:
             raise UserError(f"{path}: this video has no frames that can be decoded")
         size = _upright(frame, aspect).shape[:2]
+        first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base)
+        has_sound = bool(container.streams.audio) and fps is None
     usable = declared is not None and 0 < declared <= MAX_FPS
     rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
     file = _File(path, index, aspect, (size[0], size[1]), length, rate, fps is not None)
-    return Source(path.stem, rate, file.size, length, file.read, None, identity_of([path], fps))
+    sound = Sound(path.resolve(), first) if has_sound else None
+    identity = identity_of([path], fps)
+    return Source(path.stem, rate, file.size, length, file.read, None, identity, sound=sound)
 
 
 @dataclass(frozen=True)
