@@ -269,6 +269,30 @@ def weights() -> None:
 
 
 @app.command()
+def push(
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/REPO", help="Repository of the Hugging Face Hub.")
+    ],
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)],
+    output: Annotated[
+        Path | None, typer.Option(help="Write the files to this folder instead of uploading them.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option("--license", help="Licence of the weights; check that the training data allow it.")
+    ] = "apache-2.0",
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the model card; write and upload nothing.")
+    ] = False,
+) -> None:
+    """Upload weights, config and a model card to the Hugging Face Hub."""
+    from .push import push as run
+
+    for line in run(repository, weights, output, licence, private, dry_run):
+        typer.echo(line)
+
+
+@app.command()
 def convert(
     weights: Annotated[str, typer.Argument(help=WEIGHTS_HELP)],
     output: Annotated[Path, typer.Option(help="Output folder; with --to detrex a .pth file.")],

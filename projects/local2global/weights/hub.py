@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,9 +40,13 @@ def download_repository(text: str) -> Path:
     api, folder = _api(text), cache_folder() / "hub"
     try:
         with _errors(repository):
-            info = api.model_info(repository, revision=revision, files_metadata=True, timeout=30)
+            return _download(api, repository, revision, file, folder)
     except _UnreachableError as error:
         return _cached(api, repository, revision, file, folder, error)
+
+
+def _download(api: Any, repository: str, revision: str | None, file: str | None, folder: Path) -> Path:
+    info = api.model_info(repository, revision=revision, files_metadata=True, timeout=30)
     sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or ()}
     chosen = _choose(sizes, file, repository)
     if sizes[chosen] > MAX_DOWNLOAD:
@@ -50,10 +55,9 @@ def download_repository(text: str) -> Path:
     licence = getattr(info.card_data, "license", None) or "licence unknown"
     say(f"hf://{repository}: {chosen} ({megabytes(sizes[chosen])}, {licence}), cached in {folder}")
     beside = str(PurePosixPath(chosen).with_name(_CONFIG))
-    with _errors(repository):
-        if beside in sizes:
-            api.hf_hub_download(repository, beside, revision=info.sha, cache_dir=folder)
-        return Path(api.hf_hub_download(repository, chosen, revision=info.sha, cache_dir=folder))
+    if beside in sizes:
+        api.hf_hub_download(repository, beside, revision=revision, cache_dir=folder)
+    return Path(api.hf_hub_download(repository, chosen, revision=revision, cache_dir=folder))
 
 
 def upload_folder(folder: Path, repository: str, private: bool) -> str:
@@ -87,7 +91,7 @@ def _api(text: str) -> Any:
         )
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="local2global")
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="local2global")
 
 
 def _choose(files: Iterable[str], file: str | None, repository: str) -> str:
@@ -116,16 +120,14 @@ def _choose(files: Iterable[str], file: str | None, repository: str) -> str:
 def _cached(
     api: Any, repository: str, revision: str | None, file: str | None, folder: Path, error: Exception
 ) -> Path:
-    """The file of an earlier download."""
-    try:
-        snapshot = Path(
-            api.snapshot_download(repository, revision=revision, cache_dir=folder, local_files_only=True)
-        )
-    except Exception:  # not in the cache
-        raise UserError(f"{error}, and {folder} has no copy") from error
-    files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-    say(f"{error}; using the copy in {snapshot}")
-    return snapshot / _choose(files, file, repository)
+    """The file of an earlier download, if it was named or has a usual name."""
+    for name in (file,) if file else _PREFERRED:
+        with suppress(Exception):  # not in the cache
+            options = {"revision": revision, "cache_dir": folder, "local_files_only": True}
+            path = Path(api.hf_hub_download(repository, name, **options))
+            say(f"{error}; using the copy {path}")
+            return path
+    raise UserError(f"{error}, and {folder} has no copy") from error
 
 
 class _UnreachableError(Exception):
@@ -149,17 +151,22 @@ def _errors(repository: str) -> Iterator[None]:
             f"{repository}: no such file or folder here, and no such repository on the Hugging Face Hub "
             "(a private one needs: hf auth login)"
         ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _UnreachableError(f"{place}: the Hub cannot be reached ({_first_line(error)})") from error
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise UserError(f"{place}: no such revision or file") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        reason = getattr(error, "server_message", None) or str(error).splitlines()[0]
+        reason = getattr(error, "server_message", None) or _first_line(error)
         login = ". Log in: hf auth login" if status in (401, 403) else ""
         raise UserError(f"{place}: the Hub refuses (HTTP {status}: {reason}){login}") from error
     except errors.HFValidationError as error:
-        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{place}: {_first_line(error)}") from error
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise _UnreachableError(f"{place}: the Hub cannot be reached ({reason})") from error
+        raise _UnreachableError(f"{place}: the Hub cannot be reached ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
