@@ -5,7 +5,7 @@ import torch
 
 from local2global.modeling import deformable
 from local2global.modeling.deformable import DeformableAttention, sample_definition
-from local2global.modeling.ops import bags, deformable_sample
+from local2global.modeling.ops import blocks, deformable_sample
 
 SHAPES = [(5, 7), (3, 4), (1, 2)]
 TOKENS = sum(h * w for h, w in SHAPES)
@@ -158,9 +158,9 @@ def test_gradients_at_pixel_centres_and_beyond_edges_equal_grid_samples(side):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_chunks_of_queries_give_the_same_sum(monkeypatch):
-    """Without gradients, a CPU computes the queries in chunks."""
-    monkeypatch.setattr(bags, "CHUNK", 3)
+def test_blocks_of_queries_give_the_same_sum(monkeypatch):
+    """Without gradients, a CPU computes the queries in blocks."""
+    monkeypatch.setattr(blocks, "BLOCK", 3)
     values, weights = torch.randn(2, TOKENS, 2, 4), torch.rand(2, 7, 2, 3, 2)
     x, y = torch.rand(2, 7, 2, 3, 2), torch.rand(2, 7, 2, 3, 2)
     expected = sample_definition(values, SHAPES, x, y, weights)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from local2global.modeling.layers import MLP, Attention, ConvNorm, FeedForward, inverse_sigmoid, mask_logits
+from local2global.modeling.ops import blocks
 
 
 def test_attention_adds_positions_to_queries_and_keys_but_never_to_values():
@@ -46,6 +47,25 @@ def test_feed_forward_is_residual_and_post_normed():
     x = torch.randn(2, 4)
     expected = F.layer_norm(x + module.linear2(module.linear1(x).clamp(min=0)), (4,))
     torch.testing.assert_close(module(x), expected)
+
+
+def test_feed_forward_works_in_equal_blocks_and_calls_its_layers(monkeypatch):
+    """Seven tokens in blocks of at most 3 are blocks of 3, 3 and 1; with gradients they are one block."""
+    monkeypatch.setattr(blocks, "BLOCK", 3)
+    module, x, seen = FeedForward(4, 6), torch.randn(2, 7, 4), []
+    module.linear1.register_forward_hook(lambda *given: seen.append(given[2].shape[1]))
+    expected = module(x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected)
+    assert seen == [7, 3, 3, 1]
+
+
+def test_a_hook_that_changes_a_layers_output_changes_every_block(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2)
+    module, x = FeedForward(4, 6), torch.randn(1, 5, 4)
+    module.linear2.register_forward_hook(lambda *given: given[2] * 0)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), F.layer_norm(x, (4,)))
 
 
 def test_a_network_can_be_traced():

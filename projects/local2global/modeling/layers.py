@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..structures import padded_pixels
+from .ops.blocks import in_blocks
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -138,7 +139,10 @@ class FeedForward(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., S, C) to (..., S, C)."""
+        """(B, S, C) to (B, S, C)."""
+        return in_blocks(self._update, x)
+
+    def _update(self, x: Tensor) -> Tensor:
         out: Tensor = self.norm(x + self.linear2(F.relu(self.linear1(x))))
         return out
 

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...structures import Shapes, constant
-
-#: Queries whose intermediate tensors fit into a CPU's cache.
-CHUNK = 512
+from .blocks import in_blocks
 
 
 def sample_bags(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
@@ -30,15 +28,16 @@ def sample_bags(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: T
 
 def _forward(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     table, (batch, tokens) = _table(values), values.shape[:2]
-    chunks = []
-    step = x.shape[1] if torch.compiler.is_compiling() or values.device.type != "cpu" else CHUNK
-    for start in range(0, x.shape[1], step):
-        queries = slice(start, start + step)
-        corners = _Corners.of(x[:, queries], y[:, queries], weights[:, queries], shapes, tokens)
+
+    def sample(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        corners = _Corners.of(x, y, weights, shapes, tokens)
         entries = corners.entry_weights().to(table.dtype)
         bags = F.embedding_bag(corners.rows(), table, per_sample_weights=entries, mode="sum")
-        chunks.append(bags.view(batch, -1, values[0, 0].numel()))
-    return (chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)).to(values.dtype)
+        return bags.view(batch, -1, values[0, 0].numel())
+
+    if torch.compiler.is_compiling():  # the compiler fuses these steps; blocks would make the graph larger
+        return sample(x, y, weights).to(values.dtype)
+    return in_blocks(sample, x, y, weights).to(values.dtype)
 
 
 def _table(values: Tensor) -> Tensor:
