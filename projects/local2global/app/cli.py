@@ -222,6 +222,42 @@ def benchmark(context: typer.Context) -> None:
 
 
 @app.command()
+def identity(
+    config: Annotated[
+        str, typer.Argument(help="Config of the method, or a file of --json, which is printed again.")
+    ],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or weights.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Segmenter trained on single frames: weights, or the folder of a run.")
+    ] = None,
+    videos: Annotated[int, typer.Option(min=1, help="Number of test videos.")] = 50,
+    length: Annotated[int, typer.Option(min=2, help="Frames of a piece.")] = 16,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+) -> None:
+    """Compare how runs keep identities with untrained propagation, linking and an oracle of the same segmenter."""
+    from rich.console import Console
+
+    from .identity import as_markdown, read_table
+    from .identity import identity as run
+    from .output import write_json
+
+    if config.endswith(".json"):
+        typer.echo(as_markdown(read_table(Path(config))))
+        return
+    if weights is None:
+        raise UserError("no weights: add --weights with the segmenter of the references")
+    from ..lazy import load_config
+
+    cfg = load_config(find_config_file(config))
+    table = run(cfg, weights, runs or [], videos, length, Console(stderr=True))
+    if json is not None:
+        write_json(json, table)
+    typer.echo(as_markdown(table))
+
+
+@app.command()
 def tables(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders that contain runs.")

@@ -93,6 +93,25 @@ def check(
         raise typer.Exit(1)
 
 
+@data_app.command()
+def statistics(
+    preset: Annotated[str, typer.Argument(help="Preset of the generated videos, e.g. ovis_like.")],
+    videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 50,
+    seed: Annotated[int, typer.Option(help="Random seed of the videos.")] = 0,
+) -> None:
+    """Print how many objects the videos of a preset have and how much they are occluded, beside published datasets."""
+    from ..data import statistics as module
+    from ..data.generated.shapes import load_shapes
+    from .output import markdown_table
+
+    found = module.statistics(load_shapes(preset, videos, seed).videos)
+    rows = [
+        [name, f"{value:.2f}", *(f"{p[name]:.2f}" if name in p else "" for p in module.PUBLISHED.values())]
+        for name, value in found.items()
+    ]
+    typer.echo(markdown_table(["", preset, *module.PUBLISHED], rows))
+
+
 convert_app = typer.Typer(
     help="Convert datasets of other formats.", no_args_is_help=True, rich_markup_mode=None
 )

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..files import atomic_path, require_space
 from .files import read_json
 from .masks import track_iou
 from .oddities import Oddities
-from .precision import AREAS, OCCLUSIONS, Range, accumulate, match, mean_defined, summarize
+from .precision import AREAS, OCCLUSIONS, Matches, Range, accumulate, match, mean_defined, summarize
 from .tracks import Groups, check_truth, parse_results, parse_truth
 
 if TYPE_CHECKING:
@@ -62,32 +63,38 @@ class Scores:
         return dict(zip(self.category_ids, means, strict=True))
 
     def stats_of(self, videos: Collection[Any]) -> dict[str, float]:
-        """The named scores of some of the videos."""
-        categories = self.category_ids
-        return summarize(
-            *_pool(categories, videos, self.predictions, self.truths, self.ious, self.ranges), self.ranges
-        )
+        """The named scores of some of the videos; a video that occurs twice counts twice."""
+        return summarize(*_pool(self.category_ids, videos, self._matches, self.ranges), self.ranges)
+
+    @cached_property
+    def _matches(self) -> dict[tuple[Any, Any], Matches]:
+        return _match_all(self.predictions, self.truths, self.ious, self.ranges)
+
+
+def _match_all(
+    predictions: Groups,
+    truths: Groups,
+    ious: Mapping[tuple[Any, Any], Array],
+    ranges: tuple[Range, ...],
+) -> dict[tuple[Any, Any], Matches]:
+    """The matches of every (video, category)."""
+    matches = {}
+    for key in predictions.keys() | truths.keys():
+        p, g, iou = predictions.get(key, []), truths.get(key, []), ious.get(key)
+        matches[key] = match(p, g, np.zeros((len(p), len(g))) if iou is None else iou, ranges)
+    return matches
 
 
 def _pool(
     categories: Sequence[Any],
     videos: Collection[Any],
-    predictions: Groups,
-    truths: Groups,
-    ious: Mapping[tuple[Any, Any], Array],
+    matches: Mapping[tuple[Any, Any], Matches],
     ranges: tuple[Range, ...],
 ) -> tuple[Array, Array]:
     """Precision and recall of `accumulate` over the given videos."""
-    matches = []
-    for category in categories:
-        keys = [
-            (v, category) for v in sorted(videos) if (v, category) in predictions or (v, category) in truths
-        ]
-        pairs = [(predictions.get(key, []), truths.get(key, []), ious.get(key)) for key in keys]
-        matches.append(
-            [match(p, g, np.zeros((len(p), len(g))) if iou is None else iou, ranges) for p, g, iou in pairs]
-        )
-    return accumulate(matches, len(ranges))
+    ordered = sorted(videos)
+    pooled = [[matches[v, category] for v in ordered if (v, category) in matches] for category in categories]
+    return accumulate(pooled, len(ranges))
 
 
 def _score_groups(
@@ -100,7 +107,7 @@ def _score_groups(
     }
     categories = sorted({category["id"] for category in truth["categories"]})
     videos = {video["id"] for video in truth["videos"]}
-    precision, recall = _pool(categories, videos, predictions, truths, ious, ranges)
+    precision, recall = _pool(categories, videos, _match_all(predictions, truths, ious, ranges), ranges)
     return Scores(categories, ranges, precision, recall, predictions, truths, ious, entries)
 
 
@@ -220,6 +227,22 @@ def _load_truth(truth: Any) -> Mapping[str, Any]:
     return parsed
 
 
+def tracks_of(result: VideoResult, categories: Sequence[int]) -> list[dict[str, Any]]:
+    """The tracks of a video in the form of a result file; entry k of `categories` is the category id of label k."""
+    # Tracks of one slot under several classes share one list of masks.
+    masks = {slot: list(result.read(slot)) for slot in set(result.slots.tolist())}
+    tracks = zip(result.slots.tolist(), result.labels.tolist(), result.scores.tolist(), strict=True)
+    return [
+        {
+            "video_id": result.video_id,
+            "category_id": categories[label],
+            "score": value,
+            "segmentations": masks[slot],
+        }
+        for slot, label, value in tracks
+    ]
+
+
 class YTVISEvaluator:
     """Evaluator with the interface of detectron2's and detrex's evaluation loops.
 
@@ -260,24 +283,11 @@ class YTVISEvaluator:
         for result in outputs:
             if result.video_id in self._videos:
                 continue
-            # Tracks of one slot under several classes share one list of masks.
-            masks = {slot: list(result.read(slot)) for slot in set(result.slots.tolist())}
-            tracks = zip(result.slots.tolist(), result.labels.tolist(), result.scores.tolist(), strict=True)
-            self._videos[result.video_id] = [
-                {
-                    "video_id": result.video_id,
-                    "category_id": self.categories[label],
-                    "score": value,
-                    "segmentations": masks[slot],
-                }
-                for slot, label, value in tracks
-            ]
+            self._videos[result.video_id] = tracks = tracks_of(result, self.categories)
             if self.output_dir is not None:
-                sizes = {
-                    slot: sum(6 if m is None else len(m["counts"]) + 44 for m in masks[slot])
-                    for slot in masks
-                }
-                self._bytes += sum(100 + sizes[slot] for slot in result.slots.tolist())
+                masks = (mask for track in tracks for mask in track["segmentations"])
+                self._bytes += 100 * len(tracks)
+                self._bytes += sum(6 if mask is None else len(mask["counts"]) + 44 for mask in masks)
                 require_space(self.output_dir, self._bytes, "results.json")
 
     def evaluate(self) -> dict[str, dict[str, float]]:

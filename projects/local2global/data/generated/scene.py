@@ -128,6 +128,30 @@ class Meeting:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """An object's own path, preceded by an entry into the frame or followed by an exit from it.
+
+    Attributes:
+        own: the path while the object is inside.
+        aside: (x, y) added to the path while the object is outside.
+        at: the middle of the entry or exit, in frames.
+        ramp: frames of the entry or exit, negative for an entry.
+    """
+
+    own: Path
+    aside: tuple[float, float]
+    at: float
+    ramp: float
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        """(x, y) at time t."""
+        outside = min(max((t - self.at) / self.ramp + 0.5, 0.0), 1.0)
+        outside = outside * outside * (3 - 2 * outside)
+        x, y = self.own(t)
+        return x + outside * self.aside[0], y + outside * self.aside[1]
+
+
+@dataclass(frozen=True)
 class Look:
     """The texture of an object: two colours mixed by two waves in object coordinates.
 

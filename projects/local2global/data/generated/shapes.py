@@ -23,7 +23,21 @@ from ...errors import UserError
 from ...randomness import keyed_generator
 from ..datasets import VideoDataset, VideoRecord
 from .landscape import MATERIALS, draw_landscape
-from .scene import OUTLINES, REACH, SOLID, Background, Body, Cover, Ground, Look, Meeting, Orbit, Path, Scene
+from .scene import (
+    OUTLINES,
+    REACH,
+    SOLID,
+    Background,
+    Body,
+    Cover,
+    Ground,
+    Look,
+    Meeting,
+    Orbit,
+    Passage,
+    Path,
+    Scene,
+)
 
 Range = tuple[float, float]
 
@@ -56,6 +70,7 @@ class Difficulty:
         radius: radius of an object, as a fraction of the frame's shorter edge.
         orbit: width and height of an object's path, as fractions of the frame's; above 1 its centre leaves the frame.
         leaving: the fraction of objects whose path takes them completely out of the frame and back.
+        passing: the fraction of objects that enter the frame after the video's start, or leave it before the end.
         period: frames of a full cycle of a path.
         spin: the largest rotation, in radians per frame.
         pulse: the largest relative change of the radius.
@@ -63,6 +78,7 @@ class Difficulty:
         blur: weight of each neighbouring pixel at the worst focus, at most 1/3.
         occluder: radius of an object behind which others are occluded, or None for random occlusions only.
         hidden: frames for which an occluded object stays behind the occluder's centre.
+        hiding: the fraction of the objects behind the occluder that are occluded by it.
         group: the largest number of objects with identical outline, size, texture and colour.
         outlines: names of the outlines, which are the classes; must be all of them with an occluder.
         coloured: whether colour depends on the class: an object is mostly red, green or blue by its class modulo three.
@@ -76,6 +92,7 @@ class Difficulty:
     radius: Range = (0.20, 0.34)
     orbit: Range = (0.25, 0.8)
     leaving: float = 0.2
+    passing: float = 0.0
     period: Range = (45, 80)
     spin: float = 0.08
     pulse: float = 0.12
@@ -83,6 +100,7 @@ class Difficulty:
     blur: Range = (0, 0.2)
     occluder: Range | None = None
     hidden: Range = (5, 10)
+    hiding: float = 1.0
     group: int = 1
     outlines: tuple[str, ...] = tuple(OUTLINES)
     coloured: bool = False
@@ -123,6 +141,34 @@ PRESETS["hard_unnamed"] = replace(
 )  # the same videos with one class: identity only
 PRESETS["demo_unnamed"] = replace(PRESETS["demo"], named=False)  # likewise, without identical-looking objects
 PRESETS["panoptic"] = replace(PRESETS["demo"], leaving=0.1, stuff=tuple(MATERIALS))
+# Statistics of OVIS and of YouTube-VIS 2021: `l2g data statistics ovis_like`.
+PRESETS["ovis_like"] = Difficulty(
+    size=(64, 96),
+    length=(64, 75),
+    objects=(4, 8),
+    radius=(0.15, 0.28),
+    orbit=(0.3, 0.8),
+    leaving=0.0,
+    passing=0.6,
+    period=(60, 120),
+    noise=(1, 4),
+    occluder=(0.3, 0.36),
+    hidden=(0, 16),
+    hiding=0.35,
+    named=False,
+)
+PRESETS["ytvis_like"] = Difficulty(
+    size=(64, 96),
+    length=(26, 34),
+    objects=(1, 3),
+    radius=(0.16, 0.32),
+    orbit=(0.4, 0.85),
+    leaving=0.0,
+    passing=0.1,
+    period=(60, 120),
+    noise=(1, 4),
+    named=False,
+)
 
 
 def _keyed(*key: int | str) -> Generator:
@@ -189,6 +235,14 @@ def _draw_orbit(draw: Generator, difficulty: Difficulty, orbit: Range, leaving: 
     )
 
 
+def _draw_passage(draw: Generator, difficulty: Difficulty, own: Path) -> Passage:
+    """An entry from, or an exit to, the left or the right, at any time of a video of the shortest length."""
+    side, entry = draw.choice((-1.0, 1.0)), draw.choice((-1.0, 1.0))
+    away = difficulty.size[1] + 2 * REACH * difficulty.radius[1] * min(difficulty.size)
+    at = float(draw.uniform(0.05, 0.95)) * difficulty.length[0]
+    return Passage(own, (float(side * away), 0.0), at, float(entry * draw.uniform(10, 20)))
+
+
 def _draw_body(
     draw: Generator, difficulty: Difficulty, label: int, look: Look, radius: float, path: Path
 ) -> Body:
@@ -212,7 +266,9 @@ def _draw_bodies(draw: Generator, difficulty: Difficulty, ground: Ground, count:
         label, look = list(OUTLINES).index(outline), _draw_look(draw, ground, strongest)
         radius = float(draw.uniform(*difficulty.radius))
         for _ in range(min(difficulty.group, count - len(bodies))):
-            path = _draw_orbit(draw, difficulty, difficulty.orbit, difficulty.leaving)
+            path: Path = _draw_orbit(draw, difficulty, difficulty.orbit, difficulty.leaving)
+            if difficulty.passing and draw.random() < difficulty.passing:
+                path = _draw_passage(draw, difficulty, path)
             bodies.append(_draw_body(draw, difficulty, label, look, radius, path))
     return [bodies[i] for i in draw.permutation(count)]
 
@@ -244,7 +300,10 @@ def _hide_behind(draw: Generator, difficulty: Difficulty, body: Body, host: Body
 
 
 def _add_occluder(draw: Generator, difficulty: Difficulty, bodies: list[Body], look: Look) -> list[Body]:
-    """Adds a large object in front of all others or, in some videos, of all but one; it occludes each of them once."""
+    """Adds a large object in front of all others or, in some videos, of all but one.
+
+    Each object behind the large one, or a fraction of them, is occluded by it once.
+    """
     assert difficulty.occluder is not None
     path = _draw_orbit(draw, difficulty, (0.1, 0.35), 0)
     label, radius = int(draw.choice(SOLID)), float(draw.uniform(*difficulty.occluder))
@@ -253,8 +312,13 @@ def _add_occluder(draw: Generator, difficulty: Difficulty, bodies: list[Body], l
     behind = bodies[before:]
     first, last = 22, difficulty.length[0] - 22
     turns = draw.permutation(np.linspace(first, last, len(behind)))
-    pairs = zip(behind, turns, strict=True)
-    hidden = [_hide_behind(draw, difficulty, body, occluder, float(at)) for body, at in pairs]
+    hides = (
+        np.ones(len(behind), bool) if difficulty.hiding == 1 else draw.random(len(behind)) < difficulty.hiding
+    )
+    hidden = [
+        _hide_behind(draw, difficulty, body, occluder, float(at)) if hide else body
+        for body, at, hide in zip(behind, turns, hides, strict=True)
+    ]
     return [*bodies[:before], occluder, *hidden]
 
 

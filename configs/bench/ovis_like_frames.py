@@ -1,0 +1,19 @@
+"""Identity bench with the statistics of OVIS, stage 1 of 2: the segmenter on single frames, without aligner.
+
+    l2g train configs/bench/ovis_like_frames.py
+
+Runs on a CPU.  All rows start from these weights; see `ovis_like.py`.
+"""
+
+from local2global.lazy import LazyCall as L
+from local2global.modeling.positions import StaticPositions
+
+from .ovis_like import dataloader, lr_multiplier, model, optimizer, train
+
+model.tracker.aligner = None
+model.tracker.positions = L(StaticPositions)(
+    num_queries="${...segmenter.num_queries}", dim="${...segmenter.dim}"
+)
+model.trainable = None
+dataloader.train.update(clip_length=1, total_batch_size=6)
+train.update(init_checkpoint="", max_iter=1600, output_dir="output/bench/ovis_like_frames")

@@ -1,0 +1,110 @@
+"""`l2g identity`: reference points and runs on small generated videos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from local2global.app.identity import Arm, _select, as_markdown, identity, read_table
+from local2global.errors import UserError
+from local2global.lazy import load_config
+from local2global.structures import FramePredictions, Queries
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ovis_like.py"
+REFERENCES = [
+    "single frames",
+    "untrained propagation",
+    "similarity linking",
+    "IoU linking",
+    "image tracker",
+    "oracle linking",
+]
+
+
+def predictions(*masks):
+    """Slot i shows `masks[i]`, (h, w) bool, with score .9."""
+    count = len(masks)
+    stacked = torch.stack(masks).float()[None] * 2 - 1
+    return FramePredictions(
+        logits=torch.full((1, count, 1), 2.2),
+        boxes=torch.rand(1, count, 4),
+        masks=stacked,
+        extent=torch.tensor([[float(stacked.shape[-1]), float(stacked.shape[-2])]]),
+        queries=Queries(torch.arange(count)[None, :, None].float(), torch.rand(1, count, 4)),
+    )
+
+
+def test_selected_slots_show_their_rows_and_the_others_are_empty():
+    left, right = torch.eye(2, dtype=torch.bool)[:, None].expand(-1, 3, -1)
+    chosen = _select(predictions(left, right), torch.tensor([1, -1, 0]))
+    assert chosen.queries.embed[0, :, 0].tolist() == [1, 0, 0]
+    assert torch.equal(chosen.masks[0] > 0, torch.stack([right, torch.zeros_like(left), left]))
+    assert chosen.logits[0, :, 0].sigmoid().tolist() == pytest.approx([0.9, 0, 0.9], abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A config of two short videos, and weights of its untrained model without aligner."""
+    cfg = load_config(CONFIG, ["model.segmenter.num_queries=10", "model.tracker.aligner=null"])
+    cfg.dataloader.test.dataset.update(num_videos=2, length=4)
+    from local2global.engine.settings import build
+
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    model = build(cfg, "model")
+    torch.save({"model": model.state_dict(), "classes": model.classes}, weights)
+    return cfg, weights
+
+
+def test_references_and_runs_are_measured_and_the_table_can_be_read_again(small, tmp_path, monkeypatch):
+    cfg, weights = small
+    monkeypatch.setattr("local2global.app.identity.RESAMPLES", 10)
+    from local2global.lazy import save_resolved
+
+    save_resolved(cfg, weights.parent / "config.yaml")
+    table = identity(cfg, weights, [weights.parent], videos=2, length=2, console=Console(quiet=True))
+    assert list(table) == [*REFERENCES, str(weights.parent)]
+    # The run has the weights of the reference, and no aligner.
+    assert as_markdown({"": table[str(weights.parent)]}) == as_markdown({"": table["untrained propagation"]})
+    for scores in table.values():
+        assert {"AP", "pieces AP", "covered %", "kept %", "owner changes / 1,000"} <= scores.keys()
+        value, low, high = scores["covered %"]
+        assert low <= value <= high
+    file = tmp_path / "table.json"
+    file.write_text(json.dumps(table))
+    assert read_table(file).keys() == table.keys()
+    assert as_markdown(read_table(file)) == as_markdown(table)
+
+
+def test_an_arm_that_shows_the_truth_has_full_scores(small, monkeypatch):
+    """Every object keeps its slot, is covered and owned on every frame; the AP is 100."""
+    cfg, weights = small
+
+    def stream(features, video):
+        for t in range(len(features)):
+            yield predictions(*video.masks(t))
+
+    def only_truth(cfg, weights):
+        return {"truth": Arm(stream, references(cfg, weights)["oracle linking"].model)}
+
+    from local2global.app import identity as module
+
+    references = module.references
+    monkeypatch.setattr(module, "RESAMPLES", 10)
+    monkeypatch.setattr(module, "references", only_truth)
+    table = identity(cfg, weights, [], videos=2, length=2, console=Console(quiet=True))["truth"]
+    values = {name: value for name, (value, _, _) in table.items()}
+    expected = {"AP": 100, "pieces AP": 100, "covered %": 100, "owned %": 100, "owner changes / 1,000": 0}
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a": 3}', '{"a": {"AP": [1, 2]}}'])
+def test_a_file_that_is_no_table_is_one_line(tmp_path, text):
+    file = tmp_path / "table.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"table\.json: not a table of l2g identity"):
+        read_table(file)
