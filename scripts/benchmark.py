@@ -3,7 +3,6 @@
     python scripts/benchmark.py frame attention --json benchmark.json
     python scripts/benchmark.py all --quick
     python scripts/benchmark.py all --device cuda --compile --json gpu.json      # every GPU row
-    python scripts/benchmark.py frame clip --against PATH                        # another checkout is the peer
 
 Ratios are medians of peer time / our time over alternating rounds, with the interquartile range. The command fails if
 the results of the two arms differ by more than the row's limit.
@@ -17,7 +16,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,32 +37,20 @@ SECTIONS = {
     "clip": ("bench_training", "clip"),
     "peers": ("bench_peers", "peers"),
     "data": ("bench_data", "data"),
-    "scorer": ("bench_scorer", "run"),
+    "scorer": ("bench_scorer", "scorer"),
 }
 CPU_ONLY = {"data", "scorer"}
 
 
-def measure(section: str, bench: Bench, against: Path | None = None) -> list[Row]:
+def measure(section: str, bench: Bench) -> list[Row]:
     """Return the rows of one section; an exception ends the section, and its rows so far are kept."""
+    module, function = SECTIONS[section]
     rows: list[Row] = []
     try:
-        for row in _rows(section, bench, against):
-            iqr = row.get("iqr")
-            spread = {"iqr": iqr[1] - iqr[0]} if isinstance(iqr, (list, tuple)) else {}
-            rows.append({"section": section, **row, **spread})
+        rows.extend(getattr(importlib.import_module(module), function)(bench))
     except Exception as error:
         traceback.print_exc()
         rows.append({"section": section, "name": "stopped", "error": f"{type(error).__name__}: {error}"})
-    return rows
-
-
-def _rows(section: str, bench: Bench, against: Path | None) -> Iterable[Row]:
-    if against is not None:
-        rows: Iterable[Row] = importlib.import_module("bench_against").rows(section, bench, against)
-        return rows
-    module, function = SECTIONS[section]
-    run = getattr(importlib.import_module(module), function)
-    rows = run(bench.quick) if function == "run" else run(bench)
     return rows
 
 
@@ -74,9 +61,9 @@ def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
     os.replace(partial, path)
 
 
-def table(rows: list[Row], peer: str) -> Table:
+def table(rows: list[Row]) -> Table:
     """Format rows for a terminal."""
-    result = Table("section", "name", "pass", "dtype", "mode", "ours", peer, "ratio", "IQR", "agree")
+    result = Table("section", "name", "pass", "dtype", "mode", "ours", "peer", "ratio", "IQR", "agree")
     for row in rows:
         result.add_row(
             *(str(row.get(key, "")) for key in ("section", "name", "pass", "dtype", "mode")),
@@ -123,12 +110,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--against", type=Path, metavar="PATH", help="measure another checkout as the peer")
     options = parser.parse_args()
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
-    if options.against and not (options.against / "projects" / "local2global").is_dir():
-        parser.error(f"--against {options.against}: no projects/local2global in this folder")
     return options
 
 
@@ -147,10 +131,10 @@ def main() -> int:
         f"torch {head['versions']['torch']}, BLAS {head['blas']}, {head['threads']} thread(s)"
     )
     for section in select(options.sections, device):
-        new = measure(section, bench, options.against)
+        new = measure(section, bench)
         rows += new
         if new:
-            console.print(table(new, "other" if options.against else "peer"))
+            console.print(table(new))
         if options.json:  # after every section: an interrupted run keeps its rows
             write(options.json, environment(device), rows)
     differing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]

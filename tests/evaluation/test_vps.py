@@ -10,10 +10,10 @@ import math
 import re
 from collections import Counter
 
-import bench_scorer
 import numpy as np
 import pytest
 
+import plain_scorers
 from local2global.errors import UserError
 from local2global.evaluation.oddities import Oddities
 from local2global.evaluation.panoptic import Segment, joint_histogram, overlap_frame
@@ -562,7 +562,7 @@ def test_a_second_scorer_agrees_on_random_videos(seed):
     """Where listed areas give an IoU above 1, the official program raises, and so does ours."""
     draw = np.random.default_rng(seed)
     videos = {f"v{k}": random_video(draw, int(draw.integers(1, 11))) for k in range(4)}
-    files = bench_scorer.contents(videos, CATEGORIES)
+    files = plain_scorers.contents(videos, CATEGORIES)
     truth = parse_truth(files[0])
     maps = MemoryMaps(videos, "truth"), MemoryMaps(videos, "prediction")
     try:
@@ -571,7 +571,7 @@ def test_a_second_scorer_agrees_on_random_videos(seed):
         assert "an IoU above 1" in str(error)  # noqa: PT017 - either outcome is right
         return
     scores = summarize(counts, truth.categories)
-    windows, tubes = bench_scorer.plain_vpq(videos, CATEGORIES), bench_scorer.plain_stq(videos, CATEGORIES)
+    windows, tubes = plain_scorers.plain_vpq(videos, CATEGORIES), plain_scorers.plain_stq(videos, CATEGORIES)
     for length, groups in windows.items():
         ours = scores["vpq_windows"][length]
         same({name: ours[name] and ours[name]["pq"] for name in groups}, groups, length)

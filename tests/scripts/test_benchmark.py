@@ -6,8 +6,6 @@ import json
 import sys
 import time
 
-import bench_against
-import bench_common
 import bench_stream
 import bench_training
 import benchmark
@@ -93,8 +91,8 @@ def test_a_failing_section_keeps_its_rows_and_reports_the_error(monkeypatch, cap
     assert "data (RuntimeError: no kernel image)" in output.err
 
 
-def test_a_misused_option_is_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "frame", "--against", str(tmp_path)])
+def test_a_misused_option_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "frame", "--threads", "two"])
     with pytest.raises(SystemExit) as exit_:
         benchmark.main()
     assert exit_.value.code == 2
@@ -182,16 +180,3 @@ def test_reduced_supervision_and_the_aligner_are_measured(small, monkeypatch):
     assert [row["agree"] for row in rows] == [None] * 2
     assert rows[0]["ours_bytes"] < rows[0]["peer_bytes"]
     assert "aligner_share" in rows[1]
-
-
-def test_another_checkout_is_measured_in_its_own_process(monkeypatch):
-    """The arms of this checkout and of a second worker of the same checkout agree."""
-    monkeypatch.setitem(bench_against.ARMS, "attention", ("attention decoder",))
-    (row,) = bench_against.rows("attention", Bench(quick=True, device=CPU), bench_common.ROOT)
-    assert row["agree"]
-    assert min(row["ours_s"], row["peer_s"]) > 0
-
-
-def test_sections_without_arms_cannot_be_measured_against_a_checkout():
-    with pytest.raises(ValueError, match="no section data"):
-        list(bench_against.rows("data", Bench(quick=True, device=CPU), bench_common.ROOT))
