@@ -20,7 +20,7 @@ class Fake(nn.Module):
         self.threshold, self.aggregate = 0.3, "top_quarter"
         self.read: list[tuple[int, ...]] = []
 
-    def stream(self, frames, past=None):
+    def stream(self, frames, past=None, objects=None):
         """The content of the slots is the number of frames done."""
         start = 0 if past is None else int(past.embed[0, 0, 0])
         for t, frame in enumerate(frames, start):

@@ -219,8 +219,10 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
         caveat = "identities are matched"
 
         def predict(
-            self, source, output_dir, threshold, classes, max_objects, look, resume, save, progress
+            self, source, output_dir, threshold, classes, max_objects, progress, objects, only_objects, **_
         ) -> Prediction:
+            assert objects is None
+            assert not only_objects
             calls.append((source.name, threshold, classes, max_objects))
             for done in (1, 2, 3):
                 progress(done, None, 2)
@@ -329,3 +331,34 @@ def test_score_vps_writes_json_and_prints_the_columns(monkeypatch, capsys, share
     assert "37.95" in shown
     assert run(monkeypatch, "score", "vps", *map(str, files[:-1]), str(tmp_path / "none")) == 1
     assert capsys.readouterr().err.endswith("none: no such folder or .npz of panoptic maps\n")
+
+
+def test_objects_of_a_file_start_the_only_video(tmp_path, monkeypatch, capsys):
+    """The masks reach `predict`; the option without a file, or with two videos, is one line."""
+    from PIL import Image
+
+    from local2global.app.predict import L2G
+    from local2global.app.result_folder import Prediction
+
+    calls = []
+
+    class Model:
+        caveat = None
+
+        def predict(self, source, output_dir, objects, only_objects, **_) -> Prediction:
+            calls.append((objects.nonzero().tolist(), only_objects))
+            return Prediction(output_dir / source.name, 1, {}, 1.0)
+
+    monkeypatch.setattr(L2G, "from_pretrained", lambda *_: Model())
+    video, first = tmp_path / "a.png", tmp_path / "first.png"
+    Image.new("RGB", (8, 6)).save(video)
+    ids = Image.new("L", (8, 6))
+    ids.putpixel((3, 2), 5)
+    ids.save(first)
+    options = ["--weights", "w", "--only-objects"]
+    assert run(monkeypatch, "predict", str(video), *options, "--objects", str(first)) == 0
+    assert calls == [([[0, 2, 3]], True)]
+    assert run(monkeypatch, "predict", str(video), *options) == 1
+    assert "name the objects with --objects" in capsys.readouterr().err
+    assert run(monkeypatch, "predict", str(video), str(first), *options, "--objects", str(first)) == 1
+    assert "describes one video, 2 are given" in capsys.readouterr().err

@@ -115,6 +115,8 @@ class L2G:
         threshold: float | None = None,
         classes: Sequence[str] | None = None,
         max_objects: int | None = None,
+        objects: Tensor | None = None,
+        only_objects: bool = False,
     ) -> Stream:
         """A stream before its first frame: `step` takes one frame at a time, `state` can be saved.
 
@@ -123,12 +125,16 @@ class L2G:
             threshold: minimal score of reported objects; default: the model's.
             classes: names of the reported classes; default: all.
             max_objects: maximal number of objects per frame; the best are reported.
+            objects: objects of the first frame: masks (M, H, W) bool, which are reported as they are, or boxes (M, 4)
+                (cx, cy, w, h) in [0, 1].  Object i has the id i and is reported with any score.
+            only_objects: report no other objects.
 
         Raises:
-            UserError: if a class name is unknown.
+            UserError: if a class name is unknown, or `objects` are neither masks of the frames' size nor boxes.
         """
-        report = Filter.of(self._model, threshold, classes, max_objects)
-        return Stream(self._model, self.device, self._lock, size, report)
+        given = 0 if objects is None else len(check_objects(objects, size))
+        report = Filter.of(self._model, threshold, classes, max_objects, given, only_objects)
+        return Stream(self._model, self.device, self._lock, size, report, objects)
 
     def stream(
         self,
@@ -136,6 +142,8 @@ class L2G:
         threshold: float | None = None,
         classes: Sequence[str] | None = None,
         max_objects: int | None = None,
+        objects: Tensor | None = None,
+        only_objects: bool = False,
     ) -> Iterator[FrameResult]:
         """Segments a video online: the result for frame t is emitted before frame t + 1 is needed.
 
@@ -145,19 +153,30 @@ class L2G:
             threshold: minimal score of reported objects; default: the model's.
             classes: names of the reported classes; default: all.
             max_objects: maximal number of objects per frame; the best are reported.
+            objects: objects of the first frame, masks or boxes; see `start`.
+            only_objects: report no other objects.
 
         Yields:
             one result per frame, with masks of the size of the source.
 
         Raises:
-            UserError: if the source cannot be read, or a class name is unknown.
+            UserError: if the source cannot be read, a class name is unknown, or `objects` do not fit the frames.
         """
-        start = partial(self.start, threshold=threshold, classes=classes, max_objects=max_objects)
+        start = partial(
+            self.start,
+            threshold=threshold,
+            classes=classes,
+            max_objects=max_objects,
+            objects=objects,
+            only_objects=only_objects,
+        )
         if isinstance(source, (str, Path)):
             source = open_source(source)
         if isinstance(source, Source):
             return (result for _, _, result, _ in _segment(source, start(source.size)))
-        start((1, 1))  # a wrong class is an error here and not at the first frame
+        Filter.of(
+            self._model, threshold, classes, max_objects
+        )  # a wrong class is an error before the first frame
         return _segment_frames(source, start)
 
     def predict(
@@ -171,6 +190,8 @@ class L2G:
         look: Look | None = None,
         resume: bool = False,
         save: Sequence[str] = (),
+        objects: Tensor | None = None,
+        only_objects: bool = False,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -192,6 +213,8 @@ class L2G:
             resume: continue an interrupted run; its frames are drawn again, but not segmented again.  The results are
                 those of an uninterrupted run.  A complete folder keeps its results.
             save: optional formats, made from the record at the end: png, masks, coco, mot, mots, csv, crops.
+            objects: objects of the first frame, masks or boxes; see `start`.
+            only_objects: report no other objects.
 
         Raises:
             UserError: if the source cannot be read, a class name or a format is unknown, another process writes to
@@ -200,10 +223,10 @@ class L2G:
         start = time.perf_counter()
         save = check_exports(save)
         opened = source if isinstance(source, Source) else open_source(source)
-        stream = self.start(opened.size, threshold, classes, max_objects)
+        stream = self.start(opened.size, threshold, classes, max_objects, objects, only_objects)
         folder = Path(output_dir) / opened.name
         checkpoint = Checkpoint(folder)
-        run = {"source": opened.identity, "model": self.fingerprint, "options": repr(stream.report)}
+        run = {"source": opened.identity, "model": self.fingerprint, "options": stream.options}
         done = 0
         if resume and (folder / "stream.json").is_file():
             earlier_run = read_about(folder)
@@ -260,6 +283,23 @@ def _segment_frames(
     for frame in frames:
         stream = stream or start((frame.shape[1], frame.shape[2]))
         yield stream.step(frame)
+
+
+def check_objects(objects: Tensor, size: tuple[int, int]) -> Tensor:
+    """The given objects of a stream.
+
+    Raises:
+        UserError: if they are neither masks (M, height, width) bool nor boxes (M, 4) in [0, 1].
+    """
+    if objects.dtype == torch.bool and tuple(objects.shape[1:]) == tuple(size):
+        return objects
+    boxes = objects.is_floating_point() and objects.dim() == 2 and objects.shape[1] == 4
+    if boxes and bool(((objects >= 0) & (objects <= 1)).all()):
+        return objects
+    raise UserError(
+        f"objects: expected masks (M, {size[0]}, {size[1]}) bool or boxes (M, 4) in [0, 1], "
+        f"got {tuple(objects.shape)} {objects.dtype}"
+    )
 
 
 def _check_model(model: nn.Module) -> None:

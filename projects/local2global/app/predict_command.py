@@ -15,6 +15,8 @@ import typer
 from ..errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..data.datasets import VideoRecord
     from .batch import Predict
     from .draw import Look
@@ -60,6 +62,16 @@ def predict(
         str | None,
         typer.Option(help="More formats, separated by commas: png, masks, coco, mot, mots, csv, crops."),
     ] = None,
+    objects: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Objects of the first frame: a PNG of ids or colours, or annotations as .json.",
+        ),
+    ] = None,
+    only_objects: Annotated[
+        bool, typer.Option("--only-objects", help="Report the objects of --objects only.")
+    ] = False,
     batch: Annotated[bool, typer.Option("--batch", help="Process several videos at a time.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run; complete videos are skipped.")
@@ -78,8 +90,8 @@ def predict(
     if finish is not None:
         from .result_folder import finish as finish_folder
 
-        given = _open(inputs, skip_errors=False)[0] if inputs else [None]
-        _report(finish_folder(finish, formats, given[0]))
+        source = _open(inputs, skip_errors=False)[0] if inputs else [None]
+        _report(finish_folder(finish, formats, source[0]))
         return
     from ..weights.known import DEFAULT, RELEASES
     from .predict import L2G
@@ -88,6 +100,7 @@ def predict(
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
+    given = _objects(objects, only_objects, sources)
     if weights is None:
         weights = DEFAULT
         typer.echo(f"l2g: no --weights: using {weights} ({RELEASES[weights].title})", err=True)
@@ -103,6 +116,8 @@ def predict(
         look=look,
         resume=resume,
         save=formats,
+        objects=given,
+        only_objects=only_objects,
     )
     failed += predict_all(run, sources, batch)
     if failed:
@@ -117,6 +132,19 @@ def _look(color_by: Literal["id", "class"], hide: str | None) -> Look:
     if unknown:
         raise UserError(f"--hide {hide}: no part '{unknown[0]}'; the parts are {', '.join(PARTS)}")
     return Look(color_by, frozenset(part for part in PARTS if part in hidden))
+
+
+def _objects(path: Path | None, only: bool, sources: list[Source]) -> Tensor | None:
+    """The masks of `--objects`, which describe the first frame of the only source."""
+    from .objects import read_objects
+
+    if path is None:
+        if only:
+            raise UserError("--only-objects: name the objects with --objects")
+        return None
+    if len(sources) != 1:
+        raise UserError(f"--objects: {path} describes one video, {len(sources)} are given")
+    return read_objects(path, sources[0].size)
 
 
 def _is_override(text: str) -> bool:

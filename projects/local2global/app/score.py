@@ -1,7 +1,8 @@
-"""The commands `l2g score vis / vps`: scores of result files, and the submission file of an evaluation."""
+"""The commands `l2g score vis / vps / vos`: scores of result files, and the submission file of an evaluation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,6 +79,26 @@ def score_vps(
     if json_path is not None:
         write_json(json_path, scores)
     _show_panoptic(scores)
+
+
+@score_app.command(name="vos")
+def score_vos(
+    truth: Annotated[Path, typer.Option(help="Annotations in YouTube-VIS format.")],
+    results: Annotated[Path, typer.Option(help="Predicted tracks: results.json, or a zip with it.")],
+    strict: Strict = False,
+    json_path: Json = None,
+) -> None:
+    """J and F of video object segmentation, as DAVIS defines them; each object has the best-fitting track."""
+    from ..evaluation.oddities import Oddities
+    from ..evaluation.vos import score_files
+    from .output import write_json
+
+    oddities = Oddities(strict)
+    scores = score_files(truth, results, oddities)
+    _warn(oddities.lines())
+    if json_path is not None:
+        write_json(json_path, scores)
+    _show("percent", {name: "-" if math.isnan(x) else f"{100 * x:.2f}" for name, x in scores.items()})
 
 
 def _warn(lines: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,9 @@ class StreamingModel(Protocol):
     test_size: tuple[int, int]
     threshold: float
 
-    def stream(self, frames: Iterable[Tensor], past: Queries | None = None) -> Iterator[FramePredictions]:
+    def stream(
+        self, frames: Iterable[Tensor], past: Queries | None = None, objects: Tensor | None = None
+    ) -> Iterator[FramePredictions]:
         """Yields the predictions of frame t before frame t + 1 is read."""
 
 
@@ -52,6 +55,7 @@ class Stream:
         lock: held while the model processes a frame.
         size: (height, width) of the frames.
         report: selects the reported objects.
+        objects: masks (M, H, W) bool or boxes (M, 4) of objects on the first frame; they have the ids 0 to M - 1.
     """
 
     def __init__(
@@ -61,12 +65,24 @@ class Stream:
         lock: threading.Lock,
         size: tuple[int, int],
         report: Filter,
+        objects: Tensor | None = None,
     ) -> None:
         """The state before the first frame."""
         self.size = (int(size[0]), int(size[1]))
         self._model, self._device, self._lock, self.report = model, device, lock, report
         self._slots: Queries | None = None
-        self._post = VideoPostprocessor(self.size, threshold=report.threshold, spill=False)
+        self._objects = objects
+        self._post = VideoPostprocessor(
+            self.size, threshold=report.threshold, spill=False, given=report.given
+        )
+
+    @property
+    def options(self) -> str:
+        """What determines the results besides the model and the frames, as text."""
+        if self._objects is None:
+            return repr(self.report)
+        objects = hashlib.sha256(self._objects.contiguous().numpy().tobytes()).hexdigest()
+        return f"{self.report!r}, objects {objects}"
 
     @property
     def length(self) -> int:
@@ -92,13 +108,17 @@ class Stream:
                 f"frame {self._post.length}: shape {tuple(frame.shape)}, expected (3, {height}, {width})"
             )
         resized = resize_shortest_edge(frame, *self._model.test_size)
+        first = {} if self._objects is None or self._slots is not None else {"objects": self._objects}
         try:
             with self._lock:
-                predictions = next(iter(self._model.stream([resized], self._slots)))
+                predictions = next(iter(self._model.stream([resized], self._slots, **first)))
         except ValueError as error:
             raise UserError(str(error)) from error
         self._slots = predictions.queries
-        return self.report.apply(self._post.update(predictions))
+        result = self._post.update(predictions)
+        if first and self._objects is not None and self._objects.dtype == torch.bool:
+            result = _with_masks(result, self._objects)
+        return self.report.apply(result)
 
     @property
     def best_score(self) -> float:
@@ -138,6 +158,14 @@ class Stream:
             raise UserError(f"this is not the state of a stream of this model ({error})") from error
 
 
+def _with_masks(result: FrameResult, objects: Tensor) -> FrameResult:
+    """The result with the masks (M, height, width) of the ids 0 to M - 1; the model knows them at stride 4 only."""
+    masks = result.masks.clone()
+    given = result.ids < len(objects)
+    masks[given] = objects[result.ids[given]]
+    return dataclasses.replace(result, masks=masks)
+
+
 def _queries(tensors: dict[str, Tensor]) -> Queries:
     """Slots of the kind that has these fields: a tracker may carry more than `Queries`."""
     kinds: list[type[Queries]] = [Queries, *Queries.__subclasses__()]
@@ -149,11 +177,21 @@ def _queries(tensors: dict[str, Tensor]) -> Queries:
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Selects the reported objects of a frame: by score, label and number."""
+    """Selects the reported objects of a frame: by score, label and number.
+
+    Attributes:
+        threshold: minimal score, which the post-processor applies.
+        labels: reported labels; None: all.
+        max_objects: maximal number of objects.
+        given: the ids below it belong to objects that the user named; they are always reported.
+        only_given: report no other object.
+    """
 
     threshold: float
     labels: frozenset[int] | None
     max_objects: int | None
+    given: int = 0
+    only_given: bool = False
 
     @classmethod
     def of(
@@ -162,6 +200,8 @@ class Filter:
         threshold: float | None,
         names: Sequence[str] | None,
         max_objects: int | None,
+        given: int = 0,
+        only_given: bool = False,
     ) -> Filter:
         """The filter for class names; without a threshold, the model's.
 
@@ -169,15 +209,19 @@ class Filter:
             UserError: if a class name is unknown.
         """
         labels = None if names is None else frozenset(_label(model.classes, name) for name in names)
-        return cls(model.threshold if threshold is None else threshold, labels, max_objects)
+        threshold = model.threshold if threshold is None else threshold
+        return cls(threshold, labels, max_objects, given, only_given)
 
     def apply(self, result: FrameResult) -> FrameResult:
         """Filters by label and number, in the original order; the post-processor applied the threshold."""
-        rows = list(range(len(result.ids)))
+        given = [i for i in range(len(result.ids)) if int(result.ids[i]) < self.given]
+        rows = [i for i in range(len(result.ids)) if i not in given and not self.only_given]
         if self.labels is not None:
             rows = [i for i in rows if int(result.labels[i]) in self.labels]
         if self.max_objects is not None:
-            rows = sorted(sorted(rows, key=lambda i: -float(result.scores[i]))[: self.max_objects])
+            best = sorted(rows, key=lambda i: -float(result.scores[i]))
+            rows = best[: max(0, self.max_objects - len(given))]
+        rows = sorted(given + rows)
         if len(rows) == len(result.ids):
             return result
         index = torch.tensor(rows, dtype=torch.int64)

@@ -172,8 +172,9 @@ class Local2Global(nn.Module):
         Args:
             frames: (3, H, W) uint8 RGB, any number of them.
             past: the slots after the frame before them (`FramePredictions.queries`); None at the start of a video.
-            objects: (M, H', W') bool, masks of objects on the first frame, at any size of the same aspect ratio.  They
-                have slots 0 to M - 1; on the first frame, these slots predict the given masks.
+            objects: objects on the first frame, which have slots 0 to M - 1.  Masks (M, H', W') bool, at any size of
+                the same aspect ratio, are predicted by these slots on the first frame; of boxes (M, 4), the masks are
+                segmented.
 
         Yields:
             The predictions for each frame, B = 1.
@@ -190,8 +191,10 @@ class Local2Global(nn.Module):
             if objects is None:
                 predictions = self.step(features, past)
             else:
-                masks = fit_masks(objects.to(self.device), features)
-                predictions = with_masks(self.step(features, self.start(features, masks)), masks)
+                exact = objects.dtype == torch.bool
+                masks = (fit_masks if exact else box_masks)(objects.to(self.device), features)
+                predictions = self.step(features, self.start(features, masks))
+                predictions = with_masks(predictions, masks) if exact else predictions
                 objects = None
             past = predictions.queries
             if self._graphs:  # the next frame's graphs overwrite their outputs
@@ -303,6 +306,30 @@ def fit_masks(objects: Tensor, features: FrameFeatures) -> Tensor:
         side - n for side, n in zip(features.mask_features.shape[-2:], (height, width), strict=True)
     )
     return F.pad(masks, (0, columns, 0, rows))
+
+
+def box_masks(boxes: Tensor, features: FrameFeatures) -> Tensor:
+    """Rectangles at the size of the mask features: the pixels whose centre lies in a box, at least one.
+
+    Args:
+        boxes: (M, 4).
+        features: one frame, B = 1.
+
+    Returns:
+        (M, h, w) bool.
+    """
+    sides = features.extent[0].tolist()
+    inside = []
+    for axis, (side, count) in enumerate(
+        zip(sides, reversed(features.mask_features.shape[-2:]), strict=True)
+    ):
+        centres = (torch.arange(count, device=boxes.device) + 0.5) / side
+        distance = (centres - boxes[:, axis, None]).abs()  # (M, count)
+        inside.append(
+            (distance <= boxes[:, axis + 2, None] / 2) | (distance == distance.amin(1, keepdim=True))
+        )
+    columns, rows = inside
+    return rows[:, :, None] & columns[:, None]
 
 
 def with_masks(predictions: FramePredictions, masks: Tensor) -> FramePredictions:

@@ -41,6 +41,7 @@ class VideoPostprocessor:
         keep: maximum number of (slot, class) pairs in a video's result.
         spill: whether masks and scores are written to a file for `result`.  With False only the masks of reported
             slots are decoded.
+        given: the slots 0 to `given` - 1 belong to objects that the user named; they are reported with any score.
 
     Raises:
         UserError: unknown `aggregate`.
@@ -54,6 +55,7 @@ class VideoPostprocessor:
         aggregate: Aggregate = "top_quarter",
         keep: int = 50,
         spill: bool = True,
+        given: int = 0,
     ) -> None:
         if aggregate not in ("top_quarter", "max", "mean"):
             raise UserError(f"aggregate: expected top_quarter, max or mean, got {aggregate!r}")
@@ -62,6 +64,7 @@ class VideoPostprocessor:
         self.aggregate = aggregate
         self.keep = keep
         self.spill = spill
+        self.given = given
         self.length = 0
         self._spill: Spill | None = None
         self._total = self._foreground = self._pixels = self._peak = torch.zeros(0)
@@ -101,7 +104,7 @@ class VideoPostprocessor:
         self._pixels += area
         best, labels = scores.amax(1), self._total.argmax(1)
         self._peak = torch.where(area > 0, best, 0.0).maximum(self._peak)
-        reported = (best >= self.threshold) & (area > 0)
+        reported = ((best >= self.threshold) | (torch.arange(len(best)) < self.given)) & (area > 0)
         decoded = reported if self._spill is None else area > 0
         ids, shown = self._decode(masks, decoded, reported, extent, scores)
         index, self.length = self.length, self.length + 1
