@@ -31,6 +31,7 @@ setup(
         "omegaconf>=2.3,<2.4",
         "hydra-core>=1.3",
         "PyYAML",
+        "orjson",
         "fvcore",
         "pycocotools",
         "av",

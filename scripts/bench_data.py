@@ -20,7 +20,7 @@ from torch import Tensor
 from local2global.data.augment import ClipAugmentation
 from local2global.data.clips import make_clip
 from local2global.data.readers.images import read_image
-from local2global.data.readers.records import AnnotatedVideo, Track
+from local2global.data.readers.records import AnnotatedVideo, Track, VideoRow, annotated_videos
 from local2global.data.readers.rle import encode_mask, sample_outlines
 from local2global.data.views import View
 from local2global.randomness import keyed_generator
@@ -39,8 +39,9 @@ def make_video(folder: Path) -> AnnotatedVideo:
             waves = 0.08 * np.sin(x / 9 + i) * np.cos(y / 7)
             distance = ((x - 180 - 170 * i - 4 * t) / 110) ** 2 + ((y - 200 - 60 * i) / 150) ** 2
             track.append(str(encode_mask(torch.from_numpy(distance + waves < 1))["counts"]))
-    tracks = tuple(Track(i + 1, 0, tuple(track)) for i, track in enumerate(counts))
-    return AnnotatedVideo(1, "generated", OUTPUT, tuple(files), tracks)
+    row = VideoRow(1, "generated", OUTPUT, [file.name for file in files])
+    tracks = [Track(i + 1, 0, track) for i, track in enumerate(counts)]
+    return annotated_videos(folder, [row], [tracks])[0]
 
 
 def peer_frame(view: View, image: Image.Image, t: int) -> Tensor:
@@ -80,8 +81,8 @@ def data(bench: Bench) -> Iterator[Row]:
 
 
 def _rows(bench: Bench, video: AnnotatedVideo) -> Iterator[Row]:
-    file, counts = video.files[0], [str(track.outlines[0]) for track in video.tracks]
-    pixels, image = read_image(file), Image.open(file).convert("RGB")
+    file, counts = video.file(0), [str(outline) for outline in video.outlines(0)]
+    pixels, image = read_image(file), Image.open(str(file)).convert("RGB")
 
     def row(name: str, ours: Callable[[], Any], peer: Callable[[], Any], agree: Any) -> Row:
         difference = 0.0 if agree(ours(), peer()) else 1.0
@@ -92,7 +93,7 @@ def _rows(bench: Bench, video: AnnotatedVideo) -> Iterator[Row]:
         yield row(
             f"decode and resize to {size[0]}x{size[1]}",
             lambda view=view: view.draw(read_image(file, view.shrink), 0),
-            lambda view=view: peer_frame(view, Image.open(file), 0),
+            lambda view=view: peer_frame(view, Image.open(str(file)), 0),
             frames_agree,
         )
     yield row(
@@ -127,8 +128,8 @@ def _clip_arms(video: AnnotatedVideo) -> tuple[Callable[[], Any], Callable[[], A
         clips = []
         for key in keys:
             view = augment.view(View.whole(OUTPUT, FRAMES), keyed_generator(*key, "augment"))
-            frames = [peer_frame(view, Image.open(video.files[t]), t) for t in times]
-            counts = [[str(track.outlines[t]) for track in video.tracks] for t in times]
+            frames = [peer_frame(view, Image.open(str(video.file(t))), t) for t in times]
+            counts = [[str(outline) for outline in video.outlines(t)] for t in times]
             masks = [peer_masks(view, counts[t], t).any(0) for t in times]
             clips.append((torch.stack(frames), torch.stack(masks)))
         return clips

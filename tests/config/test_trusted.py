@@ -8,7 +8,7 @@ import yaml
 
 from local2global.config.saved import MAX_NODES, load_resolved, read_yaml, save_resolved
 from local2global.config.targets import current_name, locate, type_error
-from local2global.config.trusted import RUN_PARTS
+from local2global.config.trusted import RUN_PARTS, check_trusted
 from local2global.errors import UserError
 from local2global.lazy import load_config, resolve
 from miniatures import write_videos
@@ -198,3 +198,10 @@ def test_aliases_of_moderate_size_are_read(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("a: &a [1, 2]\nb: [*a, *a]\n")
     assert read_yaml(path) == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+
+
+@pytest.mark.parametrize("value", [3, "text", [], {"a": 1}, None])
+def test_a_part_of_a_model_cannot_be_a_plain_value(value):
+    node = {"_target_": "local2global.modeling.model.Local2Global", "segmenter": value}
+    with pytest.raises(UserError, match=r"c\.yaml: model\.segmenter=.*expected a component with a _target_"):
+        check_trusted(node, "c.yaml: model", is_model=True)

@@ -195,7 +195,7 @@ def _train_mask(segmentation: Any, size: tuple[int, int]) -> None:
     decoded = decode_outlines([outline], size)[0].numpy()
     if isinstance(outline, str):
         assert np.array_equal(decoded, expand(decode_runs(outline), size)), "wrong pixels"
-        assert count_pixels(outline, size) == decoded.sum(), "wrong area"
+        assert count_pixels([outline], size) == [decoded.sum()], "wrong area"
 
 
 def _scored_mask(segmentation: Any, size: tuple[int, int]) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-#: Seconds of computing that one input may take, and that many times as long on the clock, for busy machines.
-LIMIT, BUSY = 10.0, 6
+#: Seconds that one input may take, without those in which the worker waits for a processor of a busy machine.
+LIMIT = 10.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Worker:
 
     Args:
         scratch: a folder for its files; `input` is replaced for each input.
-        limit: seconds of computing that one input may take.
+        limit: seconds that one input may take.
     """
 
     def __init__(self, scratch: Path, limit: float = LIMIT) -> None:
@@ -78,20 +78,19 @@ class Worker:
         """The next line; b"" if the worker ended, None if it did not answer in time."""
         assert self._process is not None
         assert self._process.stdout is not None
-        begin, used = time.monotonic(), self._computed()
-        while self._computed() - used < seconds and time.monotonic() - begin < BUSY * seconds:
+        begin, waited = time.monotonic(), self._waited()
+        while time.monotonic() - begin - (self._waited() - waited) < seconds:
             if select.select([self._process.stdout], [], [], 0.5)[0]:
                 return self._process.stdout.readline()
         return None
 
-    def _computed(self) -> float:
-        """Seconds of processor time of the worker; the clock where the system does not tell."""
+    def _waited(self) -> float:
+        """Seconds that the worker was ready to run and waited for a processor; 0 where the system does not tell."""
         assert self._process is not None
         try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[1]) / 1e9
         except OSError:
-            return time.monotonic()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            return 0.0
 
     def run(self, target: str, files: dict[str, bytes | Path]) -> Outcome:
         """Write the files of one input, a path as a link, and run a target on them."""

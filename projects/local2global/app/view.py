@@ -53,7 +53,7 @@ def dataset_loader(
         problem = f" ({report.findings[0]})" if report.findings else ""
         raise UserError(f"{path}: no video with masks{problem}")
     classes = report.samples[0].classes
-    videos = [s.video for s in report.samples if s.classes == classes and s.video.tracks]
+    videos = [s.video for s in report.samples if s.classes == classes and len(s.video.ids)]
     if not videos:
         raise UserError(f"{path}: none of the {len(report.samples)} sampled videos has a mask.")
     loader = build_train_loader(

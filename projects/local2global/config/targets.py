@@ -6,6 +6,7 @@ import difflib
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,6 +124,21 @@ def type_error(value: Any, annotation: str) -> str:
     else:
         accepted = isinstance(value, str) and bool(names & {"str", "Path"})
     return "" if accepted else " or ".join(dict.fromkeys(_TYPES[name] for name in sorted(names)))
+
+
+def needs_component(target: Any, annotation: str) -> bool:
+    """Whether a parameter of a target is annotated with classes only, so that no plain value is an argument for it."""
+    names = [name.strip() for name in annotation.split("|") if name.strip() != "None"]
+    return bool(names) and all(_is_class(target, name) for name in names)
+
+
+def _is_class(target: Any, name: str) -> bool:
+    """Whether a dotted name in the module of a target is a class of this package or of torch's layers."""
+    first, *rest = name.split(".")
+    found = vars(sys.modules[target.__module__]).get(first)
+    for part in rest:
+        found = getattr(found, part, None)
+    return inspect.isclass(found) and within(found.__module__, ("local2global", "torch.nn"))
 
 
 _TYPES = {

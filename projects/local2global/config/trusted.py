@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .targets import current_name, locate, parameters, type_error, within
+from .targets import current_name, locate, needs_component, parameters, type_error, within
 
 #: Callables of this package outside `modeling`, by module.
 _RUN_PARTS = {
@@ -69,8 +69,13 @@ def _check_call(node: Mapping[Any, Any], where: str, is_model: bool) -> None:
         raise UserError(f"{where}: a yaml config may not build '{name}'. Use the original .py config")
     annotations = parameters(target)
     for key, value in node.items():
-        plain = not isinstance(value, (Mapping, list)) and "${" not in str(value)
-        expected = type_error(value, annotations.get(key, "")) if plain and key != "_target_" else ""
+        if key == "_target_" or (isinstance(value, str) and "${" in value):
+            continue
+        annotation = annotations.get(key, "")
+        expected = "" if isinstance(value, (Mapping, list)) else type_error(value, annotation)
+        built = isinstance(value, Mapping) and "_target_" in value
+        if not built and not (value is None and "None" in annotation) and needs_component(target, annotation):
+            expected = "a component with a _target_"
         if expected:
             raise UserError(f"{where}.{key}={value}: expected {expected}")
 

@@ -143,7 +143,7 @@ class VideoDataset:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Renumbered:
     """A record of a merged dataset: a video with other ids and labels.
 

@@ -53,8 +53,8 @@ def _trainers_iteration() -> int:
 
 
 @lru_cache(maxsize=16)
-def _permutation(seed: int, dataset: int, epoch: int, size: int) -> tuple[int, ...]:
-    return tuple(torch.randperm(size, generator=keyed_generator(seed, "order", dataset, epoch)).tolist())
+def _permutation(seed: int, dataset: int, epoch: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=keyed_generator(seed, "order", dataset, epoch)).int()
 
 
 class Mixture:
@@ -116,7 +116,7 @@ class Mixture:
         if again:
             generator = keyed_generator(seed, "again", position, again)
             index = int(torch.randint(len(videos), (1,), generator=generator))
-        return videos[_permutation(seed, number, epoch, len(videos))[index]], self.augments[number]
+        return videos[int(_permutation(seed, number, epoch, len(videos))[index])], self.augments[number]
 
 
 @dataclass(frozen=True)

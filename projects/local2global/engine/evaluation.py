@@ -18,7 +18,7 @@ from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoin
 from ..weights.find import find_weights
 from .metrics import progress_bar
 from .processes import barrier, join, rank, reduce
-from .settings import build, require
+from .settings import build, build_model, require
 
 
 def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module:
@@ -34,7 +34,7 @@ def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module
         )
     path = find_weights(name)
     content = load_checkpoint(path)
-    model: nn.Module = build(cfg, "model")
+    model = build_model(cfg)
     state = evaluation_state(content, cfg.train.get("model_ema") or {}, str(path))
     load_weights(model, state, source=str(path))
     return model.to(device)

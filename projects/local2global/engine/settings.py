@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from ..errors import UserError, wrapped_user_error
 from ..lazy import instantiate
@@ -162,3 +163,15 @@ def build(cfg: DictConfig, key: str) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "" if reason.startswith(key) else f"{key}: "
         raise UserError(f"invalid config: {where}{reason}") from error
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Instantiate `cfg.model`.
+
+    Raises:
+        UserError: as `build`, and if the config describes no model.
+    """
+    model = build(cfg, "model")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"invalid config: model is {type(model).__name__}, expected a torch module")
+    return model

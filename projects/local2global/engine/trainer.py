@@ -26,7 +26,7 @@ from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
 from .rng import random_state, restore_random_state, seed_all
-from .settings import autocast_dtype, build
+from .settings import autocast_dtype, build, build_model
 
 
 class Trainer:
@@ -55,7 +55,7 @@ class Trainer:
         self.scores: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
 
-        self.model: nn.Module = build(cfg, "model").to(device)
+        self.model: nn.Module = build_model(cfg).to(device)
         with_model = copy.deepcopy(cfg)
         with_model.optimizer.params.model = self.model
         self.optimizer: torch.optim.Optimizer = build(with_model, "optimizer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,14 @@ def box_of(mask: NDArray[np.bool_]) -> list[int]:
     return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
 
 
-def read_ids(path: Path) -> Ids:
+class Readable(Protocol):
+    """A file, in a folder or in a zip file."""
+
+    def read_bytes(self) -> bytes:
+        """The content."""
+
+
+def read_ids(path: Readable) -> Ids:
     """(H, W) segment ids of a panoptic PNG; the checksums of all its chunks are verified.
 
     Raises:

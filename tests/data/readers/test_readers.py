@@ -207,7 +207,7 @@ def test_stuff_of_one_class_is_one_instance_for_all_segment_ids(vipseg):
     segments[0]["id"] = 70001
     write_json(file, content)
     video = load_vipseg(vipseg, "train").videos[0]
-    assert [row for frame in video.segments for _, row in frame] == [0, 1, 0]
+    assert [row for t in range(video.length) for _, row in video.segments(t)] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

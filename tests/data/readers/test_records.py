@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from local2global.data.augment import ClipAugmentation, DriftingCrop, RandomShortestEdge, ZoomCrop
 from local2global.data.clips import make_clip
 from local2global.data.datasets import Lean, Renumbered, sampled_masks, shrunk_frame
 from local2global.data.readers.images import read_image
-from local2global.data.readers.records import AnnotatedVideo, Track
-from local2global.data.readers.rle import Grid, encode_mask
+from local2global.data.readers.records import AnnotatedVideo, Packed, Track, VideoRow, annotated_videos
+from local2global.data.readers.rle import (
+    Grid,
+    are_sound,
+    encode_mask,
+    pack_outline,
+    parse_outline,
+    unpack_outline,
+)
 from local2global.errors import UserError
 
 AUGMENT = ClipAugmentation((16, 24), 60, ZoomCrop(0.5, RandomShortestEdge((30,), 90), DriftingCrop(14, 26)))
@@ -73,15 +83,57 @@ def video(tmp_path: Path) -> AnnotatedVideo:
     files = []
     for t in range(6):
         blurred = np.random.default_rng(t).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-        files.append(tmp_path / f"{t}.jpg")
+        files.append(f"{t}.jpg")
         Image.fromarray(blurred).resize((64, 48), Image.Resampling.BICUBIC).save(
-            files[-1], quality=95, subsampling=0
+            tmp_path / files[-1], quality=95, subsampling=0
         )
     tracks = [
         Track(i + 1, 0, tuple(encode_mask(random_mask(48, 64, 7 * i + t))["counts"] for t in range(6)))
         for i in range(3)
     ]
-    return AnnotatedVideo(4, "blur", (48, 64), tuple(files), tuple(tracks))
+    return annotated_videos(tmp_path, [VideoRow(4, "blur", (48, 64), files)], [tracks])[0]
+
+
+def test_packed_strings_are_read_back():
+    packed = Packed([b"ab", b"", b"cde"])
+    assert [packed[i] for i in range(len(packed))] == [b"ab", b"", b"cde"]
+    assert packed.filled(np.array([2, 1, 0])).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("outline", [None, "PPYo0", (b"8 bytes!", b"", b"another polygon "), ()])
+def test_packed_outlines_are_read_back(outline):
+    assert unpack_outline(pack_outline(outline)) == outline
+
+
+def test_masks_are_checked_together_as_one_by_one():
+    """Counts with one change, between two sound ones: accepted together if and only if accepted alone."""
+    draw, size = random.Random(0), (9, 16)
+    sound = [encode_mask(random_mask(*size, seed))["counts"] for seed in range(20)]
+    assert are_sound(sound, [144] * 20)
+    assert not are_sound(sound, [144] * 19 + [143])
+    outcomes = Counter()
+    for _ in range(600):
+        text = draw.choice(sound)
+        place = draw.randrange(len(text))
+        insert = draw.choice(["", chr(draw.randint(46, 113)), "é", "0"])
+        changed = text[:place] + insert + text[place + draw.randint(0, 1) :]
+        try:
+            parse_outline({"size": [*size], "counts": changed}, size)
+            expected = True
+        except ValueError:
+            expected = False
+        outcomes[expected] += 1
+        assert are_sound([sound[0], changed, sound[1]], [144] * 3) == expected
+    assert min(outcomes.values()) > 20
+
+
+def test_runs_of_the_largest_frame_are_sound():
+    """32768x32768 pixels in one run: seven characters, which are checked one by one."""
+    size, counts = (1 << 15, 1 << 15), [1 << 30]
+    assert parse_outline({"size": [*size], "counts": counts}, size) == parse_outline(
+        {"size": [*size], "counts": coco_mask.frPyObjects({"size": size, "counts": counts}, *size)["counts"]},
+        size,
+    )
 
 
 def test_annotated_and_renumbered_videos_are_lean(video):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..readers.archives import ImageRoot, image_root
 from ..readers.coco import as_videos
 from ..readers.entries import read_json
 from ..readers.formats import COCO, COCOVID, REMEDIES, VIPSEG, YOUTUBE_VIS, format_of
@@ -38,8 +39,8 @@ def check_dataset(
         UserError: if there is nothing at `path` that can be checked.
     """
     place = Path(path)
-    folders = [None if folder is None else Path(folder) for folder in (images, maps)]
-    check = _Check(Report(), folders[0], folders[1], options or Options())
+    roots = [_stated_root(folder, option) for folder, option in ((images, "images"), (maps, "maps"))]
+    check = _Check(Report(), roots[0], roots[1], options or Options())
     if place.is_dir():
         check.folder(place)
     elif place.is_file():
@@ -49,10 +50,19 @@ def check_dataset(
     return check.report
 
 
+def _stated_root(folder: str | Path | None, option: str) -> ImageRoot | None:
+    root = None if folder is None else image_root(folder)
+    if folder is not None and root is None:
+        raise UserError(f"{folder}: no such folder. Correct --{option}.")
+    return root
+
+
 class _Check:
     """One run of `check_dataset`, see its arguments."""
 
-    def __init__(self, report: Report, images: Path | None, maps: Path | None, options: Options) -> None:
+    def __init__(
+        self, report: Report, images: ImageRoot | None, maps: ImageRoot | None, options: Options
+    ) -> None:
         self.report, self.images, self.maps, self.options = report, images, maps, options
 
     def folder(self, folder: Path) -> None:
@@ -116,10 +126,8 @@ class _Check:
             check_vipseg(content, maps, summary, notes, self.options)
 
     def _find(
-        self, file: Path, names: Iterable[str], stated: Path | None, option: str, what: str, notes: Notes
-    ) -> Path | None:
-        if stated is not None and not stated.is_dir():
-            raise UserError(f"{stated}: no such folder. Correct --{option}.")
+        self, file: Path, names: Iterable[str], stated: ImageRoot | None, option: str, what: str, notes: Notes
+    ) -> ImageRoot | None:
         folder = stated or find_images(file, names)
         if folder is None:
             problem = f"no folder near it contains its {what}, so none was checked"

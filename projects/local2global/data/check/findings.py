@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..readers.archives import ImageRoot
 from ..readers.entries import format_problem
 from ..readers.records import AnnotatedVideo
 
@@ -59,7 +60,7 @@ class Summary:
 
     file: Path
     layout: str
-    images: Path | None
+    images: ImageRoot | None
     videos: int = 0
     frames: int = 0
     instances: Counter[str] = field(default_factory=Counter)

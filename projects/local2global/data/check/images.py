@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..readers.archives import ImageFile
 from ..readers.images import exif_hint, upright_size
 from .findings import Notes, Options
 
@@ -25,7 +26,7 @@ class ExpectedImage:
         where: the entry that names it.
     """
 
-    path: Path
+    path: ImageFile
     size: tuple[int, int] | None
     where: str
 
@@ -56,7 +57,7 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     """The problem of one file, or None."""
     restore = "Restore the file from its source, or leave its video out"
     try:
-        if image.path.stat().st_size == 0:
+        if isinstance(image.path, Path) and image.path.stat().st_size == 0:
             return ImageProblem("corrupt-image", "the file is empty", restore)
         size = upright_size(image.path, decode)
     except FileNotFoundError:
@@ -71,7 +72,9 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
     return None
 
 
-def _hint(path: Path) -> str:
+def _hint(path: ImageFile) -> str:
+    if not isinstance(path, Path):
+        return ""
     if not path.parent.is_dir():
         return f" (nor a folder {path.parent.name})"
     near = sorted(p.name for p in path.parent.glob(f"{path.stem}.*") if p.name != path.name)

@@ -6,18 +6,19 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
 from ...results.segment_ids import Ids, box_of, count_ids, read_ids
+from ..readers.archives import ImageFile, ImageRoot
 from ..readers.entries import shown
-from ..readers.records import AnnotatedVideo, Track
+from ..readers.images import image_path
+from ..readers.records import Track, VideoRow, annotated_videos
 from ..readers.rle import encode_mask
 from ..readers.vipseg import (
     FrameEntry,
     VideoEntry,
-    frame_path,
+    frame_name,
     map_file,
     parse_classes,
     parse_segments,
@@ -44,7 +45,7 @@ class _Segments:
 
 
 def check_vipseg(
-    content: Mapping[str, Any], maps: Path | None, summary: Summary, notes: Notes, options: Options
+    content: Mapping[str, Any], maps: ImageRoot | None, summary: Summary, notes: Notes, options: Options
 ) -> None:
     """Reports every problem, fills the summary and keeps some clips for pictures.
 
@@ -85,15 +86,16 @@ def check_vipseg(
             notes.report.samples += _sample(video, segments, classes, summary.images, maps)
 
 
-def _expected(videos: Mapping[str, VideoEntry], images: Path, notes: Notes) -> Iterator[ExpectedImage]:
+def _expected(videos: Mapping[str, VideoEntry], images: ImageRoot, notes: Notes) -> Iterator[ExpectedImage]:
     for video in videos.values():
         for identity, frame in video.frames.items():
             where = f"{notes.file}: video {video.name}, image {identity}"
-            yield ExpectedImage(frame_path(images / video.name, frame.file), frame.size, where)
+            folder = images / video.name
+            yield ExpectedImage(image_path(folder, frame_name(folder, frame.file)), frame.size, where)
 
 
 def _check_frames(
-    video: VideoEntry, classes: Mapping[int, Any], maps: Path | None, notes: Notes, options: Options
+    video: VideoEntry, classes: Mapping[int, Any], maps: ImageRoot | None, notes: Notes, options: Options
 ) -> _Segments:
     """Reports every problem of a video's frames and maps; returns its segments."""
     segments = _Segments()
@@ -106,14 +108,14 @@ def _check_frames(
                 where = f"video {video.name}, image {key}"
                 _follow(segments, t, listed, classes, where, notes)
                 if isinstance(ids, str):
-                    kind = "corrupt-map" if file and file.exists() else "missing-map"
+                    kind = "corrupt-map" if file and file.is_file() else "missing-map"
                     notes.error(kind, f"{notes.file}: {where}", ids, "Restore the file", file=str(file))
                 elif ids is not None:
                     _check_map(video.frames[key], listed, ids, where, notes, str(file))
     return segments
 
 
-def _read(file: Path | None) -> Ids | str | None:
+def _read(file: ImageFile | None) -> Ids | str | None:
     """A map, the problem that it has, or None if maps are skipped."""
     if file is None:
         return None
@@ -187,7 +189,7 @@ def _check_box(stated: Any, box: list[int], where: str, notes: Notes) -> None:
 
 
 def _sample(
-    video: VideoEntry, segments: _Segments, classes: Mapping[int, Any], images: Path, maps: Path
+    video: VideoEntry, segments: _Segments, classes: Mapping[int, Any], images: ImageRoot, maps: ImageRoot
 ) -> list[Sample]:
     """A clip to draw, with the maps as masks; none if a map is unreadable or the frames have several sizes."""
     read = [_read(maps / video.name / map_file(video, key)) for key in video.frames]
@@ -200,7 +202,9 @@ def _sample(
         masks = (ids == identity for ids in decoded)
         outlines = tuple(encode_mask(mask)["counts"] if mask.any() else None for mask in masks)
         tracks.append(Track(number, ordered.index(category), outlines))
-    files = tuple(frame_path(images / video.name, frame.file) for frame in video.frames.values())
+    folder = images / video.name
+    files = [f"{video.name}/{frame_name(folder, frame.file)}" for frame in video.frames.values()]
     height, width = decoded[0].shape
-    record = AnnotatedVideo(video.position + 1, video.name, (height, width), files, tuple(tracks))
+    row = VideoRow(video.position + 1, video.name, (height, width), files)
+    (record,) = annotated_videos(images, [row], [tracks])
     return [Sample(record, [{"id": k, "name": classes[k]["name"]} for k in ordered])]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..readers.entries import check_category, is_id, parse_categories, shown, walk
 from ..readers.images import image_path
-from ..readers.records import AnnotatedVideo, Track
+from ..readers.records import Track, VideoRow, annotated_videos
 from ..readers.rle import count_pixels
 from ..readers.youtube_vis import VideoEntry, find_video, parse_masks, parse_videos, rasterise
 from .findings import Notes, Options, Sample, Summary, sample_positions
@@ -63,8 +63,8 @@ def check_youtube_vis(
     for identity, listed in tracks.items():
         video = videos[identity]
         if summary.images is not None and video.size is not None and video.files:
-            files = tuple(image_path(summary.images, file) for file in video.files)
-            record = AnnotatedVideo(identity, video.name, video.size, files, tuple(listed))
+            row = VideoRow(identity, video.name, video.size, video.files)
+            (record,) = annotated_videos(summary.images, [row], [listed])
             notes.report.samples.append(Sample(record, classes))
 
 
@@ -167,6 +167,7 @@ class _Annotations:
         self, annotation: Mapping[str, Any], video: VideoEntry, counts: Sequence[str | None], where: str
     ) -> None:
         assert video.size is not None
+        pixels = iter(count_pixels([text for text in counts if text is not None], video.size))
         for t, (segmentation, text) in enumerate(zip(annotation["segmentations"], counts, strict=True)):
             at = f"{where}: frame {t}" if self._word == "video" else where
             area, box = (_at(annotation.get(key), t) for key in ("areas", "bboxes"))
@@ -178,9 +179,10 @@ class _Annotations:
                 fix = "Write null where it is absent" if self._word == "video" else "Remove the annotation"
                 self._notes.warn("empty-mask", at, "a mask without a pixel", fix)
                 continue
+            measured = next(pixels)
             if area is not None:
                 exact = not isinstance(segmentation, list)
-                check_area(count_pixels(text, video.size), area, exact, at, self._notes)
+                check_area(measured, area, exact, at, self._notes)
             if box is not None:
                 check_box(text, video.size, segmentation, box, at, self._notes)
 

@@ -41,7 +41,7 @@ def convert_cocovid(
     names = parse_categories(content, problems)
     entries = parse_videos(listed, problems, "image")
     folder = Path(images) if images is not None else find_images(path, (e.files[0] for e in entries.values()))
-    if folder is None or not folder.is_dir():
+    if not isinstance(folder, Path) or not folder.is_dir():
         raise UserError(f"{folder or path}: no folder with the frames. Name it with --images.")
     skipped: Counter[str] = Counter()
     videos = _videos({**listed, "videos": content["videos"]}, entries, names, folder, problems, skipped)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...errors import UserError
 from ..datasets import VideoDataset, annotation_entry
+from .archives import find_image_root
 from .entries import RaiseProblems, class_list
 from .formats import COCO, read_content
-from .images import image_path
-from .records import AnnotatedVideo, Track
+from .records import Track, VideoRow, annotated_videos
 from .rle import outline_counts
 from .youtube_vis import AnnotationFile, parse_videos
 
@@ -81,9 +80,7 @@ def load_coco(
     Raises:
         UserError: for invalid input: one line with the file and the annotation's id.
     """
-    root, path = Path(images), Path(annotations)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such image folder.")
+    root, path = find_image_root(images), Path(annotations)
     content, problems = as_videos(read_content(path, COCO)), RaiseProblems(path)
     listed = class_list(content, classes, problems, check_names)
     labels = {c["id"]: k for k, c in enumerate(listed)}
@@ -100,15 +97,11 @@ def load_coco(
             crowds.append(annotation_entry(annotation["id"], image.id, category, size, [mask], iscrowd=1))
         else:
             tracks[image.id].append(Track(annotation["id"], labels[category], outlines))
-    records = [
-        AnnotatedVideo(
-            id=image.id,
-            name=PurePosixPath(image.files[0].replace("\\", "/")).stem,
-            size=image.size or (0, 0),
-            files=(image_path(root, image.files[0]),),
-            tracks=tuple(tracks[image.id]),
-        )
-        for image in entries.values()
-        if tracks[image.id] or keep_empty
-    ]
+    chosen = [image for image in entries.values() if tracks[image.id] or keep_empty]
+    rows = [VideoRow(image.id, _stem(image.files[0]), image.size or (0, 0), image.files) for image in chosen]
+    records = annotated_videos(root, rows, [tracks[image.id] for image in chosen])
     return AnnotatedImages(records, listed, tuple(crowds))
+
+
+def _stem(file: str) -> str:
+    return PurePosixPath(file.replace("\\", "/")).stem

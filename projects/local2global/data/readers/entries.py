@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
+
+import orjson
 
 from ...errors import UserError
 
@@ -95,6 +98,9 @@ def read_json(path: Path) -> Any:
     """
     try:
         text = path.read_bytes()
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(text)
+        # Slower; it accepts NaN and other encodings than UTF-8, and tells where a file is damaged.
         content = json.loads(text)
         if b"\\ud" in text or b"\\uD" in text:
             # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.

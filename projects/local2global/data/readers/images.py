@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -14,19 +16,29 @@ from torch import Tensor
 
 from ...errors import UserError
 from ...limits import check_pixels
+from .archives import ImageFile, ImageRoot, ZipPath
 
 #: EXIF's tag of the camera's orientation; 1 is upright, values above 4 swap height and width.
 ORIENTATION = 0x0112
 
 
-def image_path(folder: Path, name: str) -> Path:
+@overload
+def image_path(folder: Path, name: str) -> Path: ...
+@overload
+def image_path(folder: ImageRoot, name: str) -> ImageFile: ...
+def image_path(folder: ImageRoot, name: str) -> ImageFile:
     """The path of an image named in an annotation file.  Backslashes are read as slashes unless such a file exists."""
     path = folder / name
     return folder / name.replace("\\", "/") if "\\" in name and not path.is_file() else path
 
 
+def open_image(path: ImageFile) -> Image.Image:
+    """Opens an image file, in a folder or in a zip file."""
+    return Image.open(BytesIO(path.read_bytes()) if isinstance(path, ZipPath) else path)
+
+
 @contextmanager
-def reading_image(path: Path) -> Iterator[None]:
+def reading_image(path: ImageFile) -> Iterator[None]:
     """Turns the errors of a missing, truncated or foreign file into a UserError that names the path."""
     try:
         yield
@@ -39,7 +51,7 @@ def reading_image(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {problem}") from error
 
 
-def read_image(path: Path, shrink: int = 1) -> Tensor:
+def read_image(path: ImageFile, shrink: int = 1) -> Tensor:
     """An image file as (3, H, W) uint8 RGB, rotated upright according to its EXIF data.
 
     Args:
@@ -51,7 +63,7 @@ def read_image(path: Path, shrink: int = 1) -> Tensor:
     Raises:
         UserError: if the file is missing, truncated, or not an image.
     """
-    with reading_image(path), Image.open(path) as image:
+    with reading_image(path), open_image(path) as image:
         width, height = image.size
         check_pixels(width, height)
         divides = width % shrink == 0 == height % shrink
@@ -82,7 +94,7 @@ def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def read_sized(path: Path, size: tuple[int, int], shrink: int = 1) -> Tensor:
+def read_sized(path: ImageFile, size: tuple[int, int], shrink: int = 1) -> Tensor:
     """`read_image` of a file that must have `size` (height, width).
 
     Raises:
@@ -96,9 +108,9 @@ def read_sized(path: Path, size: tuple[int, int], shrink: int = 1) -> Tensor:
     return image
 
 
-def exif_hint(path: Path, size: tuple[int, int]) -> str:
+def exif_hint(path: ImageFile, size: tuple[int, int]) -> str:
     """A sentence if only the EXIF rotation of a readable file makes its size differ from `size`, else ""."""
-    with Image.open(path) as image:
+    with open_image(path) as image:
         if image.size[::-1] == size and image.getexif().get(ORIENTATION, 1) > 4:
             return (
                 " Its EXIF data rotate it by 90 degrees: annotate the rotated image, or remove the EXIF data."
@@ -106,7 +118,7 @@ def exif_hint(path: Path, size: tuple[int, int]) -> str:
     return ""
 
 
-def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
+def upright_size(path: ImageFile, decode: bool = False) -> tuple[int, int]:
     """(height, width) of an image file after EXIF rotation, from its header.
 
     Args:
@@ -116,7 +128,7 @@ def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
     Raises:
         OSError: or another error of Pillow, if the file cannot be read.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         # Reading the EXIF block of a PNG decodes the file, so `info` is checked first.
         rotated = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4
         width, height = image.size
@@ -131,7 +143,7 @@ def upright_size(path: Path, decode: bool = False) -> tuple[int, int]:
     return (width, height) if rotated else (height, width)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: ImageFile) -> tuple[int, int]:
     """`upright_size` from the header.
 
     Raises:

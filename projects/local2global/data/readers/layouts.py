@@ -6,7 +6,7 @@
 <root>/{train,valid,test}               <root>/annotations_{train,valid,test}.json          OVIS, as released
 <root>/{images,panomasksRGB}            <root>/panoptic_gt_VIPSeg_{train,val,test}.json     VIPSeg_720P
 
-The first one that exists is used.
+The first one that exists is used.  Folders of images may be zip files: `train.zip`, or `train/JPEGImages.zip`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from ...errors import UserError
 from ..datasets import VideoDataset
+from .archives import image_root
 from .coco import load_coco
 from .entries import RaiseProblems, parse_categories, read_json
 from .formats import COCO, format_of
@@ -63,7 +64,7 @@ def load_split(
     """
     root = Path(root)
     file = _first(root, split, FILES, "annotation file", Path.is_file)
-    folder = _first(root, split, FOLDERS, "image folder", Path.is_dir)
+    folder = _first(root, split, FOLDERS, "image folder", lambda path: image_root(path) is not None)
     return load_youtube_vis(folder, file, classes, videos, exclude, skip_invalid_annotations)
 
 

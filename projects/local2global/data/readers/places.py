@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from glob import escape
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from ...errors import UserError
+from .archives import ImageRoot, ZipPath, open_archive
 from .images import image_path
 
 _PROBES = 8
 _MAX_FILES = 200
-"""A folder with more JSON files than this is not a dataset, but e.g. one file per frame."""
+"""A folder with more JSON or zip files than this is not a dataset, but e.g. one file per frame."""
 
 
 def annotation_files(folder: Path) -> Iterator[list[Path]]:
@@ -21,19 +25,21 @@ def annotation_files(folder: Path) -> Iterator[list[Path]]:
     yield sorted(path for path in far if path not in near)[:_MAX_FILES]
 
 
-def find_images(annotations: Path, names: Iterable[str]) -> Path | None:
+def find_images(annotations: Path, names: Iterable[str]) -> ImageRoot | None:
     """The folder near an annotation file that contains the most of the first few named files, None if none does.
+
+    It may lie in a zip file.
 
     Args:
         annotations: the annotation file.
         names: relative names of some files; `*` stands for several suffixes.
     """
     probes = list(islice(names, _PROBES))
-    best, most = None, 0
-    for folder in _folders(annotations):
-        count = sum(
-            any(folder.glob(name)) if "*" in name else image_path(folder, name).is_file() for name in probes
-        )
+    best: ImageRoot | None = None
+    most = 0
+    places: list[ImageRoot] = [*_folders(annotations), *_zipped_folders(annotations, probes)]
+    for folder in places:
+        count = sum(_has(folder, name) for name in probes)
         if count > most:
             best, most = folder, count
         if probes and count == len(probes):
@@ -52,3 +58,24 @@ def _folders(annotations: Path) -> Iterator[Path]:
         places += below
         places += [path / name for path in below for name in ("JPEGImages", "images", "panomasksRGB")]
     return (place for place in dict.fromkeys(places) if place.is_dir())
+
+
+def _has(folder: ImageRoot, name: str) -> bool:
+    """Whether a folder has a named file; `*` stands for several suffixes."""
+    return any(folder.glob(name)) if "*" in name else image_path(folder, name).is_file()
+
+
+def _zipped_folders(annotations: Path, probes: Sequence[str]) -> Iterator[ZipPath]:
+    """Folders in the zip files near an annotation file that contain one of the probes."""
+    # Not in all folders beside the annotation file's: they may be other datasets.
+    root = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
+    found = {*root.glob("*.zip"), *root.glob("*/*.zip"), *annotations.parent.glob("*.zip")}
+    for path in sorted(found)[:_MAX_FILES]:
+        with suppress(UserError):  # no images, or a damaged file
+            everything = ZipPath(open_archive(path), ".")
+            for probe in probes:
+                pattern = probe if "*" in probe else escape(probe)
+                inside = next(everything.glob(f"*{pattern}"), None)
+                if inside is not None:
+                    yield inside.ancestor(len(PurePosixPath(probe).parts))
+                    break

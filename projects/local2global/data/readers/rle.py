@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,29 @@ def describe_masks(masks: Sequence[Mapping[str, Any] | None]) -> dict[str, list[
         "areas": [None if mask is None else int(rle.area(mask)) for mask in masks],
         "bboxes": [None if mask is None else [float(x) for x in rle.toBbox(mask)] for mask in masks],
     }
+
+
+def pack_outline(outline: Outline | None) -> bytes:
+    """An outline as bytes: counts as text, polygons after a zero and their lengths, nothing for None."""
+    if outline is None:
+        return b""
+    if isinstance(outline, str):
+        return outline.encode("ascii")
+    return b"\0" + struct.pack(f"<I{len(outline)}I", len(outline), *map(len, outline)) + b"".join(outline)
+
+
+def unpack_outline(data: bytes) -> Outline | None:
+    """The inverse of `pack_outline`."""
+    if not data:
+        return None
+    if data[0]:
+        return data.decode("ascii")
+    (number,) = struct.unpack_from("<I", data, 1)
+    lengths = struct.unpack_from(f"<{number}I", data, 5)
+    ends = [5 + 4 * number, *lengths]
+    for i in range(number):
+        ends[i + 1] += ends[i]
+    return tuple(data[start:end] for start, end in pairwise(ends))
 
 
 def parse_outline(segmentation: Any, size: tuple[int, int]) -> Outline:
@@ -84,11 +109,12 @@ def _parse_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> str:
     if segmentation.get("size") != [height, width]:
         raise ValueError(f"a mask of size {segmentation.get('size')} (height, width), not {[height, width]}")
     if isinstance(counts, list):
-        if not all(type(n) is int and n >= 0 for n in counts):
+        if set(map(type, counts)) - {int} or min(counts, default=0) < 0:
             raise ValueError("an uncompressed RLE whose run lengths are not all integers of 0 or more")
         if sum(counts) != height * width:
             raise ValueError(f"the runs of an RLE add up to {sum(counts)} pixels, not {height * width}")
-        counts = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
+        encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        return str(encoded["counts"].decode("ascii"))
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     if not isinstance(text, str):
         raise ValueError("an RLE without counts")
@@ -125,6 +151,67 @@ def _run_lengths(counts: str) -> NDArray[np.int64]:
     return numbers
 
 
+def are_sound(counts: Sequence[str], pixels: Sequence[int]) -> bool:
+    """Whether all compressed counts are certainly well-formed, and add up to the pixels of their frames.
+
+    The counts are decoded at once, in a fraction of the time that `parse_outline` takes for one after another.  False
+    also for the numbers of seven characters that frames above 2^29 pixels need.
+
+    Args:
+        counts: n counts.
+        pixels: height times width of the frame of each.
+    """
+    if not counts:
+        return True
+    try:
+        codes = np.frombuffer("".join(counts).encode("ascii"), dtype=np.uint8) - np.uint8(48)
+    except UnicodeEncodeError:
+        return False
+    lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
+    ends = np.cumsum(lengths)
+    last = np.flatnonzero(codes < 0x20)  # the last character of each number
+    if not lengths.min() or codes.max() > 63 or (codes[ends - 1] >= 0x20).any():
+        return False
+    digits = np.diff(last, prepend=-1)
+    if digits.max() > 6:
+        return False
+    final = codes[last].astype(np.int8)
+    numbers = ((final ^ 0x10) - 0x10).astype(np.int32)  # the bit 0x10 is the sign
+    long = np.flatnonzero(digits > 1)
+    for place in range(1, 6):
+        if not len(long):
+            break
+        numbers[long] = (numbers[long] << 5) + (codes[last[long] - place] & 0x1F)
+        long = long[digits[long] > place + 1]
+    end = np.searchsorted(last, ends)
+    return _add_up(numbers, np.concatenate(([0], end[:-1])), end, np.asarray(pixels))
+
+
+def _add_up(
+    numbers: NDArray[np.int32], first: NDArray[np.int64], end: NDArray[np.int64], pixels: NDArray[np.int64]
+) -> bool:
+    """Whether the runs of several counts, at [first, end) of their numbers, are 0 or more and add up to `pixels`.
+
+    The first run of counts is absolute; each other run is relative to the run before the last, of the same parity.
+    """
+    totals = numbers[first].astype(np.int64)
+    if totals.min() < 0:
+        return False
+    numbers[first] = 0
+    for parity in (0, 1):
+        # The sums of all counts run on, so a run is a sum less the sum before its counts.
+        sums = np.concatenate(([0], np.cumsum(numbers[parity::2], dtype=np.int64)))
+        begin, stop = (first - parity + 1) >> 1, (end - parity + 1) >> 1
+        some = stop > begin
+        begin, base = begin[some] + 1, sums[begin[some]]
+        if not len(begin):
+            continue
+        if (np.minimum.reduceat(sums, begin) < base).any():
+            return False
+        totals[some] += np.add.reduceat(sums, begin) - base * (stop[some] + 1 - begin)
+    return bool((totals == pixels).all())
+
+
 def outline_counts(outline: Outline, size: tuple[int, int]) -> str:
     """Compressed counts of an outline of a frame of (height, width)."""
     if isinstance(outline, str):
@@ -133,9 +220,9 @@ def outline_counts(outline: Outline, size: tuple[int, int]) -> str:
     return str(merge_masks(rle.frPyObjects(polygons, *size))["counts"])
 
 
-def count_pixels(counts: str, size: tuple[int, int]) -> int:
-    """The number of pixels in a mask."""
-    return int(rle.area({"size": list(size), "counts": counts}))
+def count_pixels(counts: Sequence[str], size: tuple[int, int]) -> list[int]:
+    """The number of pixels in each mask."""
+    return [int(area) for area in rle.area([{"size": list(size), "counts": text} for text in counts])]
 
 
 def decode_outlines(outlines: Sequence[Outline | None], size: tuple[int, int]) -> Tensor:

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ...errors import UserError
 from ..datasets import VideoDataset
+from .archives import ImageRoot, find_image_root
 from .entries import (
     Problems,
     RaiseProblems,
@@ -28,11 +24,9 @@ from .entries import (
     shown,
 )
 from .formats import VIPSEG, read_content
-from .images import image_path, read_sized
-from .records import FileVideo
+from .images import image_path
+from .records import PanopticRow, panoptic_videos
 
-#: A segment id in a PNG is red + 256 green + 65536 blue.
-WEIGHTS = torch.tensor([1, 256, 65536], dtype=torch.int32)
 MAX_ID = (1 << 24) - 1
 
 
@@ -161,16 +155,16 @@ def _parse_annotations(
     return annotations
 
 
-def frame_path(folder: Path, file: str) -> Path:
-    """The image file of a frame.
+def frame_name(folder: ImageRoot, file: str) -> str:
+    """The name of a frame's image file.
 
     In VIPSeg as published, `file_name` is that of the PNG map, and the frame is the JPEG file with the same stem.
     """
-    listed = image_path(folder, file)
-    if listed.is_file():
-        return listed
-    places = [listed.with_suffix(suffix) for suffix in (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")]
-    return next((path for path in places if path.is_file()), places[0])
+    if image_path(folder, file).is_file():
+        return file
+    listed = PurePosixPath(file.replace("\\", "/"))
+    names = [str(listed.with_suffix(suffix)) for suffix in (".jpg", ".jpeg", ".JPG", ".JPEG", ".png")]
+    return next((name for name in names if (folder / name).is_file()), names[0])
 
 
 def map_file(video: VideoEntry, identity: str) -> str:
@@ -200,59 +194,6 @@ def parse_segments(
     return segments
 
 
-@dataclass(frozen=True)
-class PanopticVideo(FileVideo):
-    """A `VideoRecord` whose masks are read from panoptic PNGs.
-
-    Attributes:
-        maps: the PNG of every frame; empty if the video is not annotated.
-        instances: (annotation id, label) of every row.
-        segments: for each frame (segment id, row) of every segment in it.
-    """
-
-    maps: tuple[Path, ...]
-    instances: tuple[tuple[int, int], ...]
-    segments: tuple[tuple[tuple[int, int], ...], ...]
-
-    @property
-    def labels(self) -> Tensor:
-        """(M,) int64 positions in the class list."""
-        return torch.tensor([label for _, label in self.instances], dtype=torch.int64)
-
-    @property
-    def ids(self) -> Tensor:
-        """(M,) int64 annotation ids."""
-        return torch.tensor([identity for identity, _ in self.instances], dtype=torch.int64)
-
-    def masks(self, t: int) -> Tensor:
-        """(M, H, W) bool of frame `t`."""
-        rows, columns = (np.arange(side) for side in self.size)
-        return self.sampled(t, rows, columns, np.ones(len(self.instances), dtype=np.bool_))
-
-    def sampled(
-        self, t: int, rows: NDArray[np.int64], columns: NDArray[np.int64], instances: NDArray[np.bool_]
-    ) -> Tensor:
-        """(m, h, w) bool: the masks of m selected instances in frame `t`, at some rows and columns."""
-        masks = torch.zeros((int(instances.sum()), len(rows), len(columns)), dtype=torch.bool)
-        if not self.segments[t]:
-            return masks
-        pixels = read_sized(self.maps[t], self.size)[:, torch.from_numpy(rows)][
-            :, :, torch.from_numpy(columns)
-        ]
-        ids = (pixels.permute(1, 2, 0).int() * WEIGHTS).sum(dim=-1, dtype=torch.int32)
-        places = np.cumsum(instances) - 1
-        for segment, row in self.segments[t]:
-            if instances[row]:
-                masks[places[row]] |= ids == segment
-        return masks
-
-    def present(self, t: int) -> NDArray[np.bool_]:
-        """(M,) which instances are annotated in frame `t`."""
-        present = np.zeros(len(self.instances), dtype=np.bool_)
-        present[[row for _, row in self.segments[t]]] = True
-        return present
-
-
 def load_panoptic(
     images: str | Path,
     maps: str | Path,
@@ -275,9 +216,8 @@ def load_panoptic(
     content, problems = read_content(path, VIPSEG), RaiseProblems(path)
     videos = parse_videos(content, problems)
     annotated = any(video.annotations for video in videos.values())
-    for folder in (Path(images), Path(maps)) if annotated else (Path(images),):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder.")
+    frames_root = find_image_root(images)
+    maps_root = find_image_root(maps) if annotated else Path(maps)
     if classes is None:
         listed = parse_classes(content, problems)
     else:
@@ -285,24 +225,26 @@ def load_panoptic(
         listed = [dict(c) for c in classes]
     if not all({"id", "name", "isthing"} <= set(c) for c in listed):
         raise UserError("a class list for panoptic videos needs id, name and isthing of every class.")
-    records: list[PanopticVideo] = []
+    rows: list[PanopticRow] = []
     first = 1
     for number, video in enumerate(videos.values(), start=1):
         labels, segments = _instances(video, listed, problems)
         frames = video.frames.values()
-        records.append(
-            PanopticVideo(
+        rows.append(
+            PanopticRow(
                 id=number,
                 name=video.name,
                 size=next(iter(frames)).size or (0, 0),
-                files=tuple(frame_path(Path(images, video.name), frame.file) for frame in frames),
-                maps=tuple(Path(maps, video.name, map_file(video, identity)) for identity in video.frames),
+                files=[
+                    f"{video.name}/{frame_name(frames_root / video.name, frame.file)}" for frame in frames
+                ],
+                maps=[f"{video.name}/{map_file(video, identity)}" for identity in video.frames],
                 instances=tuple(enumerate(labels, first)),
                 segments=segments,
             )
         )
         first += len(labels)
-    return VideoDataset(records, listed)
+    return VideoDataset(panoptic_videos(frames_root, maps_root, rows), listed)
 
 
 def _instances(

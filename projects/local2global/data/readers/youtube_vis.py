@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..datasets import VideoDataset
+from .archives import find_image_root
 from .entries import (
     Problems,
     RaiseProblems,
@@ -23,9 +24,8 @@ from .entries import (
     walk,
 )
 from .formats import YOUTUBE_VIS, read_content
-from .images import image_path
-from .records import AnnotatedVideo, Track
-from .rle import Outline, count_pixels, describe_masks, outline_counts, parse_outline
+from .records import Track, VideoRow, annotated_videos
+from .rle import Outline, are_sound, count_pixels, describe_masks, outline_counts, parse_outline
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,9 @@ def parse_masks(
     """The outline of every frame, None where the object is absent; None if a mask is invalid."""
     if video.size is None:
         return None
+    counts = _sound_counts(annotation["segmentations"], video.size)
+    if counts is not None:
+        return counts
     outlines: list[Outline | None] = []
     valid, where = True, f"{where} ({video.title})"
     for t, segmentation in enumerate(annotation["segmentations"]):
@@ -148,10 +151,27 @@ def parse_masks(
     return tuple(outlines) if valid else None
 
 
+def _sound_counts(segmentations: Sequence[Any], size: tuple[int, int]) -> tuple[str | None, ...] | None:
+    """The counts of every frame, if all masks are sound compressed RLEs; None if they must be read one by one."""
+    found: list[str | None] = []
+    for segmentation in segmentations:
+        counts = None
+        if segmentation is not None:
+            if type(segmentation) is not dict or segmentation.get("size") != [*size]:
+                return None
+            counts = segmentation.get("counts")
+            if type(counts) is not str:
+                return None
+        found.append(counts)
+    texts = [text for text in found if text is not None]
+    return tuple(found) if are_sound(texts, [size[0] * size[1]] * len(texts)) else None
+
+
 def rasterise(outlines: Sequence[Outline | None], size: tuple[int, int]) -> tuple[str | None, ...]:
     """Compressed counts of outlines, None for a mask without a pixel."""
-    counts = (None if outline is None else outline_counts(outline, size) for outline in outlines)
-    return tuple(text if text is not None and count_pixels(text, size) else None for text in counts)
+    counts = [None if outline is None else outline_counts(outline, size) for outline in outlines]
+    areas = iter(count_pixels([text for text in counts if text is not None], size))
+    return tuple(text if text is not None and next(areas) else None for text in counts)
 
 
 @dataclass(frozen=True)
@@ -255,7 +275,7 @@ def load_youtube_vis(
     """The videos of a YouTube-VIS or OVIS file.  Crowds (`iscrowd`) belong to the ground truth, not to the records.
 
     Args:
-        images: the folder to which the file's `file_names` are relative.
+        images: the folder to which the file's `file_names` are relative, or its place in a zip file (`image_root`).
         annotations: the JSON file.
         classes: {id, name} of every class, in the order of the model's labels; None uses the file's, by id.
         videos: names (folders) of the videos to load; None loads all.
@@ -265,9 +285,7 @@ def load_youtube_vis(
     Raises:
         UserError: for invalid input: one line with the file, the annotation's id and the video.
     """
-    root = Path(images)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such image folder.")
+    root = find_image_root(images)
     source = _open(Path(annotations), classes, skip_invalid_annotations)
     names = _select(source, videos, exclude)
     tracks: dict[int, list[Track]] = {video.id: [] for video in source.videos.values() if video.name in names}
@@ -276,17 +294,9 @@ def load_youtube_vis(
         assert video.size is not None
         counts = rasterise(outlines, video.size)
         tracks[video.id].append(Track(annotation["id"], labels[annotation["category_id"]], counts))
-    records = [
-        AnnotatedVideo(
-            id=video.id,
-            name=video.name,
-            size=video.size or (0, 0),
-            files=tuple(image_path(root, file) for file in video.files),
-            tracks=tuple(tracks[video.id]),
-        )
-        for video in source.videos.values()
-        if video.id in tracks
-    ]
+    chosen = [video for video in source.videos.values() if video.id in tracks]
+    rows = [VideoRow(video.id, video.name, video.size or (0, 0), video.files) for video in chosen]
+    records = annotated_videos(root, rows, [tracks[video.id] for video in chosen])
     return AnnotatedVideos(records, source.classes, source.path, skip_invalid_annotations)
 
 
