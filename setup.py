@@ -44,6 +44,7 @@ setup(
     extras_require={
         "swin": ["transformers>=5"],
         "hub": ["huggingface_hub>=1"],
+        "supervision": ["supervision"],
         "metrics": ["trackeval"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": ["pytest", "hypothesis", "huggingface_hub>=1", "transformers>=5"],

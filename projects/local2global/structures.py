@@ -14,8 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from .errors import UserError
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -325,6 +329,27 @@ class FramePredictions:
 
 
 @dataclass(frozen=True)
+class FrameArrays:
+    """`FrameResult` as numpy arrays, with boxes in pixels.
+
+    Attributes:
+        index: position of the frame in the stream.
+        ids: (n,) int64.
+        labels: (n,) int64 class indices.
+        scores: (n,) float32 in [0, 1].
+        masks: (n, H, W) bool.
+        boxes: (n, 4) float32 (left, top, right, bottom) in pixels, within the frame.
+    """
+
+    index: int
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class FrameResult:
     """The objects reported on one frame of a stream.
 
@@ -335,6 +360,7 @@ class FrameResult:
         scores: (n,) float32 in [0, 1].
         masks: (n, height, width) bool at the size of the source video.
         boxes: (n, 4) float32 (cx, cy, w, h) in [0, 1].
+        class_names: the name of every label, if the model is known.
     """
 
     index: int
@@ -343,6 +369,40 @@ class FrameResult:
     scores: Tensor
     masks: Tensor
     boxes: Tensor
+    class_names: tuple[str, ...] = ()
+
+    def to_numpy(self) -> FrameArrays:
+        """Copies to numpy arrays on the CPU."""
+        height, width = self.masks.shape[-2:]
+        boxes = self.boxes.cpu().float()
+        centre, half = boxes[:, :2], boxes[:, 2:] / 2
+        size = torch.tensor([width, height, width, height])
+        corners = torch.cat([centre - half, centre + half], dim=1).clamp(0, 1) * size
+        arrays = (self.ids, self.labels, self.scores, self.masks, corners)
+        return FrameArrays(self.index, *(array.detach().cpu().numpy().copy() for array in arrays))
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` with masks, `tracker_id` and, if known, `class_name`.
+
+        Raises:
+            UserError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError(
+                "to_supervision needs supervision: pip install 'local2global[supervision]'"
+            ) from error
+        arrays = self.to_numpy()
+        names = {"class_name": np.array([self.class_names[k] for k in arrays.labels], dtype=np.str_)}
+        return supervision.Detections(
+            xyxy=arrays.boxes,
+            mask=arrays.masks,
+            confidence=arrays.scores,
+            class_id=arrays.labels,
+            tracker_id=arrays.ids,
+            data=names if self.class_names else {},
+        )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .checkpoint import Checkpoint, check_run, fingerprint
 from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record, read_about
+from .source import Frame, to_frame
 from .stream import Filter, Stream, StreamingModel, prefetch
 from .video import Source, open_source, open_writer
 
@@ -138,23 +139,26 @@ class L2G:
 
     def stream(
         self,
-        source: str | Path | Source | Iterable[Tensor],
+        source: str | Path | Source | Iterable[Frame],
         threshold: float | None = None,
         classes: Sequence[str] | None = None,
         max_objects: int | None = None,
         objects: Tensor | None = None,
         only_objects: bool = False,
+        bgr: bool = False,
     ) -> Iterator[FrameResult]:
         """Segments a video online: the result for frame t is emitted before frame t + 1 is needed.
 
         Args:
-            source: a path for `open_source`, decoded ahead in a thread; or an iterable of (3, H, W) uint8 RGB frames
-                of one size, such as a camera, from which each frame is read only when its result is requested.
+            source: a path for `open_source`, decoded ahead in a thread; or an iterable of frames of one
+                size, such as a camera, from which each frame is read only when its result is requested.  A frame is a
+                (3, H, W) uint8 tensor, an (H, W, 3) uint8 array or a Pillow image, in RGB.
             threshold: minimal score of reported objects; default: the model's.
             classes: names of the reported classes; default: all.
             max_objects: maximal number of objects per frame; the best are reported.
             objects: objects of the first frame, masks or boxes; see `start`.
             only_objects: report no other objects.
+            bgr: the channels of tensors and arrays are in the order blue, green, red, as OpenCV reads them.
 
         Yields:
             one result per frame, with masks of the size of the source.
@@ -177,7 +181,7 @@ class L2G:
         Filter.of(
             self._model, threshold, classes, max_objects
         )  # a wrong class is an error before the first frame
-        return _segment_frames(source, start)
+        return _segment_frames((to_frame(frame, bgr) for frame in source), start)
 
     def predict(
         self,

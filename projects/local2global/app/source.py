@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from ..data.readers.images import rgb_pixels
 from ..errors import UserError
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
 _SAMPLE = 1 << 12  # bytes at both ends of a file that enter its identity
 MAX_FPS = 1000  # a container that declares more has no usable rate
 
+Frame = Tensor | NDArray[np.uint8] | Image.Image
+"""A frame in any form that `to_frame` converts."""
 TimedFrame = tuple[Tensor, float]
 """A (3, H, W) uint8 RGB frame and its time stamp: seconds since the first frame."""
 
@@ -103,3 +107,27 @@ def checked_rate(fps: Fraction | float) -> Fraction:
 def to_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """(3, H, W) from (H, W, 3); the pixels stay in the order of the image, which the encoder of the output needs."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def to_frame(image: Frame, bgr: bool = False) -> Tensor:
+    """(3, H, W) uint8 RGB of a frame in another form.
+
+    Args:
+        image: a (3, H, W) uint8 tensor, an (H, W, 3) uint8 array or a Pillow image.
+        bgr: the channels of tensors and arrays are in the order blue, green, red, as OpenCV reads them.
+
+    Raises:
+        UserError: if the frame has another type or shape.
+    """
+    if isinstance(image, Image.Image):
+        return to_tensor(rgb_pixels(image))
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(f"a frame of shape {image.shape} {image.dtype}: expected (H, W, 3) uint8")
+        return to_tensor(image[..., ::-1] if bgr else image)
+    if not isinstance(image, Tensor) or image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
+        form = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+        raise UserError(
+            f"a frame of {form}: expected a (3, H, W) uint8 tensor, an (H, W, 3) array or an image"
+        )
+    return image.flip(0) if bgr else image

@@ -24,6 +24,7 @@ from ..data.augment import resize_shortest_edge
 from ..errors import UserError
 from ..results.instances import VideoPostprocessor
 from ..structures import FramePredictions, FrameResult, Queries
+from .source import Frame, to_frame
 
 _PATIENCE = (
     5.0  # seconds until a thread that does not stop, such as the reader of a stalled camera, is abandoned
@@ -70,6 +71,7 @@ class Stream:
         """The state before the first frame."""
         self.size = (int(size[0]), int(size[1]))
         self._model, self._device, self._lock, self.report = model, device, lock, report
+        self._class_names = tuple(str(entry["name"]) for entry in model.classes)
         self._slots: Queries | None = None
         self._objects = objects
         self._post = VideoPostprocessor(
@@ -90,11 +92,12 @@ class Stream:
         return self._post.length
 
     @torch.inference_mode()
-    def step(self, frame: Tensor) -> FrameResult:
+    def step(self, frame: Frame, bgr: bool = False) -> FrameResult:
         """Segments the next frame.
 
         Args:
-            frame: (3, H, W) uint8 RGB of the stream's size.
+            frame: of the stream's size: a (3, H, W) uint8 tensor, an (H, W, 3) uint8 array or a Pillow image.
+            bgr: the channels of tensors and arrays are in the order blue, green, red, as OpenCV reads them.
 
         Returns:
             the reported objects, with masks of the size of the frame.
@@ -102,6 +105,7 @@ class Stream:
         Raises:
             UserError: if the frame has another size, or the model cannot process it.
         """
+        frame = to_frame(frame, bgr)
         if tuple(frame.shape) != (3, *self.size):
             height, width = self.size
             raise UserError(
@@ -118,7 +122,7 @@ class Stream:
         result = self._post.update(predictions)
         if first and self._objects is not None and self._objects.dtype == torch.bool:
             result = _with_masks(result, self._objects)
-        return self.report.apply(result)
+        return dataclasses.replace(self.report.apply(result), class_names=self._class_names)
 
     @property
     def best_score(self) -> float:
