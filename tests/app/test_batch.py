@@ -188,7 +188,7 @@ def test_running_videos_stop_when_reporting_fails(monkeypatch, clips, tmp_path):
             resume.wait(60)
         write(self, frame, time)
 
-    def broken(_):
+    def broken(*_):
         threading.Timer(0.3, resume.set).start()
         raise BrokenPipeError
 

@@ -7,7 +7,7 @@ the results equal those of sequential prediction, and the failure of a video doe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Protocol
 
@@ -23,6 +23,28 @@ class Predict(Protocol):
 
     def __call__(self, source: Source, *, progress: Progress) -> Prediction:
         """Calls `progress` after every frame."""
+
+
+def predict_one_by_one(
+    predict: Predict, sources: Iterable[Source], progress: Callable[[Source, int, int], None]
+) -> Generator[tuple[Source, Prediction | Exception], None, None]:
+    """Predicts the sources in turn, in the calling thread, so that an interrupt reaches a source that waits.
+
+    Args:
+        predict: writes the results of one video.
+        sources: the videos.
+        progress: called with (source, frames done, objects on the frame).
+
+    Yields:
+        each source with its prediction.  Exceptions are raised.
+    """
+    for source in sources:
+
+        def advance(done: int, total: int | None, objects: int, source: Source = source) -> None:
+            del total
+            progress(source, done, objects)
+
+        yield source, predict(source, progress=advance)
 
 
 class _CancelledError(BaseException):

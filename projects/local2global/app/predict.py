@@ -9,14 +9,15 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from ..engine.settings import build
 from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
 from ..results.exports import check_exports
-from ..results.record import read_results
+from ..results.record import RecordWriter, read_results
 from ..structures import FrameResult
 from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
 from ..weights.find import find_weights
@@ -34,7 +35,7 @@ from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record, read_about
 from .source import Frame, to_frame
-from .stream import Filter, Stream, StreamingModel, prefetch
+from .stream import Filter, Stream, StreamingModel, latest, prefetch
 from .video import Source, open_source, open_writer
 
 _DECODED = 4  # decoded frames ahead of the model: hides decoding, uses little memory
@@ -196,6 +197,7 @@ class L2G:
         save: Sequence[str] = (),
         objects: Tensor | None = None,
         only_objects: bool = False,
+        lines: BinaryIO | None = None,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -205,6 +207,7 @@ class L2G:
         frames on which they were reported; annotation id = drawn id + 1.
 
         After an interrupt or an exception the files hold the frames done so far; there are none before the first frame.
+        An interrupt is the normal end of a live source.
 
         Args:
             source: a source, or a path for `open_source`.
@@ -219,6 +222,7 @@ class L2G:
             save: optional formats, made from the record at the end: png, masks, coco, mot, mots, csv, crops.
             objects: objects of the first frame, masks or boxes; see `start`.
             only_objects: report no other objects.
+            lines: a file to which each line of `frames.jsonl` is written too, such as standard output.
 
         Raises:
             UserError: if the source cannot be read, a class name or a format is unknown, another process writes to
@@ -246,15 +250,19 @@ class L2G:
         earlier = read_results(folder / "frames.jsonl", self.classes, opened.size, done)
         with (
             new_folder(folder),
-            open_record(folder, opened, self.classes, facts, checkpoint, done) as record,
+            open_record(folder, opened, self.classes, facts, checkpoint, done, lines) as record,
             open_writer(folder, opened) as writer,
+            _until_interrupt(opened.live, record),
             closing(prefetch(_segment(opened, stream, earlier), _SEGMENTED, "l2g-segment")) as results,
         ):
+            begin = None
             for frame, time_stamp, result, state in results:
-                if result.index == record.count:
-                    result = record.append(result, time_stamp)
-                    checkpoint.update(state)
-                writer.write(draw(frame, result, self.classes, look), time_stamp)
+                begin = time_stamp if begin is None else begin
+                with _uninterrupted():
+                    if result.index == record.count:
+                        result = record.append(result, time_stamp)
+                        checkpoint.update(state)
+                    writer.write(draw(frame, result, self.classes, look), time_stamp - begin)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
         prediction = finish(folder, source=opened)
@@ -262,18 +270,45 @@ class L2G:
         return replace(prediction, seconds=seconds, announced=opened.length, best_score=stream.best_score)
 
 
+@contextmanager
+def _until_interrupt(live: bool, record: RecordWriter) -> Iterator[None]:
+    """Ends the block at an interrupt if the source is live and a frame is done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not live or record.count == 0:
+            raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Delays an interrupt to the end of the block, so that all files hold the same frames."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt
+
+
 def _segment(
     source: Source, stream: Stream, earlier: Iterable[FrameResult] = ()
 ) -> Iterator[tuple[Tensor, float, FrameResult, dict[str, Tensor]]]:
-    """Every frame of a source, decoded ahead, with its time stamp, its result and the state after it.
+    """Every frame of a source, or the newest of a live one, with its time stamp, result and state.
 
     Args:
-        source: the frames.
+        source: the frames, decoded ahead.
         stream: its state is that after the frames of `earlier`.
         earlier: the results of the first frames.
     """
     known = iter(earlier)
-    with closing(prefetch(source.read(), _DECODED)) as frames:
+    read = latest(source.read()) if source.live else prefetch(source.read(), _DECODED)
+    with closing(read) as frames:
         for frame, time_stamp in frames:
             result = next(known, None) or stream.step(frame)
             yield frame, time_stamp, result, stream.state()

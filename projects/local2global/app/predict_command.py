@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
@@ -36,7 +39,8 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="INPUT... [KEY=VALUE]...",
-            help="Videos, folders or globs of frames, images; and overrides of the model, model.KEY=VALUE.",
+            help="Videos, folders or globs of frames, images; - for standard input, a camera's number, addresses; "
+            "and overrides of the model, model.KEY=VALUE.",
         ),
     ] = None,
     weights: Annotated[
@@ -50,6 +54,24 @@ def predict(
     classes: Annotated[str | None, typer.Option(help="Reported classes, separated by commas.")] = None,
     max_objects: Annotated[
         int | None, typer.Option(min=1, help="Maximal number of objects per frame.")
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of images; of a video, instead of its time stamps."),
+    ] = None,
+    start: Annotated[str, typer.Option(help="First frame: seconds or [H:]MM:SS.")] = "0",
+    end: Annotated[str | None, typer.Option(help="End: seconds or [H:]MM:SS.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="2 uses every second frame, 3 every third.")] = 1,
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Shorter edge in pixels to which the frames are resized.")
+    ] = None,
+    live: Annotated[
+        bool | None,
+        typer.Option("--live/--no-live", help="Drop frames rather than lag; default: cameras and rtsp only."),
+    ] = None,
+    jsonl: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Also write a JSON line per frame to FILE, - is stdout."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
     color_by: Annotated[
@@ -87,10 +109,12 @@ def predict(
     from ..results.exports import check_exports
 
     formats = check_exports(name.strip() for name in (save or "").split(",") if name.strip())
+    begin, stop = _seconds("--start", start), None if end is None else _seconds("--end", end)
+    choose = partial(_choose, start=begin, end=stop, every=every, size=size, live=live)
     if finish is not None:
         from .result_folder import finish as finish_folder
 
-        source = _open(inputs, skip_errors=False)[0] if inputs else [None]
+        source = _open(inputs, fps, choose, skip_errors=False)[0] if inputs else [None]
         _report(finish_folder(finish, formats, source[0]))
         return
     from ..weights.known import DEFAULT, RELEASES
@@ -99,29 +123,75 @@ def predict(
     look = _look(color_by, hide)
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
-    sources, failed = _open([text for text in inputs if text not in overrides], skip_errors=batch)
+    videos = [text for text in inputs if text not in overrides]
+    sources, failed = _open(videos, fps, choose, skip_errors=batch)
+    if jsonl is not None and len(sources) > 1:
+        raise UserError(f"--jsonl takes one input, not {len(sources)}")
     given = _objects(objects, only_objects, sources)
     if weights is None:
         weights = DEFAULT
         typer.echo(f"l2g: no --weights: using {weights} ({RELEASES[weights].title})", err=True)
     model = L2G.from_pretrained(weights, device, overrides)
+    piped = jsonl == "-"  # standard output is for the lines alone
     if model.caveat:
-        typer.echo(model.caveat)
-    run = partial(
-        model.predict,
-        output_dir=output,
-        threshold=threshold,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
-        max_objects=max_objects,
-        look=look,
-        resume=resume,
-        save=formats,
-        objects=given,
-        only_objects=only_objects,
-    )
-    failed += predict_all(run, sources, batch)
+        typer.echo(model.caveat, err=piped)
+    with _open_lines(jsonl) as lines:
+        run = partial(
+            model.predict,
+            output_dir=output,
+            threshold=threshold,
+            classes=[name.strip() for name in classes.split(",")] if classes else None,
+            max_objects=max_objects,
+            look=look,
+            resume=resume,
+            save=formats,
+            lines=lines,
+            objects=given,
+            only_objects=only_objects,
+        )
+        failed += predict_all(run, sources, batch, piped)
     if failed:
-        raise UserError(f"{failed} of {len(inputs) - len(overrides)} inputs failed")
+        raise UserError(f"{failed} of {len(videos)} inputs failed")
+
+
+@contextmanager
+def _open_lines(path: str | None) -> Iterator[BinaryIO | None]:
+    """The file of --jsonl."""
+    if path is None:
+        yield None
+    elif path == "-":
+        yield sys.stdout.buffer
+    else:
+        try:
+            file = open(path, "wb")  # noqa: SIM115 - an error of the block is no error of --jsonl
+        except OSError as error:
+            raise UserError(f"--jsonl {path}: cannot be written ({error.strerror})") from error
+        with file:
+            yield file
+
+
+def _seconds(option: str, text: str) -> float:
+    """Seconds from "12.5", "3:20" or "1:02:03"."""
+    try:
+        parts = [float(part) for part in text.split(":")]
+        if len(parts) > 3 or any(not 0 <= part < math.inf for part in parts):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"{option} {text}: expected seconds or [H:]MM:SS") from None
+    return sum(part * 60.0**power for power, part in enumerate(reversed(parts)))
+
+
+def _choose(
+    source: Source, start: float, end: float | None, every: int, size: int | None, live: bool | None
+) -> Source:
+    """The frames that the options select."""
+    from .source import select
+
+    if live is not None:
+        source = replace(source, live=live)
+    if (start, end, every, size) == (0.0, None, 1, None):
+        return source
+    return select(source, start, end, every, size)
 
 
 def _look(color_by: Literal["id", "class"], hide: str | None) -> Look:
@@ -162,17 +232,17 @@ def _is_override(text: str) -> bool:
     return True
 
 
-def _open(inputs: list[str], skip_errors: bool) -> tuple[list[Source], int]:
+def _open(
+    inputs: list[str], fps: float | None, choose: Callable[[Source], Source], skip_errors: bool
+) -> tuple[list[Source], int]:
     """Opens all inputs; returns the sources, with unique names, and the number of skipped inputs."""
-    from dataclasses import replace
-
     from .video import open_source
 
     sources: dict[str, Source] = {}
     failed = 0
     for text in _group_frames(inputs):
         try:
-            source = open_source(text) if isinstance(text, str) else _open_frames(text)
+            source = choose(open_source(text, fps) if isinstance(text, str) else _open_frames(text, fps))
         except UserError as error:
             if not skip_errors:
                 raise
@@ -214,14 +284,17 @@ def _group_frames(inputs: list[str]) -> list[str | list[Path]]:
     return joined
 
 
-def _open_frames(paths: list[Path]) -> Source:
+def _open_frames(paths: list[Path], fps: float | None) -> Source:
     """Image files as the frames of one video, named after their folder."""
     from .image_source import open_images
+    from .source import checked_rate
     from .video import natural_key
 
     folder = paths[0].resolve().parent
     typer.echo(f"l2g: {folder}: {len(paths)} numbered images are read as one video", err=True)
-    return open_images(folder.name, sorted(paths, key=natural_key), None)
+    return open_images(
+        folder.name, sorted(paths, key=natural_key), None if fps is None else checked_rate(fps)
+    )
 
 
 def record_source(record: VideoRecord) -> Source:
@@ -234,20 +307,21 @@ def record_source(record: VideoRecord) -> Source:
     return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
 
 
-def predict_all(predict: Predict, sources: list[Source], batch: bool) -> int:
+def predict_all(predict: Predict, sources: list[Source], batch: bool, err: bool = False) -> int:
     """Predicts all sources and reports each when it ends.
 
     Args:
         predict: writes the results of one source.
         sources: the sources.
         batch: process several sources at a time, and continue after failures.
+        err: report on standard error.
 
     Returns:
         Number of failed sources.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from .batch import CONCURRENCY, predict_batch
+    from .batch import predict_batch, predict_one_by_one
     from .output import progress_bar
 
     fields = ("description", "fields[rate]", "fields[objects]")
@@ -267,17 +341,16 @@ def predict_all(predict: Predict, sources: list[Source], batch: bool) -> int:
             )
 
         # An exception below must stop the running videos at once: garbage collection may come much later.
-        with closing(predict_batch(predict, sources, CONCURRENCY if batch else 1, advance)) as results:
+        run = predict_batch if batch else predict_one_by_one
+        with closing(run(predict, sources, progress=advance)) as results:
             for source, result in results:
                 bar.update(tasks[source.name], visible=False)
                 if not isinstance(result, Exception):
                     frames += result.frames
-                    _report(result)
-                elif batch:
+                    _report(result, err)
+                else:
                     failed += 1
                     typer.echo(f"l2g: {source.name}: {result}", err=True)
-                else:
-                    raise result
     if batch:
         typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
     return failed
@@ -287,21 +360,22 @@ def _rate(frames: int, seconds: float) -> str:
     return f"{frames} frames in {seconds:.1f} s ({frames / max(seconds, 1e-9):.1f} frames/s)"
 
 
-def _report(prediction: Prediction) -> None:
+def _report(prediction: Prediction, err: bool = False) -> None:
     """Prints what was found and which files were written."""
-    typer.echo(_rate(prediction.frames, prediction.seconds))
+    say = partial(typer.echo, err=err)
+    say(_rate(prediction.frames, prediction.seconds))
     objects = ", ".join(f"{count} {name}" for name, count in prediction.objects.items())
-    typer.echo(f"  objects {objects or _nothing(prediction)}")
+    say(f"  objects {objects or _nothing(prediction)}")
     width = max((len(name) for name in prediction.objects), default=0)
     for name in prediction.objects:
         for seen in [entry for entry in prediction.seen if entry.name == name][:_LISTED]:
-            typer.echo(f"    {name:{width}} #{seen.id:<3} {_clock(seen.first)} - {_clock(seen.last)}")
+            say(f"    {name:{width}} #{seen.id:<3} {_clock(seen.first)} - {_clock(seen.last)}")
         if prediction.objects[name] > _LISTED:
-            typer.echo(f"    {name:{width}} and {prediction.objects[name] - _LISTED} more")
-    typer.echo(f"  video   {prediction.video}")
-    typer.echo(f"  tracks  {prediction.tracks}")
+            say(f"    {name:{width}} and {prediction.objects[name] - _LISTED} more")
+    say(f"  video   {prediction.video}")
+    say(f"  tracks  {prediction.tracks}")
     for path in prediction.saved:
-        typer.echo(f"  saved   {path}")
+        say(f"  saved   {path}")
     if prediction.frames < (prediction.announced or 0):
         typer.echo(
             f"l2g: {prediction.folder.name}: the file declares {prediction.announced} frames, "

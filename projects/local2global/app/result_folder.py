@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import UserError, make_folder
 from ..files import locked_folder
@@ -169,6 +169,7 @@ def open_record(
     facts: Mapping[str, Any],
     checkpoint: Checkpoint,
     keep: int = 0,
+    lines: BinaryIO | None = None,
 ) -> Iterator[RecordWriter]:
     """Opens the record of a stream; after an exception, the other files are made of the frames done so far.
 
@@ -180,6 +181,7 @@ def open_record(
             `save`, the optional formats.
         checkpoint: saved after an exception, deleted at the end.
         keep: number of frames that an interrupted run has left.
+        lines: a file to which each new line is written too.
     """
     height, width = source.size
     video = {"name": source.name, "width": width, "height": height, "fps": float(source.fps)}
@@ -189,7 +191,7 @@ def open_record(
         **facts,
     }
     about = folder / "stream.json"
-    with RecordWriter(folder / "frames.jsonl", classes, keep) as writer:
+    with RecordWriter(folder / "frames.jsonl", classes, keep, lines) as writer:
         checkpoint.save()
         _delete_exports(folder)
         write_json(about, content, "--output")

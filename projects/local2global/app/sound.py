@@ -15,6 +15,7 @@ import av
 from ..errors import UserError
 from ..files import atomic_path
 from .source import Sound
+from .video_source import file_options
 
 _COPIED = frozenset({"aac", "mp3", "opus"})  # codecs that browsers play from an mp4; others become AAC
 _MAX_RATE = 48000  # Hz of the AAC
@@ -103,7 +104,9 @@ def _sound(stack: ExitStack, sound: Sound, target: Any, start: Fraction, duratio
         _SoundError: if the sound cannot be read; also while iterating.
     """
     try:
-        container: Any = stack.enter_context(av.open(str(sound.path), metadata_errors="replace"))
+        container: Any = stack.enter_context(
+            av.open(f"file:{sound.path}", options=file_options(), metadata_errors="replace")
+        )
         stream = container.streams.best("audio")
         if stream is None or stream.codec_context is None:
             raise _SoundError("no decoder for its codec")

@@ -1,12 +1,14 @@
-"""`Source`: frames with time stamps that can be read repeatedly."""
+"""`Source`: frames with time stamps; and the selection of some of them."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ..data.augment import resize_frames, shortest_edge_size
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
 
@@ -21,8 +24,12 @@ FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are s
 _SAMPLE = 1 << 12  # bytes at both ends of a file that enter its identity
 MAX_FPS = 1000  # a container that declares more has no usable rate
 
+_TOLERANCE = 1e-6  # seconds: rounding of time stamps
+MAX_SIDE = 16384  # pixels: the limit of libx264
 Frame = Tensor | NDArray[np.uint8] | Image.Image
 """A frame in any form that `to_frame` converts."""
+
+Item = TypeVar("Item")
 TimedFrame = tuple[Tensor, float]
 """A (3, H, W) uint8 RGB frame and its time stamp: seconds since the first frame."""
 
@@ -42,7 +49,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class Source:
-    """Frames that can be iterated repeatedly, each time from the first frame, in constant memory.
+    """Frames that can be iterated in constant memory, repeatedly unless `identity` is None.
 
     Attributes:
         name: short name for output files.
@@ -51,8 +58,9 @@ class Source:
         length: number of frames declared by the container, or None.
         read: returns an iterator of frames with increasing time stamps; it raises UserError for corrupt frames.
         files: names of the frames with their folder, such as "clip/00001.jpg"; None for other sources.
-        identity: a hash that is equal for equal frames; None if it is unknown.
+        identity: a hash that is equal for equal frames; None if the frames cannot be read a second time.
         sound: the sound that belongs to the time stamps, or None.
+        live: frames come at the speed at which they are recorded, so those that come too fast are dropped.
     """
 
     name: str
@@ -63,6 +71,7 @@ class Source:
     files: tuple[str, ...] | None = field(default=None, repr=False)
     identity: str | None = field(default=None, repr=False)
     sound: Sound | None = None
+    live: bool = False
 
     @property
     def is_still(self) -> bool:
@@ -72,6 +81,56 @@ class Source:
     def __iter__(self) -> Iterator[Tensor]:
         """Iterates over the frames without their time stamps."""
         return (frame for frame, _ in self.read())
+
+
+def select(
+    source: Source, start: float = 0.0, end: float | None = None, every: int = 1, size: int | None = None
+) -> Source:
+    """Selects frames of a source, and resizes them.  Time stamps stay those of the source.
+
+    Args:
+        source: the source.
+        start: seconds; earlier frames are skipped.
+        end: seconds; the source is read up to here.
+        every: 2 selects every second frame from the first selected one.
+        size: shorter edge in pixels of the resized frames, which keep their aspect.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+    if start < 0 or (end is not None and end <= start):
+        raise UserError(f"start {start} s, end {end} s: expected 0 <= start < end")
+    if every < 1 or (size is not None and size < 1):
+        raise UserError(f"every {every}, size {size}: expected numbers of at least 1")
+    edges = source.size if size is None else shortest_edge_size(source.size, size, MAX_SIDE)
+
+    def chosen(times: Iterable[tuple[Item, float]]) -> Iterator[tuple[Item, float]]:
+        since = (pair for pair in times if pair[1] >= start - _TOLERANCE)
+        until = itertools.takewhile(lambda pair: end is None or pair[1] < end - _TOLERANCE, since)
+        return itertools.islice(until, 0, None, every)
+
+    def read() -> Iterator[TimedFrame]:
+        empty = True
+        for frame, time in chosen(source.read()):
+            empty = False
+            yield resize_frames(frame, edges), time
+        if empty:
+            raise UserError(
+                f"{source.name}: no frame between {start} s and {'its end' if end is None else f'{end} s'}"
+            )
+
+    length, files, identity = source.length, source.files, source.identity
+    if files is not None:
+        times = ((name, float(index / source.fps)) for index, name in enumerate(files))
+        files = tuple(name for name, _ in chosen(times))
+        length = len(files)
+    elif length is not None:
+        length = -(-length // every) if not start and end is None else None
+    if identity is not None:
+        identity = f"{identity} {start} {end} {every} {size}"
+    return replace(
+        source, fps=source.fps / every, size=edges, length=length, read=read, files=files, identity=identity
+    )
 
 
 def identity_of(paths: Iterable[Path], *options: object) -> str:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -252,35 +252,67 @@ def prefetch(items: Iterable[Item], ahead: int, name: str = "l2g-decode") -> Gen
         ahead: maximal number of items that wait for the consumer.
         name: of the thread.
     """
-    free, ready, stopped = threading.Semaphore(ahead), queue.SimpleQueue[Any](), threading.Event()
-    end = object()
+    waiting: deque[Item] = deque()
+    return _in_thread(items, waiting, lambda: len(waiting) < ahead, name)
+
+
+def latest(items: Iterable[Item], name: str = "l2g-decode") -> Generator[Item, None, None]:
+    """Iterates in a background thread at the speed of the iterable, and yields the newest item.
+
+    Items that come while the consumer is busy are dropped, all but the last.
+
+    Args:
+        items: the iterable; the thread alone uses it.
+        name: of the thread.
+    """
+    return _in_thread(items, deque(maxlen=1), lambda: True, name)
+
+
+def _in_thread(
+    items: Iterable[Item], waiting: deque[Item], is_free: Callable[[], bool], name: str
+) -> Generator[Item, None, None]:
+    """Moves items through `waiting` from a background thread, which reads an item whenever `is_free`."""
+    changed, stopped = threading.Condition(), False
+    ended: list[BaseException | None] = []
 
     def read() -> None:
-        iterator = iter(items)
+        iterator, error = iter(items), None
         try:
-            while free.acquire() and not stopped.is_set():
-                item = next(iterator, end)
-                ready.put((item, None))
-                if item is end:
-                    return
-        except BaseException as error:
-            ready.put((end, error))
+            while True:
+                with changed:
+                    changed.wait_for(lambda: stopped or is_free())
+                    if stopped:
+                        break
+                item = next(iterator)
+                with changed:
+                    waiting.append(item)
+                    changed.notify_all()
+        except StopIteration:
+            pass
+        except BaseException as caught:
+            error = caught
         finally:
             if isinstance(iterator, Generator):
                 iterator.close()
+            with changed:
+                ended.append(error)
+                changed.notify_all()
 
     thread = threading.Thread(target=read, name=name, daemon=True)
     thread.start()
     try:
         while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            free.release()
+            with changed:
+                changed.wait_for(lambda: waiting or ended)
+                if not waiting:
+                    break
+                item = waiting.popleft()
+                changed.notify_all()
             yield item
+        if ended[0] is not None:
+            raise ended[0]
     finally:
-        stopped.set()
-        free.release()
+        with changed:
+            stopped = True
+            changed.notify_all()
         thread.join(_PATIENCE)

@@ -25,8 +25,9 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import atomic_path
 from .image_source import IMAGE_SUFFIXES, open_images
+from .live_source import open_address, open_camera, open_pipe
 from .sound import finish_video, partial_path
-from .source import FOLDER_FPS, Source, checked_rate
+from .source import FOLDER_FPS, MAX_SIDE, Source, checked_rate
 from .video_source import open_video
 
 __all__ = [
@@ -43,14 +44,14 @@ __all__ = [
 
 # No B-frames: a fragmented mp4 cannot undo their delay, and the video would start two frames late.
 ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0"}, "libopenh264": {}}
-MAX_SIDE = 16384  # pixels: the limit of libx264
 
 
 def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source:
-    """Opens a video file, a folder of frames, a glob of frames or an image file of one or more frames.
+    """Opens a video file, a folder or glob of frames, an image file, a pipe, a camera or an address.
 
     Args:
-        path: file, folder or glob.  Frames are read in natural order (frame2 before frame10).
+        path: file, folder, glob or named pipe; "-" for standard input; the number of a camera, such as "0"; or an
+            rtsp, rtsps, http or https address.  Frames are read in natural order (frame2 before frame10).
         fps: replaces the time stamps of the source; images without time stamps default to 10.
 
     Raises:
@@ -59,6 +60,8 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
     text = str(path)
     place = Path(os.path.expanduser(text))  # `Path.expanduser` raises for an unknown user
     rate = None if fps is None else checked_rate(fps)
+    if text == "-" or place.is_fifo():
+        return open_pipe("-" if text == "-" else str(place), rate)
     if place.is_dir():
         frames = sorted((p for p in place.iterdir() if _is_frame(p)), key=natural_key)
         if not frames:
@@ -68,6 +71,10 @@ def open_source(path: str | Path, fps: Fraction | float | None = None) -> Source
     if place.is_file():
         is_image = place.suffix.lower() in IMAGE_SUFFIXES
         return open_images(place.stem, [place], rate) if is_image else open_video(place, rate)
+    if re.fullmatch(r"\d{1,3}", text):
+        return open_camera(int(text), rate)
+    if "://" in text:
+        return open_address(text, rate)
     if re.search(r"[*?\[]", text):
         return _glob(text, rate)
     raise UserError(f"{text}: no such file or folder")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from .source import FOLDER_FPS, MAX_FPS, Sound, Source, TimedFrame, identity_of,
 
 _MAX_ASPECT = 8  # wider pixels are a mistake of the file
 _MAX_GAP = Fraction(3600)  # seconds: a longer step between two frames is a break in the time stamps
+
+_PLAYLISTS = {"concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"}
 
 _log = logging.getLogger(__name__)
 
@@ -42,60 +47,120 @@ def open_video(path: Path, fps: Fraction | None) -> Source:
     """
     if path.stat().st_size == 0:
         raise UserError(f"{path}: this file is empty")
-    index = _choose_stream(path)
-    with _open(path, index) as (container, stream):
-        length = stream.frames or None
-        declared = stream.average_rate or stream.guessed_rate
-        aspect = _pixel_aspect(stream, path)
+    place = Place(str(path), f"file:{path}", file_options())
+    index = _choose_stream(place)
+    with opened(place, index) as (container, stream):
+        video = Video.of(stream, place, fps)
         frame = next(_decoded(container, stream, _Losses(Fraction(1, MAX_FPS))), None)
         if frame is None:
             raise UserError(f"{path}: this video has no frames that can be decoded")
-        size = _upright(frame, aspect).shape[:2]
+        height, width = _upright(frame, video.aspect).shape[:2]
         first = Fraction(0) if frame.pts is None else frame.pts * Fraction(frame.time_base)
-        has_sound = bool(container.streams.audio) and fps is None
-    usable = declared is not None and 0 < declared <= MAX_FPS
-    rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
-    file = _File(path, index, aspect, (size[0], size[1]), length, rate, fps is not None)
-    sound = Sound(path.resolve(), first) if has_sound else None
+        sound = Sound(path.resolve(), first) if container.streams.audio and fps is None else None
+
+    def read() -> Iterator[TimedFrame]:
+        with opened(place, index) as (container, stream):
+            yield from video.frames(container, stream)
+
     identity = identity_of([path], fps)
-    return Source(path.stem, rate, file.size, length, file.read, None, identity, sound=sound)
+    return Source(path.stem, video.rate, (height, width), video.length, read, None, identity, sound)
+
+
+def open_once(name: str, place: Place, fps: Fraction | None, live: bool) -> Source:
+    """Opens a video that cannot be read a second time: a pipe, a camera or a network stream.
+
+    Args:
+        name: of the source.
+        place: what is opened.
+        fps: replaces the time stamps by a constant rate.
+        live: whether the frames come at the speed at which they are recorded.
+
+    Raises:
+        UserError: if it cannot be opened, has no video stream, or delivers no frame.
+    """
+    with ExitStack() as opening:
+        container, stream = opening.enter_context(opened(place, None))
+        video = Video.of(stream, place, fps)
+        frames = video.frames(container, stream)
+        first = next(frames)
+        stack = opening.pop_all()
+    waiting = [chain([first], frames)]
+
+    def read() -> Iterator[TimedFrame]:
+        if not waiting:
+            raise UserError(f"{place}: can be read only once")
+        with stack:
+            yield from waiting.pop()
+
+    size = (first[0].shape[1], first[0].shape[2])
+    return Source(name, video.rate, size, video.length, read, live=live)
 
 
 @dataclass(frozen=True)
-class _File:
-    """A video file and what `open_video` found out about it."""
+class Place:
+    """What PyAV opens.
 
-    path: Path
-    stream: int
+    Attributes:
+        name: for messages.
+        target: an address or an open file.
+        options: of the container; they limit the protocols and formats.
+        format: of the container, if it is not detected.
+        timeout: seconds until a network peer or a device that sends nothing is an error.
+    """
+
+    name: str
+    target: Any
+    options: Mapping[str, str]
+    format: str | None = None
+    timeout: float | None = None
+
+    def __str__(self) -> str:
+        """The name."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video stream: what is known before its frames are decoded."""
+
+    place: Place
     aspect: Fraction
-    size: tuple[int, int]
     length: int | None
     rate: Fraction
     constant_rate: bool
 
-    def read(self) -> Iterator[TimedFrame]:
-        """Decodes the frames; lost frames are counted and logged at the end."""
+    @classmethod
+    def of(cls, stream: Any, place: Place, fps: Fraction | None) -> Video:
+        """Describes an open stream; `fps` replaces its time stamps."""
+        declared = stream.average_rate or stream.guessed_rate
+        usable = declared is not None and 0 < declared <= MAX_FPS
+        rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
+        return cls(place, _pixel_aspect(stream, place), stream.frames or None, rate, fps is not None)
+
+    def frames(self, container: Any, stream: Any) -> Iterator[TimedFrame]:
+        """Decodes the frames, at least one; lost frames are counted and logged at the end."""
         losses = _Losses(1 / self.rate)
         count, time, pts = 0, Fraction(0), None
-        with _open(self.path, self.stream) as (container, stream):
-            for frame in _decoded(container, stream, losses):
-                pixels = _upright(frame, self.aspect)
-                if pixels.shape[:2] != self.size:
-                    height, width = pixels.shape[:2]
-                    raise UserError(
-                        f"{self.path}: frame {count} has {width}x{height} pixels, "
-                        f"the first {self.size[1]}x{self.size[0]}; re-encode the video to one size"
-                    )
-                time += self._step(frame, pts) if count else 0
-                count, pts = count + 1, frame.pts
-                yield to_tensor(pixels), float(time)
+        size: tuple[int, ...] = ()
+        for frame in _decoded(container, stream, losses):
+            pixels = _upright(frame, self.aspect)
+            size = size or pixels.shape[:2]
+            if pixels.shape[:2] != size:
+                height, width = pixels.shape[:2]
+                raise UserError(
+                    f"{self.place}: frame {count} has {width}x{height} pixels, "
+                    f"the first {size[1]}x{size[0]}; re-encode the video to one size"
+                )
+            time += self._step(frame, pts) if count else 0
+            count, pts = count + 1, frame.pts
+            yield to_tensor(pixels), float(time)
         if count == 0:
-            raise UserError(f"{self.path}: this video has no frames that can be decoded")
+            raise UserError(f"{self.place}: this video has no frames that can be decoded")
         # Fewer frames than the container declares are reported at the end of `l2g predict`.
         if losses.count and count >= (self.length or 0):
             plural = "frame" if losses.count == 1 else "frames"
             _log.warning(
-                "l2g: %s: at least %d %s lost: the data are damaged", self.path, losses.count, plural
+                "l2g: %s: at least %d %s lost: the data are damaged", self.place, losses.count, plural
             )
 
     def _step(self, frame: Any, previous: int | None) -> Fraction:
@@ -110,39 +175,70 @@ class _File:
 # --- Streams ---
 
 
+def file_options() -> dict[str, str]:
+    """Options of a container in a file: it opens no other file and no address."""
+    return {"protocol_whitelist": "file", "format_whitelist": file_formats()}
+
+
+@functools.cache
+def file_formats() -> str:
+    """The container formats that hold frames; those of playlists open further files or addresses."""
+    return ",".join(sorted(av.formats_available - _PLAYLISTS))
+
+
 @contextlib.contextmanager
-def _open(path: Path, index: int | None = None) -> Iterator[tuple[Any, Any]]:
-    """The container and, with an index, its stream."""
+def opened(place: Place, index: int | None) -> Iterator[tuple[Any, Any]]:
+    """Opens a container and one of its video streams.
+
+    Args:
+        place: what is opened.
+        index: of the stream; None: the first that is no attached picture.
+
+    Raises:
+        UserError: if it cannot be opened or, inside the block, cannot be read.
+    """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            if index is None:
-                yield container, None
-                return
-            stream: Any = container.streams[index]
+        with av.open(
+            place.target,
+            format=place.format,
+            options=dict(place.options),
+            timeout=place.timeout,
+            metadata_errors="replace",
+        ) as container:
+            stream: Any = container.streams[index] if index is not None else _streams(container, place)[0]
             if stream.codec_context is None:
-                raise UserError(f"{path}: this PyAV has no decoder for its video codec")
+                raise UserError(f"{place}: this PyAV has no decoder for its video codec")
             check_pixels(stream.width, stream.height)
             # Frames may be larger than the container says.
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             stream.thread_type = "AUTO"
             yield container, stream
     except av.error.FFmpegError as error:
-        raise UserError(
-            f"{path}: this video cannot be read ({error.strerror}); is the file complete?"
-        ) from error
+        hint = (
+            "is the file complete?"
+            if place.target == f"file:{place}"
+            else "is it a video that can be read here?"
+        )
+        raise UserError(f"{place}: this video cannot be read ({error.strerror}); {hint}") from error
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"{path}: this video cannot be read ({error})") from error
+        raise UserError(f"{place}: this video cannot be read ({error})") from error
 
 
-def _choose_stream(path: Path) -> int:
+def _streams(container: Any, place: Place) -> list[Any]:
+    """The video streams of a container without attached pictures; those that can be decoded, and the default, first."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        only = " (only a cover picture)" if container.streams.video else ""
+        raise UserError(f"{place}: no video stream in this file{only}")
+    return sorted(streams, key=lambda s: (s.codec_context is None, not s.disposition & Disposition.default))
+
+
+def _choose_stream(place: Place) -> int:
     """Index of the stream to read; a choice among several is logged."""
-    with _open(path) as (container, _):
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            only = " (only a cover picture)" if container.streams.video else ""
-            raise UserError(f"{path}: no video stream in this file{only}")
+    with opened(place, None) as (container, _):
+        streams = sorted(_streams(container, place), key=lambda s: int(s.index))
         if len(streams) == 1:
             return int(streams[0].index)
         spans = {stream.index: _Span() for stream in streams}
@@ -152,7 +248,7 @@ def _choose_stream(path: Path) -> int:
         best = max(streams, key=lambda s: spans[s.index].rank(bool(s.disposition & Disposition.default)))
         size = f"{best.codec_context.width}x{best.codec_context.height}" if best.codec_context else "unknown"
         _log.warning(
-            "l2g: %s: %d video streams; stream %d (%s pixels) is read", path, len(streams), best.index, size
+            "l2g: %s: %d video streams; stream %d (%s pixels) is read", place, len(streams), best.index, size
         )
         return int(best.index)
 
@@ -240,12 +336,12 @@ def _decoded(container: Any, stream: Any, losses: _Losses) -> Iterator[Any]:
     losses.end()
 
 
-def _pixel_aspect(stream: Any, path: Path) -> Fraction:
+def _pixel_aspect(stream: Any, place: Place) -> Fraction:
     """Width of a pixel, divided by its height; unusable values count as 1."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     if 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
         return aspect
-    _log.warning("l2g: %s: pixels of %s:%s are read as square", path, aspect.numerator, aspect.denominator)
+    _log.warning("l2g: %s: pixels of %s:%s are read as square", place, aspect.numerator, aspect.denominator)
     return Fraction(1)
 
 

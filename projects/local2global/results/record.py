@@ -39,6 +39,7 @@ class RecordWriter:
         path: the file.
         classes: {id, name} of every class, indexed by label.
         keep: number of frames of an existing file that are kept; later ones are deleted.
+        copy: a file to which each new line is written too.
 
     Attributes:
         count: number of frames in the file.
@@ -47,10 +48,13 @@ class RecordWriter:
         UserError: if another process writes to the folder, or the file has fewer frames than `keep`.
     """
 
-    def __init__(self, path: Path, classes: Sequence[Mapping[str, Any]], keep: int = 0) -> None:
+    def __init__(
+        self, path: Path, classes: Sequence[Mapping[str, Any]], keep: int = 0, copy: BinaryIO | None = None
+    ) -> None:
         """Opens the file and locks its folder."""
         self.path = path
         self.count = keep
+        self._copy = copy
         self._category_ids = [entry["id"] for entry in classes]
         self._stack = ExitStack()
         self._stack.enter_context(locked_folder(path.parent, "--output"))
@@ -101,6 +105,9 @@ class RecordWriter:
         self._file.write(line)
         self._file.flush()
         self.count += 1
+        if self._copy is not None:
+            self._copy.write(line)
+            self._copy.flush()
         scores = torch.tensor([entry["score"] for entry in objects], dtype=torch.float32)
         boxes = _boxes([entry["bbox"] for entry in objects], result.masks.shape[1:])
         return dataclasses.replace(result, scores=scores, boxes=boxes)
