@@ -139,6 +139,23 @@ def test_a_compiled_stream_predicts_what_an_eager_one_does(tiny, make_clip):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_code_holds_the_weights_until_the_stream_is_compiled_again(model, make_clip):
+    """Weights that are not in the code could be neither packed nor folded into convolutions."""
+    frames = make_clip([[1]]).frames
+    size = tuple(frames.shape[-2:])
+    model.eval().compile_stream(size)
+    (before,) = outputs(model, frames)
+    with torch.no_grad():
+        model.segmenter.backbone.stem["conv1"].conv.weight.mul_(-1)
+    (held,) = outputs(model, frames)
+    assert torch.equal(held[2], before[2])
+    eager = copy.deepcopy(model)
+    model.compile_stream(size)
+    torch.testing.assert_close(outputs(model, frames), outputs(eager, frames), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(outputs(model, frames)[0][2], before[2])
+
+
 def test_without_a_cpp_compiler_one_warning_is_logged_and_eager_runs(tiny, make_clip, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     model, frames = tiny().eval(), make_clip([[1]]).frames

@@ -222,9 +222,10 @@ class Local2Global(nn.Module):
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.
 
-        On a CPU, inductor packs the weights into the compiled code (`freezing`).  Changed weights take effect after
-        another call.  Without a C++ compiler, a warning is logged and the model stays as it is.  On a GPU, the parts
-        become CUDA graphs.  The first frames of every size compile, for up to eight sizes.
+        On a CPU, inductor folds and packs the weights into the compiled code (`freezing`, set for the whole process).
+        Changed weights take effect after another call.  Without a C++ compiler, a warning is logged and the model stays
+        as it is.  On a GPU, the parts become CUDA graphs.  The first frames of every size compile, for up to eight
+        sizes.
 
         Args:
             size: (height, width) of frames to compile for now; None postpones compilation to the first frames.
@@ -232,9 +233,11 @@ class Local2Global(nn.Module):
         Returns:
             The seconds spent; they are logged too.
         """
-        options: dict[str, Any] = {"options": {"freezing": True}}
+        from torch._inductor import config as inductor  # takes a second to import
+
+        mode = None
         if self.device.type != "cpu":
-            options = {"mode": "reduce-overhead"}
+            mode = "reduce-overhead"
             self._check_kernels()
             self._graphs = True
         elif not _has_cpp_compiler():
@@ -242,10 +245,14 @@ class Local2Global(nn.Module):
                 "compile_stream: no C++ compiler found (set CXX); the model runs without compilation"
             )
             return 0.0
+        else:
+            # Dynamo reads this setting when it traces, so the options of `compile` would have no effect.
+            inductor.freezing = True
+            torch.compiler.reset()  # code with the weights of an earlier call
         segmenter, aligner = self.segmenter, self.tracker.aligner
         for part in (segmenter.backbone, segmenter.encoder, segmenter.decoder, aligner):
             if part is not None:
-                part.compile(dynamic=False, **options)
+                part.compile(dynamic=False, mode=mode)
         if size is None:
             return 0.0
         start = time.perf_counter()
