@@ -377,3 +377,41 @@ def test_two_ranks_score_like_one(tmp_path):
         process.join()
     assert answers[1] == {}
     assert answers[0]["segm"]["AP"] == pytest.approx(100)
+
+
+class Parts:
+    """A dataset of two videos whose truth also exists in parts."""
+
+    def __init__(self, annotated):
+        mask = [GOOD, GOOD]
+        self.whole = make_truth([(1, 1, 1, mask), (2, 2, 1, mask)])
+        self.whole["annotations"] = self.whole["annotations"] if annotated else None
+
+    def truth(self):
+        return self.whole
+
+    def truth_of_parts(self):
+        whole = make_truth([(1, 1, 1, [GOOD, GOOD]), (2, 2, 1, [GOOD, GOOD])])
+        return {
+            name: {
+                **whole,
+                "videos": [v for v in whole["videos"] if v["id"] == video],
+                "annotations": [a for a in whole["annotations"] if a["video_id"] == video],
+            }
+            for name, video in (("short", 1), ("long", 2))
+        }
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_parts_of_the_videos_are_scored_apart(annotated):
+    """YouTube-VIS 2022: the track of the short video is found, that of the long one is not."""
+    evaluator = YTVISEvaluator(Parts(annotated), [{"id": 1, "name": "a"}])
+    evaluator._videos = {1: [prediction(1, 1, 0.5, [GOOD, GOOD])], 2: []}
+    scores = evaluator.evaluate()
+    assert {task: round(values["AP"]) for task, values in scores.items()} == {
+        **({"segm": 50} if annotated else {}),
+        "segm_short": 100,
+        "segm_long": 0,
+        "segm_mean": 50,
+    }
+    assert scores["segm_mean"]["APl"] == -1

@@ -24,7 +24,8 @@ DATASETS = os.environ.get("DETECTRON2_DATASETS", "datasets")
 def video_dataloader(folder, classes, pseudo_clips, share):
     """Four-frame pseudo-clips and clips of `folder`'s training videos, drawn 1 : `share`; its validation videos.
 
-    The evaluator scores the annotations that the validation file has, and writes `results.json` in the server's format.
+    The evaluator scores against the truth of the validation videos that is on disk, and writes `results.json` in the
+    challenge's format.
     """
     root = f"{DATASETS}/{folder}"
     # In this file category ids are mapped to the video dataset, names often are not.

@@ -2,7 +2,7 @@
 
 Pseudo-clips of COCO images are mixed in, 1 : 0.75, from `coco/annotations/coco2ytvis2019_train.json`.
 Validation truth is not public: `dataloader.evaluator` scores the annotations that the file has, and writes
-`results.json` in the server's format.  `hold_out` of `common/data/holdout.py` holds out training videos for scores.
+`results.json` in the challenge's format.  `hold_out` of `common/data/holdout.py` holds out training videos for scores.
 """
 
 from local2global.config.class_lists import VIDEO_CLASSES

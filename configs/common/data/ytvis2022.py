@@ -1,7 +1,7 @@
 """YouTube-VIS 2022: trained on 2021's videos and classes, evaluated on `$DETECTRON2_DATASETS/ytvis_2022/valid`.
 
-Published numbers are either the mean of the scores on its short videos (2021's) and its 71 long videos, or the score on
-the long videos.
+Truth: `gt.json`, `gt_short.json` and `gt_long.json` beside `valid.json`.  Published numbers are either the mean of the
+scores on its short videos (2021's) and its 71 long videos, or the score on the long videos.
 """
 
 from .videos import DATASETS

@@ -16,7 +16,7 @@ from ..config.find import find_config_file
 from ..errors import UserError, wrapped_user_error
 from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
-from .score import bundle_results, score_app
+from .score import bundle_results, explain_parts, score_app
 
 if TYPE_CHECKING:
     pass
@@ -164,9 +164,11 @@ def evaluate(
     config: Config,
     overrides: Overrides = None,
     weights: Annotated[str | None, typer.Option(help=WEIGHTS_HELP)] = None,
-    submit: Annotated[Path | None, typer.Option(help="Zip file for an evaluation server.")] = None,
+    submit: Annotated[
+        Path | None, typer.Option(help="Zip file of the tracks, as the challenges take them.")
+    ] = None,
 ) -> None:
-    """Score weights on the test videos of a config; without their truth, write the zip file for the server."""
+    """Score weights on the test videos of a config; without local truth, write a zip file of their tracks."""
     from ..engine.loop import evaluate as run
     from ..engine.metrics import print_table
     from ..engine.run_folder import lock_results
@@ -184,6 +186,7 @@ def evaluate(
         scores = run(cfg)
         if scores:
             print_table(scores)
+            explain_parts(scores)
             bundle_results(cfg, submit)
 
 

@@ -147,8 +147,19 @@ def _show_panoptic(scores: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def explain_parts(scores: Mapping[str, Any]) -> None:
+    """Says which videos the scores of an evaluation by parts are of."""
+    parts = [
+        name.removeprefix("segm_") for name in scores if name.startswith("segm_") and name != "segm_mean"
+    ]
+    if "segm_mean" in scores:
+        listed = ", ".join(f"segm_{part}: its {part} videos" for part in parts)
+        typer.echo(f"segm: all videos; {listed}; segm_mean: the mean of {' and '.join(parts)}.")
+        typer.echo("Papers on YouTube-VIS 2022 report the long videos or the mean: compare the same number.")
+
+
 def bundle_results(cfg: DictConfig, path: Path | None) -> None:
-    """After an evaluation, writes the zip file for an evaluation server.
+    """After an evaluation, writes a zip file of the tracks in the form that challenges take.
 
     It is written if a path is given, or if the annotations hold no truth to score against.
 
@@ -157,7 +168,7 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
         path: the zip file; the default is `results.zip` beside `results.json`.
 
     Raises:
-        UserError: if the evaluator writes no results, or the server would refuse them.
+        UserError: if the evaluator writes no results, or a challenge would refuse them.
     """
     from ..engine.evaluation import results_config
     from ..evaluation.submission import write_bundle
@@ -167,9 +178,9 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
     truth = getattr(evaluator, "truth", None)
     if not isinstance(truth, Mapping) or "videos" not in truth:  # e.g. panoptic truth
         if path is not None:
-            raise UserError("--submit: dataloader.evaluator scores no tracks; the servers accept tracks only")
+            raise UserError("--submit: dataloader.evaluator scores no tracks, and a zip holds tracks only")
         return
-    unscored = not truth.get("annotations")
+    unscored = not truth.get("annotations") and not getattr(evaluator, "parts", None)
     if path is None and not unscored:
         return
     folder = getattr(evaluator, "output_dir", None)
@@ -178,7 +189,7 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
     path = path or folder / "results.zip"
     bundle = write_bundle(truth, folder / "results.json", path)
     if unscored:
-        typer.echo("No truth to score against: the annotations hold videos only.")
-    typer.echo(f"{path}: {bundle.tracks} tracks of {bundle.videos} videos, ready for the server.")
+        typer.echo("No local truth to score against: the annotations hold videos only.")
+    typer.echo(f"{path}: {bundle.tracks} tracks of {bundle.videos} videos, in the form of the challenge.")
     if bundle.empty:
         _warn([f"{bundle.empty} listed videos have no track"])

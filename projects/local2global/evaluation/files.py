@@ -14,7 +14,7 @@ from ..limits import MAX_RESULTS
 
 
 def read_json(path: str | Path) -> Any:
-    """Parses a JSON file, or `results.json` in a zip file for an evaluation server.
+    """Parses a JSON file, or `results.json` in a zip file for a challenge.
 
     Raises:
         UserError: the file is missing, empty, a folder, a damaged zip, or not JSON.

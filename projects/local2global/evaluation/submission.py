@@ -1,4 +1,4 @@
-"""Zip files for the evaluation servers (CodaLab): `results.json` at the top, checked before it is written."""
+"""Zip files in the form of the challenges: `results.json` at the top, checked before it is written."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def write_bundle(truth: Mapping[str, Any], results: str | Path, target: str | Pa
         target: the zip.
 
     Raises:
-        UserError: an entry that a server would refuse or misread: an unknown video or category, a list of another
+        UserError: an entry that a scorer would refuse or misread: an unknown video or category, a list of another
             length than the video, a mask of another size, a bad score.
     """
     target = Path(target)
     entries = read_json(results)
     if not entries:
-        raise UserError(f"{results}: no predictions; the servers refuse an empty list")
+        raise UserError(f"{results}: no predictions; challenges refuse an empty list")
     parse_results(entries, truth, Oddities(strict=True))
     make_folder(target.parent, "--submit")
     with atomic_path(target) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as bundle:

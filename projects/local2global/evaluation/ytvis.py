@@ -243,6 +243,23 @@ def tracks_of(result: VideoResult, categories: Sequence[int]) -> list[dict[str, 
     ]
 
 
+def _percent(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The scores of the videos of a truth in percent; -1 is undefined."""
+    listed = {video["id"] for video in truth["videos"]}
+    oddities = Oddities()
+    stats = score(truth, [entry for entry in results if entry["video_id"] in listed], oddities).stats
+    for line in oddities.lines():
+        logging.getLogger(__name__).warning(line)
+    names = [name for name in stats if name.startswith("AP") or name in ("AR1", "AR10")]
+    return {name: 100 * stats[name] if stats[name] >= 0 else -1.0 for name in names}
+
+
+def _mean(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each score over parts; -1 if it is undefined in one of them."""
+    columns = {name: [part.get(name, -1.0) for part in parts] for name in parts[0]}
+    return {name: -1.0 if min(values) < 0 else sum(values) / len(values) for name, values in columns.items()}
+
+
 class YTVISEvaluator:
     """Evaluator with the interface of detectron2's and detrex's evaluation loops.
 
@@ -259,6 +276,10 @@ class YTVISEvaluator:
         self, truth: Any, classes: Sequence[Mapping[str, Any]], output_dir: str | Path | None = None
     ) -> None:
         self.truth = _load_truth(truth)
+        #: Truth of parts of the videos, such as the short ones, by name.
+        self.parts: Mapping[str, Mapping[str, Any]] = (
+            truth.truth_of_parts() if hasattr(truth, "truth_of_parts") else {}
+        )
         self.categories = [int(entry["id"]) for entry in classes]
         known = {category["id"] for category in self.truth["categories"]}
         if not known.intersection(self.categories):
@@ -294,9 +315,10 @@ class YTVISEvaluator:
         """Scores the videos of all ranks, on rank 0; the other ranks return {}.
 
         Returns:
-            {"segm": scores}: AP, AP50, AP75, APs, APm, APl, AR1, AR10 in percent, and AP_occ_light, AP_occ_medium,
-            AP_occ_heavy if the truth has occlusion levels.  -1 is undefined: no true track belongs to the group.  A
-            truth without annotations, such as a challenge's `valid.json`, gives {}.
+            {"segm": scores}, and {"segm_short": scores, ...} for parts of the videos that have a truth of their own;
+            "segm_mean" is the mean over the parts.  Scores are AP, AP50, AP75, APs, APm, APl, AR1, AR10 in percent, and
+            AP_occ_light, AP_occ_medium, AP_occ_heavy if the truth has occlusion levels.  -1 is undefined: no true track
+            belongs to the group.  A truth without annotations, such as a challenge's `valid.json`, gives {}.
         """
         from .gather import gather, is_first  # imports torch, which `l2g score` does not need
 
@@ -306,14 +328,12 @@ class YTVISEvaluator:
         results = [entry for video in sorted(videos) for entry in videos[video]]
         if self.output_dir is not None:
             self._write(results, self.output_dir)
-        if self.truth.get("annotations") is None:
-            return {}
-        oddities = Oddities()
-        stats = score(self.truth, results, oddities).stats
-        for line in oddities.lines():
-            logging.getLogger(__name__).warning(line)
-        names = [name for name in stats if name.startswith("AP") or name in ("AR1", "AR10")]
-        return {"segm": {name: 100 * stats[name] if stats[name] >= 0 else -1.0 for name in names}}
+        scores = {} if self.truth.get("annotations") is None else {"segm": _percent(self.truth, results)}
+        parts = {name: _percent(part, results) for name, part in self.parts.items()}
+        scores |= {f"segm_{name}": values for name, values in parts.items()}
+        if len(parts) > 1:
+            scores["segm_mean"] = _mean(list(parts.values()))
+        return scores
 
     @staticmethod
     def _write(results: Sequence[Mapping[str, Any]], folder: Path) -> None:

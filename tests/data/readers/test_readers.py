@@ -68,6 +68,39 @@ def test_seqformers_validation_split_is_called_val(tmp_path):
     assert len(load_split(tmp_path, "valid")) == 3
 
 
+@pytest.mark.parametrize("place", ["", "valid", "annotations"])
+def test_public_truth_of_validation_videos_is_found(tmp_path, place):
+    """YouTube-VIS 2022: `valid.json` lists the videos, gt*.json hold the truth of all, short and long ones."""
+    write_videos(tmp_path / "valid/JPEGImages", tmp_path / "valid.json", CLASSES, annotated=False)
+    assert "annotations" not in load_split(tmp_path, "valid").truth()
+    for name, videos in (("gt", 3), ("gt_short", 2), ("gt_long", 1)):
+        write_videos(tmp_path / "again", tmp_path / place / f"{name}.json", CLASSES, videos=videos)
+    dataset = load_split(tmp_path, "valid", CLASSES)
+    assert [a["video_id"] for a in dataset.truth()["annotations"]] == [1, 2, 3]
+    parts = dataset.truth_of_parts()
+    assert {name: [v["id"] for v in part["videos"]] for name, part in parts.items()} == {
+        "short": [1, 2],
+        "long": [1],
+    }
+    (tmp_path / "valid.json").unlink()
+    assert len(load_split(tmp_path, "valid", CLASSES)) == 3
+    assert (
+        load_split(tmp_path, "valid", CLASSES, videos=["video2"]).truth_of_parts()["long"]["annotations"]
+        == []
+    )
+
+
+def test_public_truth_of_other_videos_is_refused(tmp_path):
+    write_videos(tmp_path / "valid", tmp_path / "valid.json", CLASSES, annotated=False)
+    write_videos(tmp_path / "valid", tmp_path / "validGT.json", CLASSES)
+    content = json.loads((tmp_path / "validGT.json").read_text())
+    content["videos"][0] |= {"file_names": ["video1/00000.jpg"], "length": 1}
+    content["annotations"] = content["annotations"][1:]
+    write_json(tmp_path / "validGT.json", content)
+    message = error_of(lambda: load_split(tmp_path, "valid").truth())
+    assert 'validGT.json: video 1, "video1": 1 frames, but 3 in valid.json' in message
+
+
 def test_a_missing_split_is_reported_with_every_path_tried(tmp_path):
     message = error_of(lambda: load_split(tmp_path, "valid"))
     for place in ("valid.json", "annotations/valid.json", "annotations_valid.json", "instances_val_sub.json"):

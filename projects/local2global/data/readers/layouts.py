@@ -4,6 +4,7 @@
 <root>/train/JPEGImages                 <root>/annotations/instances_{train,val}_sub.json   YouTube-VIS, SeqFormer's
 <root>/{train,valid,test}               <root>/annotations/{train,valid,test}.json          OVIS
 <root>/{train,valid,test}               <root>/annotations_{train,valid,test}.json          OVIS, as released
+<root>/[{valid,annotations}/]{validGT,gt,gt_short,gt_long}.json                      truth of OVIS, YouTube-VIS 2022
 <root>/{images,panomasksRGB}            <root>/panoptic_gt_VIPSeg_{train,val,test}.json     VIPSeg_720P
 
 The first one that exists is used.  Folders of images may be zip files: `train.zip`, or `train/JPEGImages.zip`.
@@ -12,6 +13,7 @@ The first one that exists is used.  Folders of images may be zip files: `train.z
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ FILES = (
     "annotations/instances_{split}.json",
     "{split}/instances.json",
 )
+#: Files with the truth of validation videos that the challenges kept secret: of all videos, of short and of long ones.
+TRUTH = {"": ("validGT.json", "gt.json"), "short": ("gt_short.json",), "long": ("gt_long.json",)}
 #: Image folders of a split, in the order in which they are tried.
 FOLDERS = ("{split}/JPEGImages", "{split}")
 
@@ -63,9 +67,25 @@ def load_split(
         UserError: if the split's files are in none of the expected places; as `load_youtube_vis` for invalid input.
     """
     root = Path(root)
-    file = _first(root, split, FILES, "annotation file", Path.is_file)
+    truth = find_truth(root, split)
+    places = [*FILES, *(str(file.relative_to(root)) for file in truth.values())]
+    file = _first(root, split, places, "annotation file", Path.is_file)
     folder = _first(root, split, FOLDERS, "image folder", lambda path: image_root(path) is not None)
-    return load_youtube_vis(folder, file, classes, videos, exclude, skip_invalid_annotations)
+    dataset = load_youtube_vis(folder, file, classes, videos, exclude, skip_invalid_annotations)
+    return replace(dataset, truth_files=truth)
+
+
+def find_truth(root: Path, split: str) -> dict[str, Path]:
+    """The truth files of a validation split by part, "" for all videos; {} for other splits."""
+    places = ("", "valid", "annotations") if split == "valid" else ()
+    found = (
+        (part, root / place / name) for part, names in TRUTH.items() for name in names for place in places
+    )
+    files: dict[str, Path] = {}
+    for part, path in found:
+        if path.is_file():
+            files.setdefault(part, path)
+    return files
 
 
 def load_vipseg(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -237,19 +237,35 @@ class AnnotatedVideos(VideoDataset):
     Attributes:
         file: the annotation file, which `truth` reads again.
         skip_invalid: whether invalid annotations are skipped.
+        truth_files: files with the truth of these videos, by part: "" for all videos, or e.g. "short".
     """
 
     file: Path
     skip_invalid: bool
+    truth_files: Mapping[str, Path] = field(default_factory=dict)
 
     def truth(self) -> dict[str, Any]:
-        """The file's ground truth for these videos, crowds included, every mask as compressed RLE.
+        """The ground truth of these videos, crowds included, every mask as compressed RLE.
 
         Areas and boxes are the file's, or the masks' if the file has none.  The key "annotations" is absent if the
         file has none, as in the test sets of public datasets.
         """
-        source = _open(self.file, self.classes, self.skip_invalid, names=False)
-        selected = {video.id for video in self.videos}
+        return self._read_truth(self.truth_files.get("", self.file))
+
+    def truth_of_parts(self) -> dict[str, dict[str, Any]]:
+        """The ground truth of parts of these videos, such as the short and the long ones, by name."""
+        return {part: self._read_truth(file) for part, file in self.truth_files.items() if part}
+
+    def _read_truth(self, file: Path) -> dict[str, Any]:
+        source = _open(file, self.classes, self.skip_invalid, names=False)
+        lengths = {video.id: video.length for video in self.videos}
+        for video in source.videos.values():
+            if lengths.get(video.id, len(video.files)) != len(video.files):
+                raise UserError(
+                    f"{file}: {video.title}: {len(video.files)} frames, but {lengths[video.id]} in {self.file.name}. "
+                    "Both files must describe the same videos."
+                )
+        selected = lengths.keys()
         videos = [video for video in source.content["videos"] if video["id"] in selected]
         truth: dict[str, Any] = {"videos": videos, "categories": [dict(c) for c in self.classes]}
         if source.content.get("annotations") is not None:
@@ -271,7 +287,7 @@ def load_youtube_vis(
     videos: Collection[str] | None = None,
     exclude: Collection[str] = (),
     skip_invalid_annotations: bool = False,
-) -> VideoDataset:
+) -> AnnotatedVideos:
     """The videos of a YouTube-VIS or OVIS file.  Crowds (`iscrowd`) belong to the ground truth, not to the records.
 
     Args:
