@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
-import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,7 +21,7 @@ from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
-from .ops import deformable_sample
+from .ops.compiling import compile_parts
 from .segmenter import Segmenter
 from .tracker import LinkingTracker, Tracker
 from .variants import ImageTracker
@@ -222,37 +219,20 @@ class Local2Global(nn.Module):
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.
 
-        On a CPU, inductor folds and packs the weights into the compiled code (`freezing`, set for the whole process).
-        Changed weights take effect after another call.  Without a C++ compiler, a warning is logged and the model stays
-        as it is.  On a GPU, the parts become CUDA graphs.  The first frames of every size compile, for up to eight
-        sizes.
+        `ops.compiling.compile_parts` describes what a device does.  The first frames of every size compile, for up to
+        eight sizes.
 
         Args:
             size: (height, width) of frames to compile for now; None postpones compilation to the first frames.
 
         Returns:
-            The seconds spent; they are logged too.
+            The seconds spent, which are logged too; 0 without a C++ compiler.
         """
-        from torch._inductor import config as inductor  # takes a second to import
-
-        mode = None
-        if self.device.type != "cpu":
-            mode = "reduce-overhead"
-            self._check_kernels()
-            self._graphs = True
-        elif not _has_cpp_compiler():
-            _log.warning(
-                "compile_stream: no C++ compiler found (set CXX); the model runs without compilation"
-            )
-            return 0.0
-        else:
-            # Dynamo reads this setting when it traces, so the options of `compile` would have no effect.
-            inductor.freezing = True
-            torch.compiler.reset()  # code with the weights of an earlier call
         segmenter, aligner = self.segmenter, self.tracker.aligner
-        for part in (segmenter.backbone, segmenter.encoder, segmenter.decoder, aligner):
-            if part is not None:
-                part.compile(dynamic=False, mode=mode)
+        parts = [segmenter.backbone, segmenter.encoder, segmenter.decoder]
+        if not compile_parts(parts if aligner is None else [*parts, aligner], self.device):
+            return 0.0
+        self._graphs = self.device.type != "cpu"
         if size is None:
             return 0.0
         start = time.perf_counter()
@@ -261,12 +241,6 @@ class Local2Global(nn.Module):
         seconds = time.perf_counter() - start
         _log.info("compiled for frames of %d x %d in %.0f s", *size, seconds)
         return seconds
-
-    def _check_kernels(self) -> None:
-        """Check the sampling kernels of this device, which is not possible while compiling."""
-        point = torch.zeros(1, 1, 1, 1, 1, device=self.device)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            deformable_sample(point[0].to(dtype), [(1, 1)], point, point, point)
 
     def encode(self, frames: Sequence[Tensor]) -> FrameFeatures:
         """E of (3, H, W) uint8 RGB frames, each padded at its right and bottom to a common size."""
@@ -360,9 +334,3 @@ def _targets_to(clip: Clip, device: torch.device) -> Clip:
         raise ValueError(f"a training clip of video {clip.video_id} has no targets")
     targets = dataclasses.replace(clip.targets.to(device), visible=clip.targets.visible)
     return dataclasses.replace(clip, targets=targets)
-
-
-def _has_cpp_compiler() -> bool:
-    """Whether the C++ compiler that inductor calls is installed."""
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    return shutil.which(os.environ.get("CXX", default)) is not None
