@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "projects", **CONFIGS},
     packages=[*find_packages(where="projects"), *CONFIGS],
-    package_data={"local2global": ["py.typed"]},
+    package_data={"local2global": ["py.typed", "app/report/templates/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -40,6 +40,8 @@ setup(
         "typer",
         "tensorboard",
         "safetensors",
+        "Jinja2",
+        "contourpy",
     ],
     extras_require={
         "swin": ["transformers>=5"],
@@ -47,7 +49,14 @@ setup(
         "supervision": ["supervision"],
         "metrics": ["trackeval"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
-        "test": ["pytest", "hypothesis", "huggingface_hub>=1", "transformers>=5"],
+        "test": [
+            "pytest",
+            "hypothesis",
+            "huggingface_hub>=1",
+            "transformers>=5",
+            "playwright",
+            "axe-playwright-python",
+        ],
         "dev": ["pytest", "ruff", "mypy", "pre-commit"],
     },
     entry_points={"console_scripts": ["l2g = local2global.app.cli:main"]},

@@ -16,6 +16,7 @@ from ..config.find import find_config_file
 from ..errors import UserError, wrapped_user_error
 from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
+from .report.commands import compare, report
 from .score import bundle_results, explain_parts, score_app
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(predict)
+app.command()(report)
+app.command()(compare)
 app.add_typer(score_app, name="score")
 
 Config = Annotated[str, typer.Argument(help="A config file; also relative to configs/.")]
@@ -112,10 +115,12 @@ def demo(
 
     from ..engine.loop import train as run
     from ..engine.run_folder import FINAL, is_run_of
-    from ..lazy import apply_overrides, instantiate, load_config, variants_of
+    from ..lazy import apply_overrides, load_config, variants_of
     from .predict import L2G, default_device
-    from .predict_command import predict_all, record_source
-    from .showcase import write_showcase
+    from .predict_command import predict_all
+    from .report.report import report as write_report
+    from .showcase import write_crossing, write_showcase
+    from .video import open_source
 
     path = find_config_file(DEMO_CONFIG)
     cfg = load_config(path)
@@ -126,11 +131,12 @@ def demo(
     earlier = is_run_of(folder, cfg)
     finished = (folder / FINAL).is_file()
     run(cfg, resume=earlier and not finished, overwrite=earlier and finished, progress=Console())
-    record = instantiate(cfg.dataloader.test.dataset).videos[0]
     model = L2G.from_pretrained(folder, cfg.train.device)
     run_model = partial(model.predict, output_dir=folder / "predictions")
-    predict_all(run_model, [record_source(record)], batch=False)
+    source = open_source(write_crossing(folder / "crossing.mp4"))
+    predict_all(run_model, [source], batch=False)
     typer.echo(f"  picture {write_showcase(model, folder / 'demo.webp')}")
+    typer.echo(f"  report  {write_report(folder / 'predictions' / source.name)}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -54,6 +55,7 @@ def open_images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Sourc
         lambda: at_rate((_read_image(path) for path in paths), rate),
         names,
         identity_of(paths, rate),
+        path=(paths[0].parent if len(paths) > 1 else paths[0]).resolve(),
     )
 
 
@@ -126,7 +128,8 @@ def _open_pages(name: str, path: Path, fps: Fraction | None) -> Source:
         image.load()  # WebP states the duration of a frame when the frame is decoded
         rate = fps or min(1 / _duration(image), Fraction(MAX_FPS))
     identity = identity_of([path], fps)
-    return Source(name, rate, size, len(pages), lambda: _read_pages(path, size, fps), None, identity)
+    read = partial(_read_pages, path, size, fps)
+    return Source(name, rate, size, len(pages), read, None, identity, path=path.resolve())
 
 
 def _duration(image: Image.Image) -> Fraction:

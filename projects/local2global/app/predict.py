@@ -9,7 +9,10 @@ Memory is constant in the length of the video: frames are decoded one by one, re
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +25,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..engine.settings import build
 from ..errors import UserError
 from ..lazy import apply_overrides, load_resolved
@@ -51,12 +55,16 @@ class L2G:
     Args:
         model: an `nn.Module` with the attributes of `StreamingModel`; it is switched to evaluation mode.
         device: default: the first GPU, or the CPU without a GPU.
+
+    Attributes:
+        weights: the file that the weights come from; None if they come from elsewhere.
     """
 
     def __init__(self, model: nn.Module, device: str | torch.device | None = None) -> None:
         """Moves the model to the device."""
         self.device = choose_device(device)
         self._module = model.to(self.device).eval()
+        self.weights: Path | None = None
         self._lock = threading.Lock()  # several threads may stream: the model processes one frame at a time
 
     @classmethod
@@ -90,7 +98,9 @@ class L2G:
             raise UserError(f"{weights}: 'model' of the config.yaml beside it describes no model")
         load_weights(model, content, source=str(weights))
         _check_model(model)
-        return cls(model, place)
+        loaded = cls(model, place)
+        loaded.weights = weights
+        return loaded
 
     @property
     def classes(self) -> list[dict[str, Any]]:
@@ -106,6 +116,17 @@ class L2G:
     def caveat(self) -> str | None:
         """A limitation of the model's identities, in one line, or None."""
         return getattr(getattr(self._module, "tracker", None), "caveat", None)
+
+    def _made(self) -> dict[str, str]:
+        """Facts for a reader of stream.json: model, weights, version, and command line without passwords."""
+        count = sum(parameter.numel() for parameter in self._module.parameters())
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return {
+            "model": f"{type(self._module).__name__}, {count:,} parameters, {len(self.classes)} classes",
+            **({} if self.weights is None else {"weights": str(self.weights)}),
+            "command": re.sub(r"://[^/@\s]+@", "://", command),
+            "version": __version__,
+        }
 
     @property
     def _model(self) -> StreamingModel:
@@ -246,7 +267,8 @@ class L2G:
             stream.load_state(state)
             done = stream.length
         checkpoint.state = stream.state()
-        facts = {"run": run, "threshold": stream.report.threshold, "save": save}
+        made = self._made() if opened.path is None else {"video": str(opened.path), **self._made()}
+        facts = {"run": run, "made": made, "threshold": stream.report.threshold, "save": save}
         earlier = read_results(folder / "frames.jsonl", self.classes, opened.size, done)
         with (
             new_folder(folder),

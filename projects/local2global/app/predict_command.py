@@ -20,11 +20,10 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..data.datasets import VideoRecord
     from .batch import Predict
     from .draw import Look
     from .result_folder import Prediction
-    from .source import Source, TimedFrame
+    from .source import Source
 
 WEIGHTS_HELP = (
     "Weights: a file, the folder of a run, a name of `l2g weights`, https://... or hf://OWNER/REPO."
@@ -295,16 +294,6 @@ def _open_frames(paths: list[Path], fps: float | None) -> Source:
     return open_images(
         folder.name, sorted(paths, key=natural_key), None if fps is None else checked_rate(fps)
     )
-
-
-def record_source(record: VideoRecord) -> Source:
-    """A video of a dataset as a source."""
-    from .source import FOLDER_FPS, Source, at_rate
-
-    def read() -> Iterator[TimedFrame]:
-        return at_rate(map(record.frame, range(record.length)), FOLDER_FPS)
-
-    return Source(Path(record.name).name, FOLDER_FPS, record.size, record.length, read)
 
 
 def predict_all(predict: Predict, sources: list[Source], batch: bool, err: bool = False) -> int:

@@ -136,7 +136,7 @@ def _finish(folder: Path, source: Source | None) -> Prediction:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The content of stream.json: `video`, `categories`, `save`, and perhaps `run` and `threshold`.
+    """The content of stream.json: `video`, `categories`, `save`, and perhaps `run`, `made` and `threshold`.
 
     Raises:
         UserError: if it is damaged.
@@ -178,7 +178,7 @@ def open_record(
         source: the video.
         classes: {id, name} of every class.
         facts: `run`, what determines the results: source, model and options; `threshold`, the minimal score; and
-            `save`, the optional formats.
+            `save`, the optional formats; `made`, what a reader wants to know: video, model, weights, command.
         checkpoint: saved after an exception, deleted at the end.
         keep: number of frames that an interrupted run has left.
         lines: a file to which each new line is written too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..data.generated.shapes import PRESETS, load_shapes
 from ..files import atomic_path
 from .draw import Look, draw
 from .predict import L2G
+from .video import VideoWriter
 
 #: Three objects of the demo's classes on paths that cross and stay inside the frame.
 CROSSING = replace(
@@ -52,6 +54,15 @@ def write_showcase(model: L2G, path: Path, seeds: Sequence[int] = SEEDS) -> Path
             quality=70,
             method=4,
         )
+    return path
+
+
+def write_crossing(path: Path, seed: int = SEEDS[0]) -> Path:
+    """Writes one of the videos, without masks, as an mp4; returns the path."""
+    video = load_shapes(CROSSING, 1, seed, LENGTH, SIZE).videos[0]
+    with VideoWriter(path, Fraction(1000, DURATION), SIZE) as writer:
+        for t in range(LENGTH):
+            writer.write(video.frame(t))
     return path
 
 

@@ -61,6 +61,7 @@ class Source:
         identity: a hash that is equal for equal frames; None if the frames cannot be read a second time.
         sound: the sound that belongs to the time stamps, or None.
         live: frames come at the speed at which they are recorded, so those that come too fast are dropped.
+        path: file, or folder of the files; None if the frames come from elsewhere.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Source:
     identity: str | None = field(default=None, repr=False)
     sound: Sound | None = None
     live: bool = False
+    path: Path | None = field(default=None, repr=False)
 
     @property
     def is_still(self) -> bool:

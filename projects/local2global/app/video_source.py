@@ -63,7 +63,9 @@ def open_video(path: Path, fps: Fraction | None) -> Source:
             yield from video.frames(container, stream)
 
     identity = identity_of([path], fps)
-    return Source(path.stem, video.rate, (height, width), video.length, read, None, identity, sound)
+    return Source(
+        path.stem, video.rate, (height, width), video.length, read, None, identity, sound, path=path.resolve()
+    )
 
 
 def open_once(name: str, place: Place, fps: Fraction | None, live: bool) -> Source:

@@ -1,0 +1,85 @@
+"""The commands `l2g report` and `l2g compare`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import UserError
+
+Source = Annotated[
+    str | None, typer.Option("--source", help="The original video, if it is not where it was.")
+]
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="FOLDER...", help="Output folders of predict, or of trainings.")
+    ],
+    source: Source = None,
+) -> None:
+    """Write report.html: a player with masks and the timeline of every object; for trainings, their curves."""
+    from .report import find_folders
+    from .report import report as write
+    from .training import is_training, write_curves
+
+    trainings = [folder for folder in folders if is_training(folder)]
+    if trainings:
+        typer.echo(f"  page {write_curves(trainings)}")
+    outputs = [found for folder in folders if folder not in trainings for found in find_folders(folder)]
+    if source is not None and len(outputs) != 1:
+        raise UserError(
+            f"--source names one video, but there are {len(outputs)} output folders of l2g predict"
+        )
+    for folder in outputs:
+        typer.echo(f"  page {write(folder, source)}")
+
+
+def compare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...|VIDEO", help="Output folders of predict; or a video and --weights."
+        ),
+    ],
+    truth: Annotated[Path | None, typer.Option(help="Annotations of the video in YouTube-VIS form.")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Run these weights on the video first; may be repeated.")
+    ] = None,
+    source: Source = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
+    output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/compare"),
+) -> None:
+    """Show runs on one video side by side: compare.html and compare.mp4, where they differ, where ids switch."""
+    from .compare import compare as write
+
+    folders = [Path(text) for text in inputs]
+    if weights:
+        if len(inputs) != 1:
+            raise UserError("with --weights, compare takes one video")
+        folders, source = _predict(inputs[0], weights, device, output), inputs[0]
+    page, video = write(folders, truth, output, source)
+    typer.echo(f"  page  {page}")
+    typer.echo(f"  video {video}")
+
+
+def _predict(video: str, weights: list[str], device: str | None, output: Path) -> list[Path]:
+    """Runs each of the weights on a video; returns the output folders, named after the weights."""
+    from ..predict import L2G
+    from ..predict_command import predict_all
+    from ..video import open_source
+    from .compare import distinct_names
+
+    opened = open_source(video)
+    folders = []
+    for path, name in zip(weights, distinct_names([Path(text) for text in weights]), strict=True):
+        place = output / name.replace("/", "-")
+        typer.echo(f"{path}:")
+        predict_all(
+            partial(L2G.from_pretrained(path, device).predict, output_dir=place), [opened], batch=False
+        )
+        folders.append(place / opened.name)
+    return folders
