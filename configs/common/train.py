@@ -1,6 +1,6 @@
 """Trainer settings: the keys of detrex's `configs/common/train.py`, with the values of video training.
 
-The keys `amp.dtype`, `init_partial` and `accumulate` are additions, which detrex's trainer ignores.
+The keys `amp.dtype`, `cache_features`, `init_partial` and `accumulate` are additions, which detrex's trainer ignores.
 """
 
 import torch
@@ -32,5 +32,7 @@ train = dict(
     model_ema=dict(enabled=False, decay=0.999, device="${..device}", use_ema_weights_for_eval_only=False),
     # Batches per optimizer step.
     accumulate=1,
+    # Folder for the features of a frozen backbone and encoder, which runs share; "" computes them every time.
+    cache_features="",
     device="cuda" if torch.cuda.is_available() else "cpu",
 )

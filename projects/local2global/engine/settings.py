@@ -14,13 +14,15 @@ from torch import nn
 from ..errors import UserError, wrapped_user_error
 from ..lazy import instantiate
 
-#: Every key of `cfg.train` with its default.  `accumulate`, `amp.dtype` and `init_partial` are not detrex's.
+#: Every key of `cfg.train` with its default.  `accumulate`, `amp.dtype`, `cache_features` and `init_partial`
+#: are not detrex's.
 DEFAULTS: dict[str, Any] = {
     "output_dir": "./output",
     "init_checkpoint": "",
     "init_partial": False,
     "max_iter": 90000,
     "accumulate": 1,
+    "cache_features": "",
     "amp": {"enabled": False, "dtype": "float16"},
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
     "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},

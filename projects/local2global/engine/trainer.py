@@ -22,6 +22,7 @@ from ..structures import constant
 from ..weights.checkpoint import load_checkpoint, load_weights
 from ..weights.find import find_weights
 from .ema import WeightAverage
+from .feature_cache import FeatureCache
 from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
@@ -150,6 +151,9 @@ class Trainer:
             hooks: called in this order.
             states: random state of each process, from a checkpoint.
         """
+        if self.settings.cache_features:
+            module: Any = self.model
+            module.feature_cache = FeatureCache(module, self.settings.cache_features)
         model = self._distribute()
         self.model.train()
         batches = self._batches(states)

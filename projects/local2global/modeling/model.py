@@ -43,6 +43,13 @@ class PanopticDecision(Protocol):
         """The panoptic result of a video; iterating over it consumes the predictions."""
 
 
+class FeatureCache(Protocol):
+    """Reads the features of frames that have been encoded before."""
+
+    def __call__(self, model: Local2Global, frames: Sequence[Tensor]) -> FrameFeatures:
+        """What `model.encode(frames)` returns."""
+
+
 class Local2Global(nn.Module):
     """The online video segmenter.
 
@@ -57,6 +64,9 @@ class Local2Global(nn.Module):
         trainable: regular expressions; only parameters whose name matches one of them are trained.  None: all.
         divisor: images are padded to a multiple of this.
         panoptic: merges predictions into maps of things and stuff.  None: results are tracks.
+
+    Attributes:
+        feature_cache: replaces `encode` in training if backbone and encoder are frozen; set by the trainer.
 
     Raises:
         ValueError: a pattern of `trainable` matches no parameter.
@@ -87,6 +97,7 @@ class Local2Global(nn.Module):
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic
+        self.feature_cache: FeatureCache | None = None
         self._graphs = False  # whether streams replay CUDA graphs
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
@@ -140,7 +151,9 @@ class Local2Global(nn.Module):
         lengths = {len(clip) for clip in clips}
         if len(lengths) != 1:
             raise ValueError(f"the clips of a batch must have equal length, got {sorted(lengths)}")
-        features = self.encode([frame for clip in clips for frame in clip.frames]).split(lengths.pop())
+        frames = [frame for clip in clips for frame in clip.frames]
+        encoded = self.encode(frames) if self.feature_cache is None else self.feature_cache(self, frames)
+        features = encoded.split(lengths.pop())
         clips = [_targets_to(clip, self.device) for clip in clips]
         predictions: list[FramePredictions] = []
         for frame_features in features:
