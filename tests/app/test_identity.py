@@ -9,9 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from local2global.app.identity import Arm, _select, as_markdown, identity, read_table
+from local2global.app.identity import Arm, _link_by_truth, _select, as_markdown, identity, read_table
 from local2global.errors import UserError
 from local2global.lazy import load_config
+from local2global.results.instances import VideoPostprocessor
 from local2global.structures import FramePredictions, Queries
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ovis_like.py"
@@ -44,6 +45,23 @@ def test_selected_slots_show_their_rows_and_the_others_are_empty():
     assert chosen.queries.embed[0, :, 0].tolist() == [1, 0, 0]
     assert torch.equal(chosen.masks[0] > 0, torch.stack([right, torch.zeros_like(left), left]))
     assert chosen.logits[0, :, 0].sigmoid().tolist() == pytest.approx([0.9, 0, 0.9], abs=0.01)
+
+
+def test_the_oracle_of_a_piece_without_objects_shows_nothing():
+    class Segmenter:
+        def step(self, frame, past):
+            return predictions(torch.ones(3, 2, dtype=torch.bool))
+
+    class Video:
+        size = (3, 2)
+
+        def masks(self, t):
+            return torch.zeros((0, 3, 2), dtype=torch.bool)
+
+    (shown,) = _link_by_truth(Segmenter())([None], Video())
+    with VideoPostprocessor((3, 2)) as post:
+        assert len(post.update(shown).ids) == 0
+        assert len(post.result(1)) == 0
 
 
 @pytest.fixture(scope="module")

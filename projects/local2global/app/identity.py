@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
@@ -161,7 +162,8 @@ def _link_by_truth(single: Local2Global) -> Stream:
     def stream(features: Sequence[FrameFeatures], video: VideoRecord) -> Iterator[FramePredictions]:
         for t, frame in enumerate(features):
             predictions = single.step(frame, None)
-            yield _select(predictions, oracle_rows(video.masks(t), _masks(predictions, video)))
+            rows = oracle_rows(video.masks(t), _masks(predictions, video))
+            yield _select(predictions, F.pad(rows, (0, 1), value=-1))  # a piece may have no object
 
     return stream
 
