@@ -9,6 +9,7 @@ aligner is not pre-trained: it is initialised as the identity map.  Training use
 """
 
 from local2global.data.generated.shapes import PRESETS as _PRESETS
+from local2global.modeling.tracker import Tracker
 from local2global.modeling.variants import IdentityStartAligner
 
 from ..demo.l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
@@ -16,6 +17,7 @@ from ..demo.l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 model.classes = _PRESETS["ovis_like"].classes
 model.test_size = [64, 96]
 model.segmenter.num_queries = 40
+model.tracker._target_ = Tracker
 model.tracker.aligner._target_ = IdentityStartAligner
 model.trainable = [r"^(?!segmenter\.(backbone|encoder)\.)"]
 # A mask has 16 x 24 pixels.

@@ -10,11 +10,13 @@ frozen.  The 50 held-out videos use seed 0, training uses seed 1.  All objects s
 """
 
 from local2global.data.generated.shapes import PRESETS as _PRESETS
+from local2global.modeling.tracker import Tracker
 from local2global.modeling.variants import IdentityStartAligner
 
 from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 
 model.classes = _PRESETS["hard_unnamed"].classes
+model.tracker._target_ = Tracker
 model.tracker.aligner._target_ = IdentityStartAligner
 model.trainable = [r"^(?!segmenter\.(backbone|encoder)\.)"]
 

@@ -11,10 +11,12 @@ from local2global.data.generated.shapes import PRESETS as _PRESETS
 from local2global.data.readers.panoptic import PanopticRecords
 from local2global.evaluation.vps_evaluator import VPSEvaluator
 from local2global.lazy import LazyCall as L
+from local2global.modeling.tracker import Tracker
 from local2global.results.panoptic import Panoptic
 
 from .l2g_tiny import dataloader, lr_multiplier, model, optimizer, train
 
+model.tracker._target_ = Tracker
 model.classes = _PRESETS["panoptic"].classes
 model.criterion.things = sum(c["isthing"] for c in model.classes)
 model.panoptic = L(Panoptic)(

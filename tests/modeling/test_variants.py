@@ -179,6 +179,54 @@ def test_a_linked_stream_predicts_each_frame_as_an_image(tiny, make_clip):
         torch.testing.assert_close(result.masks[0].sum(0), alone.masks[0].sum(0), atol=1e-4, rtol=1e-4)
 
 
+@pytest.fixture
+def older_first():
+    """The demo's tracker."""
+    return instantiate(load_config("configs/demo/l2g_tiny.py").model).tracker.eval()
+
+
+def reported(tracker, frames):
+    """The reported slots of each frame."""
+    past, slots = None, []
+    for predictions in frames:
+        linked = tracker.link(past, predictions)
+        past = linked.queries
+        slots.append((linked.logits[0, :, 0].sigmoid() >= 0.3).nonzero()[:, 0].tolist())
+    return slots
+
+
+def test_of_two_slots_on_one_object_the_older_is_reported_whichever_is_surer(older_first):
+    """Slot 0 is alone on the first frame; from then on slot 1 is on the same object, with the higher score."""
+    alone, both = frame((2, 2, RED, 0.8), (16, 2, RED, 0.1)), frame((2, 2, RED, 0.5), (2, 2, RED, 0.9))
+    assert reported(older_first, [alone, both, both]) == [[0], [0], [0]]
+
+
+def test_of_two_slots_of_one_age_the_surer_is_reported_and_stays(older_first):
+    first, later = frame((2, 2, RED, 0.6), (2, 2, RED, 0.9)), frame((2, 2, RED, 0.9), (2, 2, RED, 0.6))
+    assert reported(older_first, [first, later]) == [[1], [1]]
+
+
+def test_a_younger_slot_is_reported_where_the_older_has_left_or_is_unsure(older_first):
+    both, left = frame((2, 2, RED, 0.9), (2, 2, RED, 0.8)), frame((12, 2, RED, 0.9), (2, 2, RED, 0.8))
+    unsure = frame((2, 2, RED, 0.2), (2, 2, RED, 0.8))
+    assert reported(older_first, [both, left, unsure]) == [[0], [0, 1], [1]]
+
+
+@pytest.mark.parametrize(("shift", "slots"), [(0, [0]), (1, [0, 1])])
+def test_slots_on_neighbouring_objects_are_all_reported(older_first, shift, slots):
+    """Squares of 4 x 4 that are one column apart have an IoU of .6."""
+    assert reported(older_first, [frame((2, 2, RED, 0.9), (2 + shift, 2, RED, 0.8))]) == [slots]
+
+
+def test_older_slots_first_changes_neither_training_nor_the_propagated_queries(older_first):
+    both = frame((2, 2, RED, 0.9), (2, 2, RED, 0.8))
+    linked = older_first.link(None, both)
+    assert torch.equal(linked.queries.embed, both.queries.embed)
+    assert torch.equal(linked.queries.boxes, both.queries.boxes)
+    assert torch.equal(linked.masks, both.masks)
+    assert older_first.train().link(None, both) is both
+
+
 def test_bypass_is_a_word_of_the_config(root):
     cfg = load_config(root / PAPER, ["model.tracker=bypass", "model.tracker.memory=8"])
     tracker = instantiate(cfg.model.tracker)

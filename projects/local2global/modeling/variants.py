@@ -1,6 +1,7 @@
 """Variants that are not in the paper.
 
 - `ImageTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
+- `OlderSlotsFirst`: of slots with nearly the same mask, only the one that was reported most often is reported.
 - `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
 - `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
 """
@@ -23,7 +24,7 @@ from .aligner import AlignerLayer, L2GAligner
 from .layers import pairwise_iou
 from .matcher import assign
 from .positions import EmbedBoxes
-from .tracker import FromLocal
+from .tracker import FromLocal, Tracker
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -245,6 +246,56 @@ def best_pairs(
     values = affinity[np.ix_(i, j)]
     pairs = zip(*assign(np.where(values < least, 0.0, -values)), strict=True)
     return [(int(i[r]), int(j[c])) for r, c in pairs if values[r, c] >= least]
+
+
+@dataclass(frozen=True)
+class AgedQueries(Queries):
+    """The slots of `OlderSlotsFirst`.
+
+    Attributes:
+        age: (B, N) int64 number of frames on which the slot was reported.
+    """
+
+    age: Tensor
+
+
+class OlderSlotsFirst(Tracker):
+    """The paper's propagation; of slots with nearly the same mask, only the oldest is reported.
+
+    Two slots can follow the same object.  Both are then reported, and the object seems to change its identity whenever
+    the other mask fits better.  The scores of a slot become nearly 0 on a frame if its mask overlaps that of a slot
+    that has been reported on more frames or, for equal ages, has the higher score.  The propagated queries and the
+    training do not change.
+
+    Args:
+        *args: as for `Tracker`.
+        overlap: IoU of two masks from which they show the same object.
+        threshold: class score from which a slot is reported.
+        **kwargs: as for `Tracker`.
+    """
+
+    def __init__(self, *args: Any, overlap: float = 0.7, threshold: float = 0.3, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.overlap, self.threshold = overlap, threshold
+
+    def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
+        """The predictions, with scores near 0 for slots that repeat an older slot; unchanged in training."""
+        if self.training:
+            return predictions
+        queries, masks = predictions.queries, predictions.masks > 0
+        scores = predictions.logits.sigmoid().amax(-1)
+        confident = (scores >= self.threshold) & masks.flatten(2).any(-1)
+        age = past.age if isinstance(past, AgedQueries) else torch.zeros_like(confident, dtype=torch.int64)
+        # (B, i, j): slot j comes before slot i.
+        older = age[:, None] > age[..., None]
+        surer = (age[:, None] == age[..., None]) & (scores[:, None] > scores[..., None])
+        same = pairwise_iou(masks, masks) >= self.overlap
+        repeated = ((older | surer) & same & confident[:, None]).any(-1)
+        return dataclasses.replace(
+            predictions,
+            logits=predictions.logits.masked_fill(repeated[..., None], ABSENT),
+            queries=AgedQueries(queries.embed, queries.boxes, age + (confident & ~repeated)),
+        )
 
 
 class FromProposals(FromLocal):
