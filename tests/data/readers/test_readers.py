@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from local2global.data.augment import ClipAugmentation, Identity, Turn
+from local2global.data.check import check_dataset
 from local2global.data.clips import make_clip
 from local2global.data.datasets import Lean
 from local2global.data.holdout import holdout
 from local2global.data.readers.coco import load_coco
 from local2global.data.readers.layouts import classes_of, load_annotated, load_split, load_vipseg
+from local2global.data.readers.rle import encode_mask
 from local2global.errors import UserError
 from miniatures import SIZE, write_images, write_json, write_panoptic, write_videos
 
@@ -88,6 +90,24 @@ def test_public_truth_of_validation_videos_is_found(tmp_path, place):
         load_split(tmp_path, "valid", CLASSES, videos=["video2"]).truth_of_parts()["long"]["annotations"]
         == []
     )
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_videos_of_many_frames_are_read_and_checked(tmp_path, compressed):
+    """300 frames: pycocotools fails on lists of more than 255 masks."""
+    write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES, videos=1)
+    content = json.loads((tmp_path / "train.json").read_text())
+    (video,), (annotation,) = content["videos"], content["annotations"]
+    video |= {"file_names": video["file_names"] * 100, "length": 300}
+    masks = annotation["segmentations"]
+    if compressed:
+        masks = [encode_mask(rectangle(2 + t, 4, 12, 10)) for t in range(3)]
+    annotation |= {"segmentations": masks * 100, "length": 300, "areas": [120] * 300}
+    write_json(tmp_path / "train.json", content)
+    dataset = load_split(tmp_path, "train")
+    assert torch.equal(dataset.videos[0].masks(299)[0], rectangle(4, 4, 12, 10))
+    assert len(dataset.truth()["annotations"][0]["segmentations"]) == 300
+    assert [str(finding) for finding in check_dataset(tmp_path).errors] == []
 
 
 def test_public_truth_of_other_videos_is_refused(tmp_path):

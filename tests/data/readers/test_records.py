@@ -20,10 +20,11 @@ from local2global.data.readers.images import read_image
 from local2global.data.readers.records import AnnotatedVideo, Packed, Track, VideoRow, annotated_videos
 from local2global.data.readers.rle import (
     Grid,
-    are_sound,
+    count_pixels,
     encode_mask,
     pack_outline,
     parse_outline,
+    sound_areas,
     unpack_outline,
 )
 from local2global.errors import UserError
@@ -109,8 +110,9 @@ def test_masks_are_checked_together_as_one_by_one():
     """Counts with one change, between two sound ones: accepted together if and only if accepted alone."""
     draw, size = random.Random(0), (9, 16)
     sound = [encode_mask(random_mask(*size, seed))["counts"] for seed in range(20)]
-    assert are_sound(sound, [144] * 20)
-    assert not are_sound(sound, [144] * 19 + [143])
+    areas = [int(random_mask(*size, seed).sum()) for seed in range(20)]
+    assert sound_areas(sound, 144) == areas
+    assert sound_areas(sound, 143) is None
     outcomes = Counter()
     for _ in range(600):
         text = draw.choice(sound)
@@ -123,7 +125,10 @@ def test_masks_are_checked_together_as_one_by_one():
         except ValueError:
             expected = False
         outcomes[expected] += 1
-        assert are_sound([sound[0], changed, sound[1]], [144] * 3) == expected
+        found = sound_areas([sound[0], changed, sound[1]], 144)
+        assert (found is not None) == expected
+        if found:
+            assert found[1] == count_pixels([changed], size)[0]
     assert min(outcomes.values()) > 20
 
 

@@ -92,7 +92,8 @@ def load_coco(
         category, size = annotation["category_id"], image.size
         if annotation.get("iscrowd"):
             assert size is not None
-            assert outlines[0] is not None
+            if outlines[0] is None:  # an RLE without a pixel
+                continue
             mask = {"size": list(size), "counts": outline_counts(outlines[0], size)}
             crowds.append(annotation_entry(annotation["id"], image.id, category, size, [mask], iscrowd=1))
         else:

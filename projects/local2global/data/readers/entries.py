@@ -6,6 +6,7 @@ checker's object records all of them.  Functions return None, or skip the entry,
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -96,6 +97,8 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: if the file is missing, unreadable or not JSON.
     """
+    enabled = gc.isenabled()
+    gc.disable()  # it would look for cycles in the growing content again and again
     try:
         text = path.read_bytes()
         with suppress(orjson.JSONDecodeError):
@@ -123,6 +126,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not an annotation file: its lists are nested too deeply.") from None
     except ValueError as error:
         raise UserError(f"{path}: not an annotation file: {str(error).split(';')[0]}.") from None
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def is_int(value: Any) -> TypeGuard[int]:

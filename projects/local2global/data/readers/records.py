@@ -201,7 +201,8 @@ class AnnotatedTable(VideoTable):
         self.track_ids = torch.tensor([track.id for part in tracks for track in part], dtype=torch.int64)
         self.labels = torch.tensor([track.label for part in tracks for track in part], dtype=torch.int64)
         self.first_mask = _offsets(len(row.files) * len(part) for row, part in zip(rows, tracks, strict=True))
-        self.masks = Packed(pack_outline(o) for part in tracks for track in part for o in track.outlines)
+        outlines = (o for part in tracks for track in part for o in track.outlines)
+        self.masks = Packed([o.encode() if type(o) is str else pack_outline(o) for o in outlines])
 
 
 class AnnotatedVideo(FileVideo):

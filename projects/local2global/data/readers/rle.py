@@ -151,52 +151,55 @@ def _run_lengths(counts: str) -> NDArray[np.int64]:
     return numbers
 
 
-def are_sound(counts: Sequence[str], pixels: Sequence[int]) -> bool:
-    """Whether all compressed counts are certainly well-formed, and add up to the pixels of their frames.
+def sound_areas(counts: Sequence[str], pixels: int) -> list[int] | None:
+    """The pixels of each mask, if all compressed counts are certainly sound; None if they must be read one by one.
 
-    The counts are decoded at once, in a fraction of the time that `parse_outline` takes for one after another.  False
-    also for the numbers of seven characters that frames above 2^29 pixels need.
+    Sound counts are well-formed and add up to `pixels`.  All are decoded at once, in a fraction of the time that
+    `parse_outline` takes for one after another.  None also for the numbers of seven characters that frames above 2^29
+    pixels need.
 
     Args:
         counts: n counts.
-        pixels: height times width of the frame of each.
+        pixels: height times width of their frames.
     """
     if not counts:
-        return True
+        return []
     try:
         codes = np.frombuffer("".join(counts).encode("ascii"), dtype=np.uint8) - np.uint8(48)
     except UnicodeEncodeError:
-        return False
+        return None
     lengths = np.fromiter(map(len, counts), dtype=np.int64, count=len(counts))
     ends = np.cumsum(lengths)
-    last = np.flatnonzero(codes < 0x20)  # the last character of each number
-    if not lengths.min() or codes.max() > 63 or (codes[ends - 1] >= 0x20).any():
-        return False
-    digits = np.diff(last, prepend=-1)
-    if digits.max() > 6:
-        return False
-    final = codes[last].astype(np.int8)
-    numbers = ((final ^ 0x10) - 0x10).astype(np.int32)  # the bit 0x10 is the sign
-    long = np.flatnonzero(digits > 1)
-    for place in range(1, 6):
+    continued = codes >= 0x20
+    if not lengths.min() or codes.max() > 63 or continued[ends - 1].any():
+        return None
+    last = np.flatnonzero(~continued)  # the last character of each number
+    numbers = ((codes[last].astype(np.int8) ^ 0x10) - 0x10).astype(np.int32)  # the bit 0x10 is the sign
+    # The character before the first is the last one, which ends a number.
+    long = np.flatnonzero(continued[last - 1])
+    places = last[long] - 1
+    for _ in range(5):
+        numbers[long] = (numbers[long] << 5) + (codes[places] & 0x1F)
+        more = continued[places - 1]
+        long, places = long[more], places[more] - 1
         if not len(long):
             break
-        numbers[long] = (numbers[long] << 5) + (codes[last[long] - place] & 0x1F)
-        long = long[digits[long] > place + 1]
     end = np.searchsorted(last, ends)
-    return _add_up(numbers, np.concatenate(([0], end[:-1])), end, np.asarray(pixels))
+    return None if len(long) else _areas(numbers, np.concatenate(([0], end[:-1])), end, pixels)
 
 
-def _add_up(
-    numbers: NDArray[np.int32], first: NDArray[np.int64], end: NDArray[np.int64], pixels: NDArray[np.int64]
-) -> bool:
-    """Whether the runs of several counts, at [first, end) of their numbers, are 0 or more and add up to `pixels`.
+def _areas(
+    numbers: NDArray[np.int32], first: NDArray[np.int64], end: NDArray[np.int64], pixels: int
+) -> list[int] | None:
+    """The sums of the odd runs of several counts, at [first, end) of their numbers.
 
-    The first run of counts is absolute; each other run is relative to the run before the last, of the same parity.
+    None if a run is negative, or if the runs of some counts do not add up to `pixels`.  The first run of counts is
+    absolute; each other run is relative to the run before the last, of the same parity.
     """
+    areas = np.zeros(len(first), dtype=np.int64)
     totals = numbers[first].astype(np.int64)
     if totals.min() < 0:
-        return False
+        return None
     numbers[first] = 0
     for parity in (0, 1):
         # The sums of all counts run on, so a run is a sum less the sum before its counts.
@@ -207,9 +210,11 @@ def _add_up(
         if not len(begin):
             continue
         if (np.minimum.reduceat(sums, begin) < base).any():
-            return False
-        totals[some] += np.add.reduceat(sums, begin) - base * (stop[some] + 1 - begin)
-    return bool((totals == pixels).all())
+            return None
+        added = np.add.reduceat(sums, begin) - base * (stop[some] + 1 - begin)
+        totals[some] += added
+        areas[some] += np.where((first[some] & 1) == parity, 0, added)
+    return areas.tolist() if (totals == pixels).all() else None
 
 
 def outline_counts(outline: Outline, size: tuple[int, int]) -> str:
@@ -222,7 +227,8 @@ def outline_counts(outline: Outline, size: tuple[int, int]) -> str:
 
 def count_pixels(counts: Sequence[str], size: tuple[int, int]) -> list[int]:
     """The number of pixels in each mask."""
-    return [int(area) for area in rle.area([{"size": list(size), "counts": text} for text in counts])]
+    # One by one: pycocotools fails on lists of more than 255 masks.
+    return [int(rle.area({"size": list(size), "counts": text})) for text in counts]
 
 
 def decode_outlines(outlines: Sequence[Outline | None], size: tuple[int, int]) -> Tensor:

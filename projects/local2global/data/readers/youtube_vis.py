@@ -25,7 +25,7 @@ from .entries import (
 )
 from .formats import YOUTUBE_VIS, read_content
 from .records import Track, VideoRow, annotated_videos
-from .rle import Outline, are_sound, count_pixels, describe_masks, outline_counts, parse_outline
+from .rle import Outline, count_pixels, describe_masks, outline_counts, parse_outline, sound_areas
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,10 @@ def _parse_mask(segmentation: Any, size: tuple[int, int], where: str, problems: 
 def parse_masks(
     annotation: Mapping[str, Any], video: VideoEntry, where: str, problems: Problems
 ) -> tuple[Outline | None, ...] | None:
-    """The outline of every frame, None where the object is absent; None if a mask is invalid."""
+    """The outline of every frame, None if a mask is invalid.
+
+    The outline of a frame is None where the object is absent, or its RLE has no pixel.
+    """
     if video.size is None:
         return None
     counts = _sound_counts(annotation["segmentations"], video.size)
@@ -147,31 +150,42 @@ def parse_masks(
             at = f"{where}: frame {t}" if video.word == "video" else where
             outline = _parse_mask(segmentation, video.size, at, problems)
             valid &= outline is not None
+            if isinstance(outline, str) and not count_pixels([outline], video.size)[0]:
+                outline = None
         outlines.append(outline)
     return tuple(outlines) if valid else None
 
 
 def _sound_counts(segmentations: Sequence[Any], size: tuple[int, int]) -> tuple[str | None, ...] | None:
     """The counts of every frame, if all masks are sound compressed RLEs; None if they must be read one by one."""
-    found: list[str | None] = []
+    shape, found, texts = [*size], [], []
     for segmentation in segmentations:
         counts = None
         if segmentation is not None:
-            if type(segmentation) is not dict or segmentation.get("size") != [*size]:
+            if type(segmentation) is not dict or segmentation.get("size") != shape:
                 return None
             counts = segmentation.get("counts")
             if type(counts) is not str:
                 return None
+            texts.append(counts)
         found.append(counts)
-    texts = [text for text in found if text is not None]
-    return tuple(found) if are_sound(texts, [size[0] * size[1]] * len(texts)) else None
+    areas = sound_areas(texts, size[0] * size[1])
+    if areas is None:
+        return None
+    if all(areas):
+        return tuple(found)
+    filled = iter(areas)
+    return tuple(text if text is not None and next(filled) else None for text in found)
 
 
 def rasterise(outlines: Sequence[Outline | None], size: tuple[int, int]) -> tuple[str | None, ...]:
     """Compressed counts of outlines, None for a mask without a pixel."""
-    counts = [None if outline is None else outline_counts(outline, size) for outline in outlines]
-    areas = iter(count_pixels([text for text in counts if text is not None], size))
-    return tuple(text if text is not None and next(areas) else None for text in counts)
+    return tuple(o if o is None or isinstance(o, str) else _rasterised(o, size) for o in outlines)
+
+
+def _rasterised(outline: Outline, size: tuple[int, int]) -> str | None:
+    counts = outline_counts(outline, size)
+    return counts if count_pixels([counts], size)[0] else None
 
 
 @dataclass(frozen=True)
