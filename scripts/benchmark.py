@@ -37,6 +37,7 @@ SECTIONS = {
     "clip": ("bench_training", "clip"),
     "peers": ("bench_peers", "peers"),
     "data": ("bench_data", "data"),
+    "predict": ("bench_predict", "predict"),
     "scorer": ("bench_scorer", "scorer"),
 }
 CPU_ONLY = {"data", "scorer"}

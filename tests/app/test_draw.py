@@ -63,7 +63,7 @@ def test_pixels_outside_mask_and_label_are_unchanged():
 def test_a_mask_is_tinted_inside_and_outlined_in_its_colour():
     drawn = draw(GREY, result(square(60, 50, 40)[None], [3]), CLASSES, MASKS_ONLY)
     assert tuple(drawn[:, 60, 60].tolist()) == colour(3)
-    expected = [round(100 * 0.55 + level * 0.45) for level in colour(3)]
+    expected = [round(100 * 9 / 16 + level * 7 / 16) for level in colour(3)]
     assert max(abs(a - b) for a, b in zip(drawn[:, 80, 70].tolist(), expected, strict=True)) <= 1
 
 

@@ -60,3 +60,24 @@ def test_pycocotools_decodes_the_encoded_masks():
     counts = encode_columns(decode_columns(logits, (40.0, 24.0), (96, 160)))
     decoded = coco_mask.decode([{"size": [96, 160], "counts": text} for text in counts])
     assert np.array_equal(decoded.transpose(2, 0, 1).astype(bool), masks)
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "full", "corners", "first column", "last column", "random", "blocks"]
+)
+def test_counts_equal_those_of_pycocotools(kind):
+    """(W, H) masks are encoded from their first to their last filled column."""
+    mask = torch.zeros(7, 5, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    if kind == "full":
+        mask[:] = True
+    elif kind == "corners":
+        mask[0, 0] = mask[-1, -1] = True
+    elif kind.endswith("column"):
+        mask[0 if kind.startswith("first") else -1] = True
+    elif kind == "random":
+        mask = torch.rand(7, 5, generator=generator) > 0.5
+    elif kind == "blocks":
+        mask[2:4, 1:3] = mask[4:6, 3:] = True
+    expected = coco_mask.encode(np.asfortranarray(mask.T.numpy().astype(np.uint8)))["counts"].decode()
+    assert encode_columns(mask[None]) == [expected]

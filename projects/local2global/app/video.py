@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image
 from torch import Tensor
 
@@ -149,6 +149,7 @@ class VideoWriter:
         self.count = 0
         self.partial = partial_path(self.path)
         self._keep_partial = keep_partial
+        self._reformatter = VideoReformatter()  # keeps the tables of the conversion
         rate = checked_rate(fps)
         encoder = h264_encoder()
         padded = tuple(edge + edge % 2 for edge in size)
@@ -194,10 +195,17 @@ class VideoWriter:
                 f"expected (3, {self.size[0]}, {self.size[1]}) uint8, got {tuple(frame.shape)} {frame.dtype}"
             )
         pixels = frame.detach().cpu().permute(1, 2, 0).numpy()
-        pixels = np.pad(pixels, [(0, edge % 2) for edge in self.size] + [(0, 0)], mode="edge")
-        picture: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        picture = picture.reformat(
-            format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        if any(edge % 2 for edge in self.size):
+            pixels = np.pad(pixels, [(0, edge % 2) for edge in self.size] + [(0, 0)], mode="edge")
+        height, width = pixels.shape[:2]
+        source: Any = av.VideoFrame(width, height, "rgb24")
+        plane = source.planes[0]
+        if plane.line_size == 3 * width:
+            plane.update(np.ascontiguousarray(pixels))
+        else:  # rows are padded
+            source = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        picture: Any = self._reformatter.reformat(
+            source, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
         if time is None:
             self._pts += self._interval if self.count else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -104,6 +105,21 @@ def resize_logits(logits: Tensor, extent: tuple[float, float], size: tuple[int, 
 
 
 def encode_columns(masks: Tensor) -> list[str]:
-    """COCO counts of (n, W, H) bool masks on the CPU, encoded without a copy."""
-    columns = masks.numpy().view(np.uint8).transpose(2, 1, 0)
-    return [rle["counts"].decode("ascii") for rle in coco_mask.encode(columns)]
+    """COCO counts of (n, W, H) bool masks on the CPU."""
+    return [_counts(mask) for mask in masks.numpy()]
+
+
+def _counts(mask: NDArray[np.bool_]) -> str:
+    """COCO counts of a (W, H) mask; only its columns from the first to the last pixel are read in detail."""
+    width, height = mask.shape
+    filled = np.flatnonzero(mask.any(1))
+    edges = [0]
+    if len(filled):
+        start, stop = int(filled[0]) * height, (int(filled[-1]) + 1) * height
+        inside = mask.reshape(-1)[start:stop]
+        changes = np.flatnonzero(inside[1:] != inside[:-1]) + (start + 1)
+        edges += [start] * bool(inside[0]) + changes.tolist()
+        edges += [stop] * bool(inside[-1] and stop < width * height)
+    runs = np.diff(np.array([*edges, width * height]))
+    rle = coco_mask.frPyObjects({"counts": runs.tolist(), "size": [height, width]}, height, width)
+    return str(rle["counts"].decode("ascii"))

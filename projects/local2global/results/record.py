@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import locked_folder, require_space
 from ..structures import FrameResult
+from .masks import encode_columns
 
 MAX_SLOTS = (1 << 16) - 1  # id + 1 is stored in 16-bit images
 
@@ -83,8 +84,9 @@ class RecordWriter:
             UserError: if the disk has no room for this line, the files made from the record, and the copy of the video
                 that is made at its end.
         """
-        masks = np.asfortranarray(result.masks.cpu().numpy().transpose(1, 2, 0), dtype=np.uint8)
-        rles = coco_mask.encode(masks) if len(result.ids) else []
+        size = list(result.masks.shape[1:])
+        counts = encode_columns(result.masks.cpu().transpose(1, 2).contiguous())
+        rles = [{"size": size, "counts": text} for text in counts]
         fields = zip(result.ids.tolist(), result.labels.tolist(), result.scores.tolist(), rles, strict=True)
         objects = [
             {
@@ -92,7 +94,7 @@ class RecordWriter:
                 "category_id": self._category_ids[label],
                 "score": round(score, 6),
                 "bbox": coco_mask.toBbox(rle).tolist(),
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")},
+                "segmentation": rle,
             }
             for identity, label, score, rle in fields
         ]
