@@ -59,8 +59,8 @@ def test_look_alikes_are_told_apart_by_place():
 
 def test_objects_that_cross_are_told_apart_by_their_queries():
     """Each box is now nearer to where the other was."""
-    frames = [frame((6, 2, RED, 0.9), (9, 2, BLUE, 0.8)), frame((8, 2, RED, 0.8), (7, 2, BLUE, 0.9))]
-    assert track(frames)[1] == [8, 7, None, None]
+    frames = [frame((6, 2, RED, 0.9), (11, 2, BLUE, 0.8)), frame((10, 2, RED, 0.8), (7, 2, BLUE, 0.9))]
+    assert track(frames)[1] == [10, 7, None, None]
 
 
 @pytest.mark.parametrize(("memory", "slot"), [(0, 1), (3, 1), (4, 0), (30, 0)])
@@ -101,6 +101,13 @@ def test_a_newcomer_takes_a_fresh_slot_first_then_the_one_lost_longest():
         frame((20, 8, BLUE, 0.9), (20, 0, BLUE, 0.8), count=3),
     ]
     assert track(frames)[2:] == [[None, None, 20], [20, None, 20]]
+
+
+def test_of_two_detections_of_an_object_the_more_confident_one_is_reported():
+    """Detections one column apart have an IoU of .6; the sure one changes, the slot stays."""
+    frames = [frame((4, 2, RED, 0.9), (5, 2, RED, 0.8)), frame((4, 2, RED, 0.7), (5, 2, RED, 0.9))]
+    assert track(frames) == [[4, None, None, None], [5, None, None, None]]
+    assert track(frames, ImageTracker(duplicate=0.7))[0] == [4, 5, None, None]
 
 
 def test_links_do_not_depend_on_the_order_of_detections():
@@ -169,7 +176,7 @@ def test_image_tracker_decodes_the_local_queries_on_every_frame():
 def test_a_linked_stream_predicts_each_frame_as_an_image(tiny, make_clip):
     """Without confident detections, no slot is reserved: each frame's predictions are those of the frame alone."""
     model = tiny().eval()
-    model.tracker = ImageTracker(threshold=1.0)
+    model.tracker = ImageTracker(threshold=1.0, duplicate=1.0)
     frames = make_clip().frames
     streamed = list(model.stream(frames))
     assert len(streamed) == len(frames)

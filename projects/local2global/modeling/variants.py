@@ -78,11 +78,11 @@ class ImageTracker(nn.Module):
         appearance * cosine of the queries + (1 - appearance) * place,
 
     where place is the mean of the IoU of the masks and the IoU of the detection's box with the slot's moved box; for an
-    object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time.  A frame is
-    linked in the order of ByteTrack (Zhang et al., ECCV 2022), each time by the Hungarian algorithm:
+    object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time.  An object
+    without a query is linked by place alone.  A frame is linked by the Hungarian algorithm:
 
-    1. the slots of objects, seen on the previous frame or lost, with the confident detections;
-    2. the remaining objects of the previous frame with the other detections;
+    1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
+    2. the slots of objects, seen on the previous frame or lost, take the detections with the largest summed affinity;
     3. the remaining confident detections are new objects.  They take slots that never had an object, then those that
        lost their object the longest ago;
     4. the remaining detections are linked to slots without an object.
@@ -94,6 +94,7 @@ class ImageTracker(nn.Module):
         appearance: weight of the queries' similarity in the affinity; the rest is the weight of the place.
         least: affinity below which a slot and a detection are never linked.
         threshold: class score from which a detection is confident.
+        duplicate: IoU of masks above which the less confident of two detections is dropped.
 
     Attributes:
         aligner: always None.
@@ -104,10 +105,16 @@ class ImageTracker(nn.Module):
     caveat = "model.tracker=bypass: identities are matched from frame to frame, not learned"
 
     def __init__(
-        self, memory: int = 30, appearance: float = 0.33, least: float = 0.3, threshold: float = 0.3
+        self,
+        memory: int = 30,
+        appearance: float = 0.6,
+        least: float = 0.3,
+        threshold: float = 0.15,
+        duplicate: float = 0.4,
     ) -> None:
         super().__init__()
-        self.memory, self.appearance, self.least, self.threshold = memory, appearance, least, threshold
+        self.memory, self.appearance, self.least = memory, appearance, least
+        self.threshold, self.duplicate = threshold, duplicate
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
@@ -136,26 +143,41 @@ class ImageTracker(nn.Module):
         Returns:
             (B, N) int64, the detection of each slot, -1 for none; (B, N) bool, the slots that are given to new objects.
         """
-        filled = (predictions.masks > 0).flatten(2).any(-1)
-        scores = predictions.logits.sigmoid().amax(-1).masked_fill(~filled, 0.0)
-        affinity = self.affinity(slots, predictions)
-        host = [x.cpu().numpy() for x in (affinity, scores, slots.taken, slots.lost)]
+        masks = predictions.masks > 0
+        scores = predictions.logits.sigmoid().amax(-1).masked_fill(~masks.flatten(2).any(-1), 0.0)
+        tensors = (
+            self.affinity(slots, predictions),
+            pairwise_iou(masks, masks),
+            scores,
+            slots.taken,
+            slots.lost,
+        )
+        host = [x.cpu().numpy() for x in tensors]
         linked = [self._link_clip(*clip) for clip in zip(*host, strict=True)]
         order, new = (np.stack(column) for column in zip(*linked, strict=True))
         device = scores.device
         return torch.from_numpy(order).to(device), torch.from_numpy(new).to(device)
 
-    def _link_clip(self, affinity: Floats, scores: Floats, taken: Bools, lost: Ints) -> tuple[Ints, Bools]:
-        """`_assign` of one clip: (N, N) affinities, slots first, (N,) scores, and the state of the slots."""
+    def _link_clip(
+        self, affinity: Floats, overlap: Floats, scores: Floats, taken: Bools, lost: Ints
+    ) -> tuple[Ints, Bools]:
+        """`_assign` of one clip.
+
+        Args:
+            affinity: (N, N) of slots and detections.
+            overlap: (N, N) IoU of the detections' masks.
+            scores: (N,) of the detections, 0 for an empty mask.
+            taken: (N,) whether a slot belongs to an object.
+            lost: (N,) frames since its last detection.
+        """
         order, confident = np.full(len(scores), -1), scores >= self.threshold
-        free = np.ones(len(scores), dtype=bool)  # detections
+        free = distinct(scores, overlap, self.duplicate)  # detections
 
         def link(rows: Bools, columns: Bools, least: float) -> None:
             for slot, detection in best_pairs(affinity, rows, columns, least):
                 order[slot], free[detection] = detection, False
 
-        link(taken & (lost <= self.memory), confident, self.least)
-        link(taken & (lost == 0) & (order < 0), free & ~confident & (scores > 0), self.least)
+        link(taken & (lost <= self.memory), free & (scores > 0), self.least)
         newcomers = np.flatnonzero(free & confident)
         newcomers = newcomers[np.argsort(-scores[newcomers], kind="stable")]
         by_value = np.argsort(np.where(taken, np.iinfo(np.int64).max - lost, 0), kind="stable")
@@ -180,7 +202,8 @@ class ImageTracker(nn.Module):
         width = size * (0.5 + SPREAD * slots.lost)
         near = torch.exp(-0.5 * (distance / width[..., None]) ** 2)
         place = torch.where(slots.lost[..., None] == 0, (iou + overlap) / 2, near)
-        return self.appearance * similarity.clamp(min=0) + (1 - self.appearance) * place
+        weight = self.appearance * slots.embed.any(-1, keepdim=True) * queries.embed.any(-1)[:, None]
+        return weight * similarity.clamp(min=0) + (1 - weight) * place
 
     def start(self, given: Queries, masks: Tensor, local: Proposals) -> RememberedQueries:
         """The slots before the first frame of a stream whose objects are given; they are found by place alone.
@@ -229,6 +252,26 @@ def _remember(
         lost=torch.where(missing, slots.lost + 1, 0),
         taken=slots.taken | new,
     )
+
+
+def distinct(scores: Floats, overlap: Floats, limit: float) -> Bools:
+    """Detections that no more confident one overlaps: greedy non-maximum suppression.
+
+    Args:
+        scores: (N,).
+        overlap: (N, N) IoU of masks.
+        limit: IoU above which the less confident detection is dropped.
+
+    Returns:
+        (N,) bool.
+    """
+    kept = np.ones(len(scores), dtype=bool)
+    order = np.argsort(-scores, kind="stable")
+    for rank, row in enumerate(order):
+        if kept[row]:
+            rest = order[rank + 1 :]
+            kept[rest] &= overlap[row, rest] <= limit
+    return kept
 
 
 def best_pairs(
