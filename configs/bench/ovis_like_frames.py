@@ -15,5 +15,6 @@ model.tracker.positions = L(StaticPositions)(
     num_queries="${...segmenter.num_queries}", dim="${...segmenter.dim}"
 )
 model.trainable = None
+dataloader.train.dataset.num_videos = 100_000
 dataloader.train.update(clip_length=1, total_batch_size=6)
-train.update(init_checkpoint="", max_iter=1600, output_dir="output/bench/ovis_like_frames")
+train.update(init_checkpoint="", cache_features="", max_iter=1600, output_dir="output/bench/ovis_like_frames")
