@@ -129,6 +129,11 @@ class L2G:
         }
 
     @property
+    def module(self) -> StreamingModel:
+        """The model, an `nn.Module` in evaluation mode."""
+        return self._model
+
+    @property
     def _model(self) -> StreamingModel:
         return cast(StreamingModel, self._module)
 

@@ -14,18 +14,27 @@ Source = Annotated[
     str | None, typer.Option("--source", help="The original video, if it is not where it was.")
 ]
 
+Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1 or cpu; default: first GPU.")]
+
 
 def report(
     folders: Annotated[
         list[Path], typer.Argument(metavar="FOLDER...", help="Output folders of predict, or of trainings.")
     ],
     source: Source = None,
+    queries: Annotated[
+        bool, typer.Option("--queries", help="Also show where the model looked; needs --weights.")
+    ] = False,
+    weights: Annotated[str | None, typer.Option(help="The weights that made the run, for --queries.")] = None,
+    device: Device = None,
 ) -> None:
     """Write report.html: a player with masks and the timeline of every object; for trainings, their curves."""
     from .report import find_folders
     from .report import report as write
     from .training import is_training, write_curves
 
+    if queries != (weights is not None):
+        raise UserError("--queries and --weights belong together")
     trainings = [folder for folder in folders if is_training(folder)]
     if trainings:
         typer.echo(f"  page {write_curves(trainings)}")
@@ -34,8 +43,13 @@ def report(
         raise UserError(
             f"--source names one video, but there are {len(outputs)} output folders of l2g predict"
         )
+    model = None
+    if weights is not None:
+        from ..predict import L2G
+
+        model = L2G.from_pretrained(weights, device)
     for folder in outputs:
-        typer.echo(f"  page {write(folder, source)}")
+        typer.echo(f"  page {write(folder, source, model)}")
 
 
 def compare(
@@ -50,7 +64,7 @@ def compare(
         list[str] | None, typer.Option(help="Run these weights on the video first; may be repeated.")
     ] = None,
     source: Source = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu; default: first GPU.")] = None,
+    device: Device = None,
     output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/compare"),
 ) -> None:
     """Show runs on one video side by side: compare.html and compare.mp4, where they differ, where ids switch."""

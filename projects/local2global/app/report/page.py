@@ -9,7 +9,7 @@ import base64
 import hashlib
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class Content:
         moments: list of moments, best first.
         moments_note: how the moments were chosen.
         summary: column names and one row of texts per run.
+        queries: `code`, `frames` and `strips` of `queries.explain`, or None.
     """
 
     title: str
@@ -107,7 +108,7 @@ class Content:
     moments: Sequence[Moment] = ()
     moments_note: str = ""
     summary: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    queries: Mapping[str, Any] | None = None
 
 
 def asset(name: str) -> Markup:
@@ -155,7 +156,6 @@ def write_page(path: Path, content: Content, film: Film) -> Path:
         data=_data(content, film, None if inside else film.path.name),
         video=video,
         box=(WIDTH, HEIGHT),
-        **content.extra,
     )
     write_text(path, text)
     if inside:
@@ -218,6 +218,7 @@ def _row(row: Row, content: Content, film: Film) -> dict[str, Any]:
         "frames": len(identity.frames),
         "score": float(scores.mean()),
         "gaps": len(gaps(identity)),
+        "strip": content.queries["strips"].get(identity.id) if content.queries else None,
         "lanes": [_lane(item, content, index) for index, item in enumerate(row.lanes)],
         "label": f"{_class_name(row, content.runs)}, {run.name}",
     }
@@ -276,7 +277,11 @@ def _data(content: Content, film: Film, video: str | None) -> dict[str, Any]:
         "fps": run.fps,
         "panels": [item.name for item in content.runs],
         "rows": [
-            {"color": list(colour(row.number)), "label": f"{row.number} {_class_name(row, content.runs)}"}
+            {
+                "number": row.number,
+                "color": list(colour(row.number)),
+                "label": f"{row.number} {_class_name(row, content.runs)}",
+            }
             for row in content.rows
         ],
         "tracks": [[position, number] for position, number, _ in lanes],

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import UserError
+from ..predict import L2G
 from .film import find_source, make_film
 from .page import Content, Lane, Row, write_page
+from .queries import explain
 from .run import load, read_run
 
 
-def report(folder: Path, source: str | None = None) -> Path:
+def report(folder: Path, source: str | None = None, model: L2G | None = None) -> Path:
     """Writes `report.html` into an output folder of `l2g predict`.
 
     Args:
         folder: holds `frames.jsonl`, `stream.json` and `video.mp4`.
         source: the video, if it is no longer at the path in the record.
+        model: the model that made the run; the page then also shows where it looked.
 
     Returns:
         The page.
@@ -25,9 +28,14 @@ def report(folder: Path, source: str | None = None) -> Path:
     """
     run = load(read_run(folder))
     opened, clean = find_source(run, folder, source)
+    queries = None
+    if model is not None:
+        if not clean:
+            raise UserError(f"{folder}: --queries needs the original video; name it with --source")
+        queries = explain(model, opened, run)
     film = make_film(opened, [run], folder / "report.mp4")
     rows = [Row(identity.id, [Lane(identity)]) for identity in run.identities.values()]
-    content = Content(run.video, [run], rows, drawn=not clean)
+    content = Content(run.video, [run], rows, drawn=not clean, queries=queries)
     return write_page(folder / "report.html", content, film)
 
 

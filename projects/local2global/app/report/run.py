@@ -79,6 +79,7 @@ class Run:
         frames: iterates over the frames in the form of `frames.jsonl`.
         details: label and text of facts about the run.
         source: path of the video and `Source.identity` of its frames, if the record names them.
+        fingerprint: hash of the model's weights, if the record names it.
         identities: by id, in order of appearance.
     """
 
@@ -90,6 +91,7 @@ class Run:
     frames: Callable[[], Iterator[Frame]]
     details: list[tuple[str, str]] = field(default_factory=list)
     source: tuple[str, str] | None = None
+    fingerprint: str | None = None
     times: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     identities: dict[int, Identity] = field(default_factory=dict)
 
@@ -122,6 +124,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         frames=lambda: read_record(record),
         details=_details(about.get("made")),
         source=_source(about),
+        fingerprint=_fingerprint(about.get("run")),
     )
 
 
@@ -143,6 +146,11 @@ def _source(about: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     path, identity = made.get("video"), run.get("source")
     return (path, identity) if isinstance(path, str) and isinstance(identity, str) else None
+
+
+def _fingerprint(run: Any) -> str | None:
+    value = run.get("model") if isinstance(run, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def load(run: Run) -> Run:

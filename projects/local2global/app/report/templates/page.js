@@ -67,6 +67,11 @@ async function start() {
 
   bindFilter(rows, player);
   bindSort(rows);
+  const queries = document.getElementById("queries");
+  if (queries) {
+    player.queries = JSON.parse(new TextDecoder().decode(await unpack(queries.textContent.trim())));
+    player.draw();
+  }
   window.player = player;
 }
 

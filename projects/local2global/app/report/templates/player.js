@@ -306,6 +306,45 @@ class Player {
     context.setTransform(1, 0, 0, 1, 0, 0);
     const labelled = shapes.filter(s => s.row === this.row || (this.labels && !this.data.drawn && this.row === null));
     for (const shape of labelled) this.drawLabel(context, shape, scale, ratio);
+    if (this.queries && this.row !== null) this.drawQueries(context, ratio);
+  }
+
+  // Where the model looked for the highlighted object: boxes of local queries, and sampling points.
+  // queries: by frame, {number: [[cx, cy, w, h, weight, ...], [x, y, weight, ...]]} in 1/1000.
+  drawQueries(context, ratio) {
+    const found = (this.queries[this.frame] || {})[this.data.rows[this.row].number];
+    if (!found) return;
+    const {width, height} = context.canvas, [boxes, points] = found.map(list => list.map(value => value / 1000));
+    context.font = `${11 * ratio}px system-ui, sans-serif`;
+    context.textBaseline = "bottom";
+    for (let i = 0; i < boxes.length; i += 5) {
+      const [cx, cy, w, h, weight] = boxes.slice(i, i + 5), strong = Math.min(1, 0.35 + weight);
+      const place = [(cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height];
+      for (const [color, dash] of [["black", []], ["white", [5 * ratio, 4 * ratio]]]) {
+        context.setLineDash(dash);
+        context.strokeStyle = color;
+        context.globalAlpha = strong;
+        context.lineWidth = (1 + 3 * weight) * ratio;
+        context.strokeRect(...place);
+      }
+      context.setLineDash([]);
+      context.globalAlpha = 1;
+      context.lineWidth = 3 * ratio;
+      context.strokeStyle = "black";
+      context.fillStyle = "white";
+      const at = [place[0] + 3 * ratio, Math.min(place[1] + place[3], height) - 2 * ratio];
+      context.strokeText(`${Math.round(weight * 100)} %`, ...at);
+      context.fillText(`${Math.round(weight * 100)} %`, ...at);
+    }
+    for (let i = 0; i < points.length; i += 3) {
+      const [x, y, weight] = points.slice(i, i + 3);
+      context.beginPath();
+      context.arc(x * width, y * height, (1.5 + 12 * weight) * ratio, 0, 2 * Math.PI);
+      context.fillStyle = "#ffd60a";
+      context.fill();
+      context.lineWidth = ratio;
+      context.stroke();
+    }
   }
 
   drawLabel(context, shape, scale, ratio) {
