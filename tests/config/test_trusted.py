@@ -205,3 +205,13 @@ def test_a_part_of_a_model_cannot_be_a_plain_value(value):
     node = {"_target_": "local2global.modeling.model.Local2Global", "segmenter": value}
     with pytest.raises(UserError, match=r"c\.yaml: model\.segmenter=.*expected a component with a _target_"):
         check_trusted(node, "c.yaml: model", is_model=True)
+
+
+def test_a_part_of_a_class_that_extends_another_cannot_be_a_plain_value():
+    """The parameter is the extended class's; the extending class passes keywords on."""
+    node = {"_target_": "local2global.modeling.variants.OlderSlotsFirst", "positions": 1.5}
+    with pytest.raises(UserError, match=r"positions=1\.5: expected a component"):
+        check_trusted(node, "c.yaml: model.tracker", is_model=True)
+    node = {"_target_": "local2global.modeling.criterion.Criterion", "supervision": [1]}
+    with pytest.raises(UserError, match=r"supervision=.*expected a component"):
+        check_trusted(node, "c.yaml: model.criterion", is_model=True)

@@ -7,8 +7,8 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_origin
 
 from ..errors import UserError
 
@@ -99,7 +99,12 @@ def parameters(target: Any) -> dict[str, str]:
     except (TypeError, ValueError, ImportError, UserError):
         return {}
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: _annotation(p) for p in signature.parameters.values() if p.kind in by_keyword}
+    found = {p.name: _annotation(p) for p in signature.parameters.values() if p.kind in by_keyword}
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    if inspect.isclass(target) and passes_on and len(target.__mro__) > 2:
+        # The class passes its further keywords to the class that it extends.
+        return parameters(target.__mro__[1]) | found
+    return found
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
@@ -129,16 +134,22 @@ def type_error(value: Any, annotation: str) -> str:
 def needs_component(target: Any, annotation: str) -> bool:
     """Whether a parameter of a target is annotated with classes only, so that no plain value is an argument for it."""
     names = [name.strip() for name in annotation.split("|") if name.strip() != "None"]
-    return bool(names) and all(_is_class(target, name) for name in names)
+    return bool(names) and all(_is_component(target, name) for name in names)
 
 
-def _is_class(target: Any, name: str) -> bool:
-    """Whether a dotted name in the module of a target is a class of this package or of torch's layers."""
+def _is_component(target: Any, name: str) -> bool:
+    """Whether a name in the module of a target is a callable type, or a class of this package or of torch's layers."""
+    if name.startswith("Callable["):
+        return True
     first, *rest = name.split(".")
-    found = vars(sys.modules[target.__module__]).get(first)
-    for part in rest:
-        found = getattr(found, part, None)
-    return inspect.isclass(found) and within(found.__module__, ("local2global", "torch.nn"))
+    for owner in getattr(target, "__mro__", (target,)):
+        found = vars(sys.modules[owner.__module__]).get(first)
+        for part in rest:
+            found = getattr(found, part, None)
+        if found is not None:
+            is_class = inspect.isclass(found) and within(found.__module__, ("local2global", "torch.nn"))
+            return is_class or get_origin(found) is Callable
+    return False
 
 
 _TYPES = {
