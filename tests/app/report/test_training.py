@@ -65,6 +65,12 @@ def test_the_highest_value_is_at_the_top_and_zero_at_the_bottom(tmp_path):
     assert 'd="M46.0 0.0L420.0 180.0"' in text
 
 
+def test_small_values_have_an_exponent(tmp_path):
+    """Labels of the axis have a narrow margin."""
+    text = write_curves([write_run(tmp_path / "run", [10.0, 0.0])]).read_text(encoding="utf-8")
+    assert ">1.0e-04</text>" in text
+
+
 def test_long_curves_are_thinned_out_and_keep_their_end(tmp_path):
     text = write_curves([write_run(tmp_path / "run", [1.0] * 5000)]).read_text(encoding="utf-8")
     charts = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["charts"]

@@ -167,4 +167,4 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:.3g}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
