@@ -466,6 +466,9 @@ def strategies(static: Path) -> dict[str, st.SearchStrategy[Files]]:
         "tracks_results": st.one_of(document("results.json", results), zips),
         "rle": masks(),
         "yaml_config": yaml_files(config).map(lambda data: {"config.yaml": data}),
+        "eval_config": yaml_files(yaml.safe_load((static / "eval.yaml").read_text())).map(
+            lambda data: {"config.yaml": data}
+        ),
         "weights_config": yaml_files({"model": config["model"]}).map(
             lambda data: {"config.yaml": data, "weights.pth": static / "weights.pth"}
         ),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import itertools
 import json
+import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from local2global.app import cli
 from local2global.app.predict import L2G
 from local2global.app.result_folder import finish
 from local2global.app.video import open_source
@@ -218,6 +224,28 @@ def yaml_config(folder: Path) -> None:
 def weights_config(folder: Path) -> None:
     """A stranger's config.yaml beside weights: `l2g predict --weights FOLDER`."""
     L2G.from_pretrained(folder / "weights.pth", "cpu")
+
+
+def command(*arguments: str) -> None:
+    """Run `l2g` in this process; an error of one line is raised as a UserError."""
+    os.chdir(_state["out"])  # a yaml config may write below the working directory
+    errors = io.StringIO()
+    with patch.object(sys, "argv", ["l2g", *arguments]), contextlib.redirect_stderr(errors):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    last = [line for line in errors.getvalue().splitlines() if line.startswith("l2g: ")]
+    if code == 1 and len(last) == 1:
+        raise UserError(last[0].removeprefix("l2g: "))
+    assert code == 0, errors.getvalue()[-400:]
+
+
+@target
+def eval_config(folder: Path) -> None:
+    """A run's config.yaml as the config: `l2g eval config.yaml --weights weights.pth`."""
+    options = ["--weights", str(static("weights.pth")), "train.device=cpu"]
+    command("eval", str(folder / "config.yaml"), *options, f"train.output_dir={_state['out']}/eval")
 
 
 @target

@@ -24,20 +24,25 @@ from strategies import strategies  # noqa: E402
 from watched import Outcome, Worker  # noqa: E402
 
 #: Inputs of each target in `make test`: about 30 seconds in all.
-SLICE = {"weights_config": 15, "overrides": 30, "video": 60}
+SLICE = {"weights_config": 15, "eval_config": 15, "overrides": 30, "video": 60}
 DEFAULT = 80
 BUDGET = float(os.environ.get("L2G_FUZZ_SECONDS") or 0)
 NAMES = ["youtube_vis", "coco", "vipseg", "panoptic_png", "panoptic_results", "tracks_truth", "tracks_results", "rle",
-         "yaml_config", "weights_config", "overrides", "checkpoint", "image", "video", "record"]  # fmt: skip
+         "yaml_config", "eval_config", "weights_config", "overrides", "checkpoint", "image", "video",
+         "record"]  # fmt: skip
 
 
 def write_model(static: Path) -> None:
     """A run's config.yaml and weights, of a small model."""
     import real_run
-    from local2global.lazy import instantiate, save_resolved
+    from local2global.lazy import instantiate, load_config, save_resolved
     from local2global.weights.checkpoint import save_checkpoint
 
     cfg = real_run.config("output/run")  # a yaml config writes to the working directory only
+    full = load_config(real_run.CONFIG)
+    full.dataloader.test.dataset.update(num_videos=1, length=2)
+    cfg.dataloader = {"test": full.dataloader.test, "evaluator": full.dataloader.evaluator}
+    save_resolved(cfg, static / "eval.yaml")
     del cfg.dataloader
     save_resolved(cfg, static / "config.yaml")
     save_checkpoint(static / "weights.pth", {"model": instantiate(cfg.model).state_dict()})
@@ -92,6 +97,7 @@ def test_unchanged_inputs_are_read(worker):
         ("tracks_results", {"r.zip": seeds.zipped("results.json", (static / "results.json").read_bytes())}),
         ("yaml_config", {"config.yaml": static / "config.yaml"}),
         ("weights_config", model),
+        ("eval_config", {"config.yaml": static / "eval.yaml"}),
         ("overrides", {"overrides.json": b'["train.max_iter=3", "model.threshold=0.5"]'}),
         ("record", seeds.record(static)),
     ]
