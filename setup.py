@@ -45,6 +45,7 @@ setup(
     ],
     extras_require={
         "swin": ["transformers>=5"],
+        "export": ["onnx", "onnxscript", "onnxruntime"],
         "hub": ["huggingface_hub>=1"],
         "supervision": ["supervision"],
         "metrics": ["trackeval"],

@@ -45,6 +45,8 @@ def test_help_lists_all_commands(monkeypatch, capsys):
         "doctor",
         "convert",
         "weights",
+        "push",
+        "export",
     ]
     assert [name for name in [*commands, "data", "score", "--debug", "--version"] if name not in text] == []
 

@@ -313,6 +313,23 @@ def weights() -> None:
     typer.echo(f"Downloads are kept in {cache_folder()} (set L2G_CACHE for another folder).")
 
 
+@app.command(name="export")
+def export_step(
+    output: Annotated[
+        Path, typer.Argument(metavar="FILE", help="model.onnx, or model.pt2 for torch.export.")
+    ],
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP)],
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size of the frames in pixels, such as 384x640.")],
+    half: Annotated[bool, typer.Option("--half", help="Convolutions and linear layers in float16.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Export one step of a stream: frame and slots in, predictions and slots out."""
+    from .export import export as run
+
+    for line in run(output, weights, size, half, overrides or []):
+        typer.echo(line)
+
+
 @app.command()
 def push(
     repository: Annotated[

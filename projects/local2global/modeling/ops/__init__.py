@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...structures import Shapes, constant
-from .bags import sample_bags
+from .bags import sample_bags, sample_gathers
 
 #: (values, x, y, weights, levels) to the weighted sum; see `triton_kernel.sample`.
 Kernel = Callable[..., Tensor]
@@ -42,6 +42,8 @@ def deformable_sample(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weig
     Returns:
         (B, Q, heads * D), in the dtype of the values.
     """
+    if torch.compiler.is_exporting():
+        return sample_gathers(values, shapes, x, y, weights)
     kernel = _gpu_kernel(values)
     if kernel is not None:
         return kernel(values, x, y, weights, level_table(shapes, x))
