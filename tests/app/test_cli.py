@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from local2global.app import cli, predict_command
+from local2global.app.video import Source
 from local2global.errors import UserError
 
 
@@ -88,7 +89,7 @@ def test_no_arguments_print_the_help(monkeypatch, capsys):
 
 
 def test_an_interrupt_prints_no_traceback(monkeypatch, capsys):
-    def interrupted(text: str) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("local2global.app.video.open_source", interrupted)
@@ -252,16 +253,19 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
     assert "objects 2 dog" in text
 
 
+def opened(inputs: list[str]) -> list[Source]:
+    """The sources of the command's inputs."""
+    return predict_command._open(inputs, None, lambda source: source, skip_errors=False)[0]
+
+
 def test_sources_of_one_name_get_different_folders(monkeypatch):
     from fractions import Fraction
 
-    from local2global.app.video import Source
-
-    def source(name: str) -> Source:
+    def source(name: str, fps: float | None) -> Source:
         return Source(name, Fraction(10), (4, 4), 1, lambda: iter(()))
 
     monkeypatch.setattr("local2global.app.video.open_source", source)
-    names = [s.name for s in predict_command._open(["a", "a", "a-2", "a"], skip_errors=False)[0]]
+    names = [s.name for s in opened(["a", "a", "a-2", "a"])]
     assert names[:2] == ["a", "a-2"]
     assert len(set(names)) == 4
 
@@ -276,13 +280,13 @@ def test_numbered_images_of_a_folder_are_one_video(tmp_path, monkeypatch, capsys
         return [str(tmp_path / name) for name in names]
 
     frames = save(["f10.png", "f2.png", "f1.png"])
-    [source] = predict_command._open(frames, skip_errors=False)[0]
+    [source] = opened(frames)
     assert source.files == tuple(f"{tmp_path.name}/{name}" for name in ("f1.png", "f2.png", "f10.png"))
     assert "3 numbered images are read as one video" in capsys.readouterr().err
     others = save(["dog.png", "cat.png"])
-    assert [s.length for s in predict_command._open([*frames, *others], skip_errors=False)[0]] == [3, 1, 1]
+    assert [s.length for s in opened([*frames, *others])] == [3, 1, 1]
     sizes = save(["p1.png"], (8, 6)) + save(["p2.png"], (8, 7))
-    assert [s.length for s in predict_command._open(sizes, skip_errors=False)[0]] == [1, 1]
+    assert [s.length for s in opened(sizes)] == [1, 1]
 
 
 def test_a_user_error_inside_an_interpolation_is_printed_alone(project, monkeypatch, capsys):
