@@ -18,6 +18,7 @@ from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
 from .report.commands import compare, report
 from .score import bundle_results, explain_parts, score_app
+from .serve.command import serve
 
 if TYPE_CHECKING:
     pass
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.command()(predict)
 app.command()(report)
 app.command()(compare)
+app.command()(serve)
 app.add_typer(score_app, name="score")
 
 Config = Annotated[str, typer.Argument(help="A config file; also relative to configs/.")]

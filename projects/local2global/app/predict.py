@@ -107,6 +107,11 @@ class L2G:
         """{id, name} of every class; label k of a result is the k-th."""
         return list(self._model.classes)
 
+    @property
+    def threshold(self) -> float:
+        """The default minimal score of reported objects."""
+        return self._model.threshold
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the structure and the weights of the model."""
@@ -224,6 +229,7 @@ class L2G:
         objects: Tensor | None = None,
         only_objects: bool = False,
         lines: BinaryIO | None = None,
+        watch: Callable[[Stream, Tensor, FrameResult], None] | None = None,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -249,6 +255,7 @@ class L2G:
             objects: objects of the first frame, masks or boxes; see `start`.
             only_objects: report no other objects.
             lines: a file to which each line of `frames.jsonl` is written too, such as standard output.
+            watch: called after every frame with the stream, the drawn frame (3, H, W) uint8 and the result.
 
         Raises:
             UserError: if the source cannot be read, a class name or a format is unknown, another process writes to
@@ -289,7 +296,10 @@ class L2G:
                     if result.index == record.count:
                         result = record.append(result, time_stamp)
                         checkpoint.update(state)
-                    writer.write(draw(frame, result, self.classes, look), time_stamp - begin)
+                    drawn = draw(frame, result, self.classes, look)
+                    writer.write(drawn, time_stamp - begin)
+                if watch is not None:
+                    watch(stream, drawn, result)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
         prediction = finish(folder, source=opened)

@@ -124,6 +124,26 @@ class Stream:
             result = _with_masks(result, self._objects)
         return dataclasses.replace(self.report.apply(result), class_names=self._class_names)
 
+    def select(
+        self,
+        threshold: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_objects: int | None = None,
+    ) -> None:
+        """Changes which objects the next frames report; identities stay.
+
+        Args:
+            threshold: minimal score; default: the model's.
+            classes: names; default: all.
+            max_objects: maximal number of objects per frame.
+
+        Raises:
+            UserError: if a class name is unknown.
+        """
+        given, only = self.report.given, self.report.only_given
+        self.report = Filter.of(self._model, threshold, classes, max_objects, given, only)
+        self._post.threshold = self.report.threshold
+
     @property
     def best_score(self) -> float:
         """Highest score so far of an object of the selected classes, reported or not."""

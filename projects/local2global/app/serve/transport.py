@@ -1,0 +1,94 @@
+"""uvicorn with a time limit for clients that open a connection and send no request."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ...errors import UserError
+from .limits import Limits
+
+_HEADER_SECONDS = 20.0
+
+
+class ImpatientProtocol(H11Protocol):
+    """Closes a connection whose request is not complete in time; an upload has its own limit."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts the clock."""
+        super().connection_made(transport)
+        self._check()
+
+    def _check(self) -> None:
+        timer = self.loop.call_later(_HEADER_SECONDS, self._close_if_idle, self._requests())
+        self._timer = timer
+
+    def _requests(self) -> object:
+        return self.cycle
+
+    def _close_if_idle(self, cycle: object) -> None:
+        if self not in self.connections or self.transport.is_closing():
+            return
+        idle = self.cycle is cycle and (cycle is None or self.cycle.response_complete)
+        if idle:
+            self.transport.close()
+        else:
+            self._check()
+
+
+class _Server(uvicorn.Server):
+    """Calls `ready` when the server accepts connections."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts listening."""
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def run(app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[int], None]) -> None:
+    """Serves until an interrupt.
+
+    Args:
+        app: the application.
+        host: address to listen on.
+        port: 0 for any free port.
+        limits: of the server.
+        announce: called with the port when the server accepts connections.
+
+    Raises:
+        UserError: if the address is in use or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UserError(f"{host}:{port}: cannot listen ({error.strerror or error}); try --port 0") from error
+    chosen = int(listener.getsockname()[1])
+    config = uvicorn.Config(
+        app,
+        http=ImpatientProtocol,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=limits.connections,
+        timeout_graceful_shutdown=5,
+        ws_max_size=4 << 20,
+        ws_max_queue=2,
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+    )
+    with listener:
+        _Server(config, lambda: announce(chosen)).run(sockets=[listener])
