@@ -305,6 +305,17 @@ def test_formats_are_written_at_the_end_and_more_of_them_later(model, clip, tmp_
     assert names(folder) == FILES, "files of the earlier run are deleted"
 
 
+def test_crops_of_a_source_that_is_read_once_are_refused(model, clip, tmp_path):
+    """A camera or a pipe would have other frames the second time."""
+    camera = dataclasses.replace(open_source(clip), identity=None)
+    with pytest.raises(UserError, match="crops read the frames twice"):
+        model.predict(camera, tmp_path / "out", save=["crops"])
+    assert not (tmp_path / "out").exists()
+    folder = model.predict(camera, tmp_path / "out", save=["csv"]).folder
+    with pytest.raises(UserError, match="crops need the frames of the video"):
+        finish(folder, ["crops"], camera)
+
+
 def test_an_unknown_format_is_refused_before_the_first_frame(model, clip, tmp_path):
     with pytest.raises(UserError, match="--save: no format 'gif'"):
         model.predict(clip, tmp_path / "out", save=["gif"])

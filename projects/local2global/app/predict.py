@@ -264,6 +264,10 @@ class L2G:
         start = time.perf_counter()
         save = check_exports(save)
         opened = source if isinstance(source, Source) else open_source(source)
+        if opened.identity is None and "crops" in save:
+            raise UserError(
+                f"{opened.name}: crops read the frames twice, but a camera or a pipe has them once"
+            )
         stream = self.start(opened.size, threshold, classes, max_objects, objects, only_objects)
         folder = Path(output_dir) / opened.name
         checkpoint = Checkpoint(folder)

@@ -102,7 +102,8 @@ def finish(folder: Path, save: Sequence[str] = (), source: Source | None = None)
 def _finish(folder: Path, source: Source | None) -> Prediction:
     content = read_about(folder)
     names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    frames = None if source is None else partial(iter, source)
+    # A camera or a pipe has other frames when it is read again.
+    frames = None if source is None or source.identity is None else partial(iter, source)
     with RecordedTracks(folder / "frames.jsonl") as recorded:
         tracks = recorded.tracks.values()
         unknown = {track.category_id for track in tracks} - names.keys()
