@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -61,7 +62,11 @@ class Metrics:
         self.refused = Counter("l2g_refused", "Refused requests.", ["status"], registry=self.registry)
         jobs = Gauge("l2g_jobs", "Jobs by state.", ["state"], registry=self.registry)
         for state in queue():
-            jobs.labels(state).set_function(lambda state=state: queue()[state])
+            jobs.labels(state).set_function(partial(self._count, queue, state))
+
+    @staticmethod
+    def _count(queue: Callable[[], dict[str, int]], state: str) -> float:
+        return queue()[state]
 
     def text(self) -> bytes:
         """The current values."""
