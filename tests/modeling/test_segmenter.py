@@ -192,25 +192,3 @@ def test_initial_scores_are_one_percent(tiny):
 def test_label_enc_is_in_the_state_dict_and_is_not_trained(segmenter):
     assert "label_enc.weight" in segmenter.state_dict()
     assert not segmenter.label_enc.weight.requires_grad
-
-
-def test_a_given_object_has_the_token_whose_own_mask_covers_it_best(segmenter, features_of):
-    """Of the tokens on the object; the queries follow the order of the masks."""
-    features = features_of()
-    masks = torch.zeros(2, 16, 24, dtype=torch.bool)
-    masks[0, 4:12, 2:10] = masks[1, 1:5, 16:22] = True
-    given = segmenter.represent(features, masks)
-    tokens, _, _ = segmenter._score_tokens(features)
-    own = mask_logits(
-        segmenter.mask_embed(segmenter.decoder.norm(tokens)), features.mask_features, features.extent
-    )
-    for row, mask in enumerate(masks):
-        iou = ((own[0] > 0) & mask).sum((1, 2)) / ((own[0] > 0) | mask).sum((1, 2))
-        chosen = (tokens[0] == given.embed[0, row]).all(-1)
-        assert chosen.sum() == 1
-        covered = torch.nn.functional.interpolate(mask[None, None].float(), features.shapes[-1], mode="area")
-        finest = covered.flatten() >= 0.5
-        assert iou[chosen] >= iou[-len(finest) :][finest].max() - 1e-6
-    torch.testing.assert_close(given.boxes[0, 0], torch.tensor([6 / 24, 8 / 16, 8 / 24, 8 / 16]))
-    swapped = segmenter.represent(features, masks.flip(0))
-    torch.testing.assert_close(swapped.embed, given.embed.flip(1))

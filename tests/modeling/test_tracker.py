@@ -108,13 +108,3 @@ def test_dynamic_l_pos_has_no_parameters(past, local):
     expected = tracker.aligner(past.embed, local.embed, EMBED(past.boxes), EMBED(local.boxes))
     torch.testing.assert_close(queries.embed, expected)
     assert not list(tracker.local_positions.parameters())
-
-
-def test_given_objects_come_first_and_local_queries_elsewhere_fill_the_rest():
-    """Local query 0 lies on the given object, so it is left out."""
-    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.8, 0.8, 0.2, 0.2]])[None]
-    local = Proposals(torch.randn(1, 3, DIM), boxes, LayerPredictions(None, None, None))
-    given = Queries(torch.randn(1, 1, DIM), boxes[:, :1] + 0.01)
-    slots = make_tracker().start(given, torch.ones(1, 1, 2, 2, dtype=torch.bool), local)
-    torch.testing.assert_close(slots.embed, torch.cat((given.embed, local.embed[:, 1:]), 1))
-    torch.testing.assert_close(slots.boxes, torch.cat((given.boxes, boxes[:, 1:]), 1))

@@ -157,7 +157,7 @@ def test_given_objects_have_the_first_slots():
     masks = torch.zeros(1, 2, *SIZE, dtype=torch.bool)
     masks[0, 0, 2:6, 16:20] = masks[0, 1, 2:6, 2:6] = True
     local = Proposals(torch.zeros(1, 4, 2), torch.zeros(1, 4, 4), LayerPredictions(None, None, None))
-    past = ImageTracker().start(Queries(torch.zeros(1, 2, 2), boxes), masks, local)
+    past = ImageTracker().start(boxes, masks, local)
     linked = ImageTracker().link(past, frame((2, 2, RED, 0.9), (9, 7, RED, 0.8), (16, 2, RED, 0.7)))
     shown = [int(row.nonzero()[0]) for row in (linked.masks[0, :3] > 0).any(1)]
     assert shown == [16, 2, 9]

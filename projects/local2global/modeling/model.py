@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
+from .layers import pairwise_iou
+from .matcher import assign
 from .ops.compiling import compile_parts
 from .segmenter import Segmenter
 from .tracker import LinkingTracker, Tracker
@@ -203,7 +206,7 @@ class Local2Global(nn.Module):
             else:
                 exact = objects.dtype == torch.bool
                 masks = (fit_masks if exact else box_masks)(objects.to(self.device), features)
-                predictions = self.step(features, self.start(features, masks))
+                predictions = self.first(features, masks)
                 predictions = with_masks(predictions, masks) if exact else predictions
                 objects = None
             past = predictions.queries
@@ -212,8 +215,12 @@ class Local2Global(nn.Module):
                 predictions = dataclasses.replace(predictions, queries=past)
             yield predictions
 
-    def start(self, features: FrameFeatures, masks: Tensor) -> Queries:
-        """The slots before the first frame of a stream whose objects are given.
+    def first(self, features: FrameFeatures, masks: Tensor) -> FramePredictions:
+        """The first frame of a stream whose objects are given.
+
+        A tracker that links finds the objects by place.  Else the frame is segmented as if nothing was given, and each
+        object takes the slot with the largest sum of mask IoU and, above an IoU of .5, class score.  A slot that covers
+        an object without confidence is a duplicate, which the decoder suppresses on the next frames.
 
         Args:
             features: the first frame, B = 1.
@@ -222,12 +229,20 @@ class Local2Global(nn.Module):
         Raises:
             ValueError: there are more objects than slots.
         """
-        if len(masks) > self.segmenter.num_queries:
-            raise ValueError(
-                f"{len(masks)} objects are given, the model has {self.segmenter.num_queries} slots"
-            )
-        local = self.segmenter.propose(features)
-        return self.tracker.start(self.segmenter.represent(features, masks), masks[None], local)
+        total = self.segmenter.num_queries
+        if len(masks) > total:
+            raise ValueError(f"{len(masks)} objects are given, the model has {total} slots")
+        if isinstance(self.tracker, LinkingTracker):
+            local = self.segmenter.propose(features)
+            boxes = mask_to_box(masks[None].float(), local.boxes[:, : len(masks)], features.extent[:, None])
+            return self.step(features, self.tracker.start(boxes, masks[None], local))
+        predictions = self.step(features, None)
+        fit = pairwise_iou(masks[None], predictions.masks > 0)[0]
+        fit = fit + (fit > 0.5) * predictions.logits[0].sigmoid().amax(-1)
+        slots = assign(-fit.cpu().numpy())[1]
+        rest = np.setdiff1d(np.arange(total), slots)
+        order = torch.from_numpy(np.concatenate((slots, rest)))
+        return predictions.in_order(order[None].to(masks.device))
 
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..boxes import mask_to_box
@@ -24,10 +23,7 @@ from ..structures import (
 )
 from .decoder import Decoder
 from .encoder import PixelEncoder
-from .layers import MLP, mask_logits, pairwise_iou
-
-#: Encoder tokens that are compared with the mask of a given object.
-CANDIDATES = 100
+from .layers import MLP, mask_logits
 
 
 class Segmenter(nn.Module):
@@ -82,12 +78,16 @@ class Segmenter(nn.Module):
         Raises:
             ValueError: the frame has fewer than N tokens.
         """
-        tokens, scores, anchors = self._score_tokens(features)
+        memory, anchors = proposal_anchors(features)
+        tokens = self.enc_output_norm(self.enc_output(memory))  # (B, S, C)
         if tokens.shape[1] < self.num_queries:
             raise ValueError(
                 f"the frame has {tokens.shape[1]} tokens (levels {features.shapes}), fewer than num_queries "
                 f"{self.num_queries}: use larger frames"
             )
+        scores = self._classify(tokens).amax(dim=-1)
+        if features.padding is not None:
+            scores = scores.masked_fill(features.padding, -torch.inf)
         top = scores.topk(self.num_queries, dim=1).indices[..., None]
         embed = tokens.gather(1, top.expand(-1, -1, tokens.shape[-1]))  # (B, N, C)
         with torch.autocast(embed.device.type, enabled=False):
@@ -96,42 +96,6 @@ class Segmenter(nn.Module):
         predictions = self._heads(embed, boxes)
         located = self._locate(predictions.mask_embed, boxes, features)
         return Proposals(embed.detach(), located, predictions)
-
-    def represent(self, features: FrameFeatures, masks: Tensor) -> Queries:
-        """Queries of objects with known masks.
-
-        A query is the encoder token, among the `CANDIDATES` most confident ones that lie on the object, whose own mask
-        has the highest IoU with the object.
-
-        Args:
-            features: one frame, B = 1.
-            masks: (M, h, w) bool, not empty.
-
-        Returns:
-            (1, M, C) content, detached, and (1, M, 4) Mask2Box of `masks`.
-        """
-        tokens, scores, _ = self._score_tokens(features)
-        embed = []
-        for mask in masks:
-            cover = torch.cat([_shrink(mask, shape).flatten() for shape in features.shapes])  # (S,)
-            on_object = cover >= cover.max() / 2
-            top = scores[0].masked_fill(~on_object, -torch.inf).topk(min(CANDIDATES, int(on_object.sum())))
-            candidates = tokens[:, top.indices]
-            own = mask_logits(
-                self._heads(candidates, None).mask_embed, features.mask_features, features.extent
-            )
-            embed.append(candidates[:, pairwise_iou(mask[None, None], own > 0)[0, 0].argmax()])
-        boxes = mask_to_box(masks[None].float(), masks.new_zeros(4), features.extent[:, None])
-        return Queries(torch.stack(embed, dim=1).detach(), boxes)
-
-    def _score_tokens(self, features: FrameFeatures) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, C) encoder tokens, (B, S) their largest class logit, -inf in padding, and (B, S, 4) box logits."""
-        memory, anchors = proposal_anchors(features)
-        tokens = self.enc_output_norm(self.enc_output(memory))
-        scores = self._classify(tokens).amax(dim=-1)
-        if features.padding is not None:
-            scores = scores.masked_fill(features.padding, -torch.inf)
-        return tokens, scores, anchors
 
     def decode(
         self, queries: Queries, positions: Positions, features: FrameFeatures, local: LayerPredictions
@@ -188,11 +152,6 @@ class Segmenter(nn.Module):
         """(B, N, 4) Mask2Box of the masks of (B, N, C) mask embeddings; `fallback` for empty masks."""
         masks = mask_logits(mask_embed, features.mask_features, features.extent)
         return mask_to_box(masks, fallback, features.extent[:, None])
-
-
-def _shrink(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(h, w) bool to the fraction of each of `shape` cells that the mask covers."""
-    return F.interpolate(mask[None, None].float(), shape, mode="area")[0, 0]
 
 
 def proposal_anchors(features: FrameFeatures) -> tuple[Tensor, Tensor]:

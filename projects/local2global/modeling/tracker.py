@@ -1,17 +1,15 @@
 """Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is a class with `forward`, `start` and the attribute `aligner` of `Tracker`.  If it also has
-`link` (`LinkingTracker`), the model calls it after decoding.  `variants.ImageTracker` is an example.
+Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has
+`start` and `link` (`LinkingTracker`), the model calls `link` after decoding.  `variants.ImageTracker` is an example.
 """
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
-from ..boxes import box_iou, cxcywh_to_xyxy
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import L2GAligner
 from .positions import (
@@ -26,6 +24,15 @@ from .positions import (
 @runtime_checkable
 class LinkingTracker(Protocol):
     """A tracker that assigns the predictions of a frame to slots after decoding."""
+
+    def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> Queries:
+        """The slots before a first frame whose objects are given.
+
+        Args:
+            boxes: (1, M, 4), of the objects in slots 0 to M - 1.
+            masks: (1, M, h, w) bool.
+            local: the local queries of the frame.
+        """
 
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots.
@@ -99,24 +106,6 @@ class Tracker(nn.Module):
         self.first_frame = first_frame
         if aligner is None:
             self.positions.requires_grad_(False)
-
-    def start(self, given: Queries, masks: Tensor, local: Proposals) -> Queries:
-        """The slots before the first frame of a stream whose objects are given.
-
-        Args:
-            given: (1, M, C) queries of the objects; they have slots 0 to M - 1.
-            masks: (1, M, h, w) bool, their masks on the first frame; not used here.
-            local: the local queries of the first frame.  The other slots have the most confident of them; those whose
-                box overlaps that of a given object (IoU above .5) come last.
-        """
-        del masks
-        corners = cxcywh_to_xyxy(given.boxes)[:, :, None], cxcywh_to_xyxy(local.boxes)[:, None]
-        duplicate = box_iou(*corners).amax(dim=1) > 0.5  # (1, N)
-        rest = duplicate.int().argsort(dim=1, stable=True)[0, : local.embed.shape[1] - given.embed.shape[1]]
-        return Queries(
-            torch.cat((given.embed, local.embed[:, rest]), dim=1),
-            torch.cat((given.boxes, local.boxes[:, rest]), dim=1),
-        )
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes

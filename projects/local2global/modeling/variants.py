@@ -205,25 +205,25 @@ class ImageTracker(nn.Module):
         weight = self.appearance * slots.embed.any(-1, keepdim=True) * queries.embed.any(-1)[:, None]
         return weight * similarity.clamp(min=0) + (1 - weight) * place
 
-    def start(self, given: Queries, masks: Tensor, local: Proposals) -> RememberedQueries:
+    def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> RememberedQueries:
         """The slots before the first frame of a stream whose objects are given; they are found by place alone.
 
         Args:
-            given: (1, M, C) queries of the objects; only the boxes are used.
-            masks: (1, M, h, w) bool, their masks on the first frame.
+            boxes: (1, M, 4), of the objects.
+            masks: (1, M, h, w) bool, the masks of the objects on the first frame.
             local: the local queries of the first frame.
         """
         (_, count, *size), total = masks.shape, local.embed.shape[1]
         slots = torch.arange(total, device=masks.device)[None]
-        boxes = torch.zeros_like(local.boxes)
-        boxes[:, :count] = given.boxes
+        places = torch.zeros_like(local.boxes)
+        places[:, :count] = boxes
         remembered = masks.new_zeros(1, total, *size)
         remembered[:, :count] = masks
         return RememberedQueries(
             torch.zeros_like(local.embed),
-            boxes,
+            places,
             remembered,
-            torch.zeros_like(boxes[..., :2]),
+            torch.zeros_like(places[..., :2]),
             torch.zeros_like(slots),
             slots < count,
         )
