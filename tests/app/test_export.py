@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -140,6 +141,21 @@ def test_half_files_store_layers_in_float16(onnx_file, weights):
     graph = StepGraph(L2G.from_pretrained(weights, "cpu")._module, *SIZE)
     with torch.no_grad():
         assert 1e-6 < _compare(graph, _session(path)) < 0.05
+
+
+@pytest.mark.slow  # the exporter takes half a minute
+@pytest.mark.parametrize("options", [(), ("--half",)])
+def test_a_torch_export_file_loads_and_computes_the_step(weights, tmp_path, monkeypatch, options):
+    path = tmp_path / "model.pt2"
+    assert run(monkeypatch, "export", path, "--weights", weights, "--size", "96x160", *options) == 0
+    about = {"metadata.json": ""}
+    step = torch.export.load(path, extra_files=about).module()
+    assert json.loads(about["metadata.json"])["threshold"] == "0.3"
+    graph = StepGraph(L2G.from_pretrained(weights, "cpu")._module, *SIZE)
+    with torch.no_grad():
+        found, expected = step(*graph.initial.values()), graph(*graph.initial.values())
+    torch.testing.assert_close(found[0], expected[0], atol=0.05 if options else 1e-5, rtol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
 def test_the_step_with_a_flag_equals_the_stream(weights):

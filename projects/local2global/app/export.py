@@ -68,9 +68,11 @@ def export(
         program = torch.export.export(step, tuple(inputs.values()), strict=False)
         with atomic_path(output) as partial:
             if output.suffix == ".pt2":
+                program = program.run_decompositions({})  # regions of autocast cannot be loaded
                 with partial.open("wb") as file:  # torch expects paths that end in .pt2
                     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(about)})
-                run = program.module()
+                with partial.open("rb") as file:
+                    run = torch.export.load(file).module()
             else:
                 _write_onnx(graph, program, partial, about, half)
                 run = _session(partial)
