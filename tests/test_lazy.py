@@ -560,6 +560,7 @@ def test_common_train_has_detrexs_keys():
     assert set(train) == {
         "output_dir", "init_checkpoint", "init_partial", "max_iter", "amp", "ddp", "clip_grad", "seed", "fast_dev_run",
         "checkpointer", "eval_period", "log_period", "wandb", "model_ema", "accumulate", "device",
+        "cache_features",
     }  # fmt: skip
     assert train.clip_grad == {"enabled": True, "params": {"max_norm": 0.01, "norm_type": 2}}
     assert train.device == ("cuda" if torch.cuda.is_available() else "cpu")

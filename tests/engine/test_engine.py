@@ -500,7 +500,7 @@ def test_diverged_weights_are_not_saved(tmp_path):
 def test_a_refused_run_leaves_an_earlier_run_in_its_folder_unchanged(tmp_path):
     run(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with pytest.raises(UserError, match="no such weights"):
         run(tmp_path, "train.init_checkpoint=nowhere.pth", "train.max_iter=99", overwrite=True)
     torch.save({"alien": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"other\.pth: weights of another model"):

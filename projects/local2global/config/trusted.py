@@ -77,7 +77,8 @@ def _check_call(node: Mapping[Any, Any], where: str, is_model: bool) -> None:
         if not built and not (value is None and "None" in annotation) and needs_component(target, annotation):
             expected = "a component with a _target_"
         if expected:
-            raise UserError(f"{where}.{key}={value}: expected {expected}")
+            given = " ".join(str(value).split())  # one line
+            raise UserError(f"{where}.{key}={given}: expected {expected}")
 
 
 def _trusted_target(name: Any, is_model: bool) -> Any:
