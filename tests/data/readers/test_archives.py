@@ -111,12 +111,14 @@ def test_a_damaged_zip_file_is_one_line(tmp_path, change, message):
 
 
 def test_missing_and_unusual_entries_are_one_line(tmp_path):
-    write_videos(tmp_path / "train", tmp_path / "train.json", CLASSES)
-    (tmp_path / "train/video1/00000.jpg").unlink()
-    zip_folder(tmp_path / "train", tmp_path / "train.zip", "train/", ZIP_BZIP2)
-    video = load_split(tmp_path, "train").videos[0]
+    folder = tmp_path / "data"  # the folders beside it are searched for frames too
+    folder.mkdir()
+    write_videos(folder / "train", folder / "train.json", CLASSES)
+    (folder / "train/video1/00000.jpg").unlink()
+    zip_folder(folder / "train", folder / "train.zip", "train/", ZIP_BZIP2)
+    video = load_split(folder, "train").videos[0]
     with pytest.raises(UserError, match=r"video1/00000\.jpg: no such image file"):
         video.frame(0)
     with pytest.raises(UserError, match=r"video1/00001\.jpg: not a readable image \(an entry that is"):
         video.frame(1)
-    assert {finding.kind for finding in check_dataset(tmp_path).errors} == {"missing-frame", "corrupt-image"}
+    assert {finding.kind for finding in check_dataset(folder).errors} == {"missing-frame", "corrupt-image"}
