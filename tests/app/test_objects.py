@@ -93,7 +93,7 @@ def photo(path):
             "colours",
         ),
         (lambda p: p.write_bytes(b"no image"), "not a readable image"),
-        (lambda p: None, "no such image file"),
+        (lambda p: None, "no such file"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_line(tmp_path, make, message):

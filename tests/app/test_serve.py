@@ -199,3 +199,17 @@ def test_a_token_is_asked_of_everyone(tmp_path):
         assert page.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
         assert page.get("/?token=secret").status_code == 200  # followed to "/", with the cookie
         assert page.post("/camera").status_code == 201
+
+
+def test_a_deleted_video_leaves_nothing_even_while_it_runs(tmp_path):
+    with client(tmp_path / "jobs") as page:
+        identity = page.post("/jobs", content=clip(400)).json()["id"]
+        with page.websocket_connect(f"/jobs/{identity}/frames") as socket:
+            while watch(socket)[0]["frame"] < 1:
+                pass
+        page.delete(f"/jobs/{identity}")
+        deadline = time.monotonic() + 60
+        while page.get(f"/jobs/{identity}").status_code != 404:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert list((tmp_path / "jobs").iterdir()) == []

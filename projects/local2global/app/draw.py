@@ -174,7 +174,7 @@ def _label(text: str, tint: Colour, font_size: int) -> Pixels:
 def _free_spot(
     label: tuple[int, ...], mask: Mask, place: _Box, taken: NDArray[np.int64], frame: tuple[int, ...]
 ) -> _Box:
-    """The position of a label: the first of several that covers no other label, or the one that covers least.
+    """The position of a label: the first that covers no other label, else the position that covers least.
 
     Args:
         label: (height, width) of the label.

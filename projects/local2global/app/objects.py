@@ -37,6 +37,8 @@ def read_objects(path: str | Path, size: tuple[int, int]) -> Tensor:
         UserError: if the file cannot be read, has another size, or has no object on the first frame.
     """
     path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     masks = _read_annotations(path) if path.suffix.lower() == ".json" else _read_id_map(path)
     if not len(masks):
         raise UserError(f"{path}: no object on the first frame")

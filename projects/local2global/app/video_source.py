@@ -166,7 +166,7 @@ class Video:
             )
 
     def _step(self, frame: Any, previous: int | None) -> Fraction:
-        """Seconds between a frame and the one before, whose time stamp is `previous`."""
+        """Seconds between a frame and the previous frame, whose time stamp is `previous`."""
         if not self.constant_rate and frame.pts is not None and previous is not None:
             step: Fraction = (frame.pts - previous) * frame.time_base
             if 0 < step <= _MAX_GAP:

@@ -32,7 +32,7 @@ def apply_overrides(
         variants: by key, words that stand for a whole config node, such as `model.tracker=bypass`.
 
     Raises:
-        UserError: if an override cannot be parsed, its key does not exist (the message suggests the most similar one),
+        UserError: if an override cannot be parsed, its key does not exist (the message suggests the most similar key),
             or its value has the wrong type.
     """
     for text in overrides:

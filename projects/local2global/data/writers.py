@@ -6,8 +6,6 @@ A folder appears only when it is complete: until then it is `<folder>.l2g-tmp`.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import PARTIAL, write_text
+from ..files import atomic_folder, write_text
 from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord, annotation_entry
 
@@ -38,16 +36,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists. Remove it, or choose another folder.")
-    temporary = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(out) as temporary:
         yield temporary
-        if out.is_dir():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -162,7 +153,7 @@ def write_vipseg(
 ) -> Path:
     """Writes `images/`, `panomasksRGB/` and `panoptic_gt_VIPSeg_<split>.json`.
 
-    Instances of one stuff class (`isthing` 0) share a segment.  Where instances overlap, the first one is in front.
+    Instances of one stuff class (`isthing` 0) share a segment.  Where they overlap, the first instance is in front.
     If no class is stuff, pixels without an instance become the stuff class `background`, which is added to the list;
     otherwise they are void.
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
-# Other processes wait for the first one while it computes scores, which may take long.
+# Other processes wait for the first process while it computes scores, which may take long.
 TIMEOUT = timedelta(hours=3)
 
 # Environment variable with the process id of the launcher.

@@ -71,7 +71,7 @@ def count_window(name: str, frames: Sequence[FrameOverlap], counts: Floats) -> N
             used.add(p)
     for g, true in truth.items():
         counts[true.category, 3] += g not in found and not true.crowd
-    crowds = {true.category: g for g, true in truth.items() if true.crowd}  # of several, the one listed last
+    crowds = {true.category: g for g, true in truth.items() if true.crowd}  # of several, the last in the list
     for p, predicted in prediction.items():
         excused = common[VOID, p] + common[crowds.get(predicted.category, -1), p]
         counts[predicted.category, 2] += p not in used and 2 * excused <= area[p]

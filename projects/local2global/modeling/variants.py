@@ -1,7 +1,7 @@
 """Variants that are not in the paper.
 
 - `ImageTracker`: frames are segmented one by one and linked afterwards, for image-only weights.
-- `OlderSlotsFirst`: of slots with nearly the same mask, only the one that was reported most often is reported.
+- `OlderSlotsFirst`: of slots with nearly the same mask, the slot that was reported most often is reported.
 - `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
 - `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
 """

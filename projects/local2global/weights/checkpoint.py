@@ -166,7 +166,7 @@ def find_config(weights_path: str | Path) -> Path:
     path = Path(weights_path).with_name("config.yaml")
     if not path.is_file():
         raise UserError(
-            f"{weights_path}: no config.yaml beside it. Copy the one of its run there, or name a config."
+            f"{weights_path}: no config.yaml beside it. Copy the config.yaml of its run there, or name a config."
         )
     return path
 

@@ -18,7 +18,7 @@ from ...results.record import read_record
 from ..result_folder import read_about
 from .outlines import cell_size, outline_bytes
 
-#: An identity has at most one outline per this many frames; between outlines, the box moves the nearest one.
+#: An identity has at most one outline per this many frames; between outlines, the box moves the nearest outline.
 OUTLINE_PERIOD = 5
 #: Bytes of an outline in the page.  In base64 that is 60 characters.
 OUTLINE_BYTES = 45

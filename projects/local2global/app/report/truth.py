@@ -19,7 +19,7 @@ def read_truth(path: Path, like: Run) -> Run:
     """The true objects of the video that `like` shows.
 
     Args:
-        path: annotations; the video is the only one, or the one of the same name or folder.
+        path: annotations; of one video, or with a video of the same name or folder.
         like: a run on the video.
 
     Raises:

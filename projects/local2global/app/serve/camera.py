@@ -59,7 +59,7 @@ class CameraFrames:
             self._changed.notify_all()
 
     def read(self) -> Iterator[TimedFrame]:
-        """Frames of the size of the first one, with the times at which they came."""
+        """Frames, resized to the size of the first frame, with their times of arrival."""
         begin, size = None, None
         while (pixels := self._next()) is not None:
             now = time.monotonic()

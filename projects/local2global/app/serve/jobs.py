@@ -82,7 +82,7 @@ class Shown:
     Attributes:
         frame: number of frames done.
         image: (3, H, W) uint8 with the masks drawn.
-        objects: {id, name, score, color, seen} of each object on this frame.
+        objects: {id, score} of each object on this frame.
     """
 
     frame: int
@@ -134,6 +134,7 @@ class Job:
         self._selection = (threshold, classes)
         self._selected: object = None
         self._stopped = False
+        self.deleted = False
         self._resumed = threading.Condition()
 
     @property
@@ -323,8 +324,7 @@ class Queue:
             if job in self._waiting:
                 self._waiting.remove(job)
             elif job is self._running:
-                job.ended = -float("inf")
-                job.state = "failed"
+                job.deleted = True
                 return
             self._jobs.pop(job.id, None)
         shutil.rmtree(job.folder, ignore_errors=True)
@@ -360,6 +360,8 @@ class Queue:
             job.run(self.model, self._count)
             with self._changed:
                 self._running = None
+            if job.deleted:
+                self.delete(job)
 
 
 def upload_source(path: Path) -> Callable[[], Source]:

@@ -15,7 +15,7 @@ from .limits import Limits
 
 
 def page(model: L2G, limits: Limits) -> tuple[str, str]:
-    """The document, and its Content-Security-Policy: the one script, this server, no other."""
+    """The document, and its Content-Security-Policy, which allows its own script and this server only."""
     folder = Path(__file__).parent / "templates"
     script = (folder / "serve.js").read_text(encoding="utf-8")
     style = asset("page.css") + (folder / "serve.css").read_text(encoding="utf-8")

@@ -104,7 +104,7 @@ class Guard:
         self._refuse(refusal[0])
         if scope["type"] == "websocket":
             await receive()
-            await send({"type": "websocket.close", "code": 4000 + refusal[0] % 1000, "reason": refusal[1]})
+            await send({"type": "websocket.close", "code": 4000 + refusal[0], "reason": refusal[1]})
         else:
             await PlainTextResponse(refusal[1] + "\n", refusal[0])(scope, receive, send)
 

@@ -25,11 +25,7 @@ class ImpatientProtocol(H11Protocol):
         self._check()
 
     def _check(self) -> None:
-        timer = self.loop.call_later(_HEADER_SECONDS, self._close_if_idle, self._requests())
-        self._timer = timer
-
-    def _requests(self) -> object:
-        return self.cycle
+        self.loop.call_later(_HEADER_SECONDS, self._close_if_idle, self.cycle)
 
     def _close_if_idle(self, cycle: object) -> None:
         if self not in self.connections or self.transport.is_closing():

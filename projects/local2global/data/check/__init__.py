@@ -66,7 +66,7 @@ class _Check:
         self.report, self.images, self.maps, self.options = report, images, maps, options
 
     def folder(self, folder: Path) -> None:
-        """Checks the annotation files of a folder: the nearest ones that there are."""
+        """Checks the nearest annotation files of a folder."""
         others: list[Path] = []
         for files in annotation_files(folder):
             for file in files:

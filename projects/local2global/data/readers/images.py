@@ -1,4 +1,4 @@
-"""Image files as tensors, and the one error that unreadable files raise."""
+"""Image files as tensors, and the error that unreadable files raise."""
 
 from __future__ import annotations
 

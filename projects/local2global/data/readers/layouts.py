@@ -7,7 +7,7 @@
 <root>/[{valid,annotations}/]{validGT,gt,gt_short,gt_long}.json                      truth of OVIS, YouTube-VIS 2022
 <root>/{images,panomasksRGB}            <root>/panoptic_gt_VIPSeg_{train,val,test}.json     VIPSeg_720P
 
-The first one that exists is used.  Folders of images may be zip files: `train.zip`, or `train/JPEGImages.zip`.
+The first existing file is used.  Folders of images may be zip files: `train.zip`, or `train/JPEGImages.zip`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def annotation_files(folder: Path) -> Iterator[list[Path]]:
 
 
 def find_images(annotations: Path, names: Iterable[str]) -> ImageRoot | None:
-    """The folder near an annotation file that contains the most of the first few named files, None if none does.
+    """The folder near an annotation file with the most of the first few named files; None if no folder has any.
 
     It may lie in a zip file.
 
@@ -48,7 +48,7 @@ def find_images(annotations: Path, names: Iterable[str]) -> ImageRoot | None:
 
 
 def _folders(annotations: Path) -> Iterator[Path]:
-    """Folders near an annotation file, likely ones first."""
+    """Folders near an annotation file, the likely names first."""
     roots = [annotations.parent, annotations.parent.parent]
     stem = annotations.stem
     likely = ("", "JPEGImages", "images", stem, f"{stem}/JPEGImages", "panomasksRGB", "VIPSeg_720P/images")

@@ -88,7 +88,7 @@ def label_map(
     size: tuple[int, int],
     dtype: type[np.unsignedinteger[Any]],
 ) -> NDArray[Any]:
-    """(H, W) the value of the object at every pixel, the one with the highest score where masks overlap, or 0.
+    """(H, W) the value of the object at every pixel, by the highest score where masks overlap, or 0.
 
     Args:
         objects: the objects of a frame of the record.
