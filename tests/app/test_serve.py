@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from starlette.websockets import WebSocketDisconnect
 
 from fake_stream import Fake
 from local2global.app.predict import L2G
+from local2global.app.serve.command import serve
 from local2global.app.serve.limits import Limits
 from local2global.app.serve.server import create_app
+from local2global.errors import UserError
 
 HOST = {"Host": "localhost"}
 
@@ -73,7 +77,7 @@ def test_a_video_is_uploaded_watched_and_downloaded(tmp_path):
         assert [json.loads(line)["index"] for line in lines] == list(range(6))
         assert "Local2Global" in page.get(f"/jobs/{identity}/files/report.html").text
         assert "l2g_frame_seconds_count 6.0" in page.get("/metrics").text
-    assert not (tmp_path / "jobs").exists()
+    assert list((tmp_path / "jobs").iterdir()) == []
 
 
 def test_threshold_and_classes_change_while_a_video_runs(tmp_path):
@@ -199,6 +203,17 @@ def test_a_token_is_asked_of_everyone(tmp_path):
         assert page.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
         assert page.get("/?token=secret").status_code == 200  # followed to "/", with the cookie
         assert page.post("/camera").status_code == 201
+
+
+def test_a_port_in_use_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: cannot listen"):
+            serve(weights="run", host="127.0.0.1", port=port)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_deleted_video_leaves_nothing_even_while_it_runs(tmp_path):

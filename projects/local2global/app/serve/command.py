@@ -51,12 +51,12 @@ def serve(
     model = L2G.from_pretrained(weights or DEFAULT, device)
     if model.caveat:
         typer.echo(model.caveat)
-    root = Path(tempfile.mkdtemp(prefix="l2g-serve-"))
-    app = create_app(model, root, limits, LOOPBACK if local else None, token)
 
     def announce(chosen: int) -> None:
         shown = "localhost" if local else host
         query = f"/?token={token}" if token else "/"
         typer.echo(f"Local2Global is on http://{shown}:{chosen}{query}  (Ctrl-C ends it)")
 
-    run(app, host, port, limits, announce)
+    with tempfile.TemporaryDirectory(prefix="l2g-serve-", ignore_cleanup_errors=True) as root:
+        app = create_app(model, Path(root), limits, LOOPBACK if local else None, token)
+        run(app, host, port, limits, announce)

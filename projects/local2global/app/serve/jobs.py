@@ -250,7 +250,7 @@ class Job:
 
 
 class Queue:
-    """All jobs of a server, in a folder that is deleted at the end.
+    """All jobs of a server; their folders are deleted at the end.
 
     Args:
         model: the model; it processes one video at a time.
@@ -338,7 +338,7 @@ class Queue:
                 self.delete(job)
 
     def close(self) -> None:
-        """Stops all jobs, waits for the running one, and deletes all folders."""
+        """Stops all jobs, waits for the running job, and deletes all folders."""
         with self._changed:
             self._closed = True
             self._waiting.clear()
@@ -346,7 +346,8 @@ class Queue:
         for job in list(self._jobs.values()):
             job.stop()
         self._thread.join(30)
-        shutil.rmtree(self.root, ignore_errors=True)
+        for folder in self.root.iterdir():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _work(self) -> None:
         while True:

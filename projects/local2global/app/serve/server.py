@@ -140,7 +140,7 @@ class Site:
 
     Args:
         model: processes all videos.
-        root: folder for uploads and results; it is deleted at the end.
+        root: existing folder for uploads and results; it is empty at the end.
         limits: of what a visitor may ask.
         token: required from every visitor; None for none.
     """
@@ -332,7 +332,7 @@ def create_app(
 
     Args:
         model: processes all videos.
-        root: folder for uploads and results; it is deleted at the end.
+        root: existing folder for uploads and results; it is empty at the end.
         limits: of what a visitor may ask.
         hosts: accepted names in `Host`; None accepts all.
         token: required from every visitor; None for none.

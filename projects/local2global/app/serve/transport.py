@@ -71,7 +71,9 @@ def run(app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise UserError(f"{host}:{port}: cannot listen ({error.strerror or error}); try --port 0") from error
+        raise UserError(
+            f"{host}:{port}: cannot listen ({error.strerror or error}); choose another --port or --host"
+        ) from error
     chosen = int(listener.getsockname()[1])
     config = uvicorn.Config(
         app,
