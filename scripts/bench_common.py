@@ -7,8 +7,6 @@ Two arms run in one process in the order A B B A, and every row compares their r
 from __future__ import annotations
 
 import copy
-import itertools
-import operator
 import os
 import platform
 import re
@@ -25,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import local2global
 from local2global.lazy import instantiate, load_config
@@ -166,26 +163,6 @@ def mask_difference(ours: Tensor, theirs: Tensor) -> float:
     """1 - IoU of two boolean tensors over all pixels; 0 if both are empty."""
     union = (ours | theirs).sum()
     return float(1 - (ours & theirs).sum() / union) if union else 0.0
-
-
-def peak_memory(arm: Arm, device: torch.device) -> int:
-    """Peak bytes that torch's allocator hands out during an arm, beyond what was allocated before.
-
-    Resident memory is not used on a CPU: it differs by a tenth from run to run.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        arm()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        arm()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    changes.sort(key=operator.itemgetter(0))
-    return max(itertools.accumulate(size for _, size in changes), default=0)
 
 
 def resident_memory() -> int:

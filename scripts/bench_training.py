@@ -10,9 +10,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from bench_common import Bench, Row, make_clip, models, peak_memory, precision
+from bench_common import Bench, Row, build_model, make_clip, models, precision
+
+from local2global.app.plan import INSTANCES, count_step
+from local2global.engine.memory import peak_memory
 
 FRAMES = 4
+PLAN_LIMIT = 0.15  # of the estimate of `l2g train --plan`
 LIMITS = {"fp32": 2e-3, "bf16": 5e-2}  # of the loss; bf16 scores may order queries differently
 #: Frames of a four-frame clip with a loss: reduced supervision skips one or two of the first three.
 SUPERVISED = {1: [True, False, True, True], 2: [False, True, False, True]}
@@ -140,6 +144,33 @@ def _peak_bytes(arm: Callable[[], Any], model: Any, bench: Bench) -> int:
     """Peak bytes of a step beyond the weights, its gradients included."""
     model.zero_grad(set_to_none=True)
     return peak_memory(arm, bench.device)
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    """Peak memory of a step, gradients included, against the estimate of `l2g train --plan` from smaller steps."""
+    model = build_model().to(bench.device)
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    if bench.device.type == "cuda":
+        cases = [((480, 864), 1, "fp32"), ((480, 864), 2, "bf16"), ((736, 1312), 1, "bf16")]
+    else:
+        cases = [((256, 448), 1, "fp32"), ((384, 640), 1, "fp32"), ((256, 448), 2, "bf16")]
+    for size, batch, dtype in cases[: 1 if bench.quick else None]:
+        counted = build_model().train()
+        cost = count_step(counted, torch.bfloat16 if dtype == "bf16" else None)
+        clips = [make_clip(size, FRAMES, INSTANCES, seed, len(model.classes)) for seed in range(batch)]
+        with _training(model):
+            measured = _peak_bytes(step_of(model, clips, bench, dtype), model, bench)
+        planned = cost.activations(batch * FRAMES, size[0] * size[1]) + gradients
+        yield {
+            "section": "memory",
+            "name": f"{size[0]}x{size[1]}" + f" x {batch}" * (batch > 1),
+            "dtype": dtype,
+            "pass": "train",
+            "ratio": planned / measured,
+            "agree": abs(planned / measured - 1) <= PLAN_LIMIT,
+            "planned_bytes": planned,
+            "measured_bytes": measured,
+        }
 
 
 def instance_rows(bench: Bench, counts: Sequence[int]) -> Iterator[Row]:

@@ -35,6 +35,7 @@ SECTIONS = {
     "gpu": ("bench_stream", "gpu"),
     "scaling": ("bench_stream", "scaling"),
     "clip": ("bench_training", "clip"),
+    "memory": ("bench_training", "memory"),
     "peers": ("bench_peers", "peers"),
     "data": ("bench_data", "data"),
     "predict": ("bench_predict", "predict"),

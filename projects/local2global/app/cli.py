@@ -151,9 +151,21 @@ def train(
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print parameters, memory per GPU, epochs and hours, and stop.")
+    ] = False,
+    its: Annotated[
+        float | None, typer.Option(min=0.001, help="With --plan: measured iterations per second, for hours.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="With --plan: also write it to this file.")
+    ] = None,
 ) -> None:
     """Train a model; the output folder holds config, weights, metrics and curves."""
     path = find_config_file(config)
+    if plan:
+        _plan(path, overrides or [], gpus, its, json)
+        return
     if gpus > 1 and not dry_run:
         flags = [name for name, value in (("--resume", resume), ("--overwrite", overwrite)) if value]
         _relaunch(["train", str(path), *(overrides or []), *flags], gpus)
@@ -165,6 +177,20 @@ def train(
         typer.echo(LazyConfig.to_py(cfg))
         return
     run(cfg, resume=resume, overwrite=overwrite)
+
+
+def _plan(config: Path, overrides: list[str], gpus: int, its: float | None, json: Path | None) -> None:
+    """Prints what a training needs, computed without its data and without a GPU."""
+    from rich.console import Console
+
+    from ..lazy import load_config
+    from .output import write_json
+    from .plan import plan, show
+
+    values = plan(load_config(config, overrides), gpus, its)
+    if json is not None:
+        write_json(json, values)
+    show(values, Console())
 
 
 @app.command(name="eval")
