@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytest_plugins = ["small_model"]
+pytest_plugins = ["small_model", "browser"]
 
 
 # Without a GPU, Triton's kernels are interpreted.  Said before anything imports Triton, which reads it then.

@@ -1,43 +1,18 @@
-"""The pages in a browser: playing, seeking, highlighting, filters, keyboard, accessibility, and no network.
-
-They need Debian's Chromium: apt-get install -y chromium
-"""
+"""The pages in a browser: playing, seeking, highlighting, filters, keyboard, accessibility, and no network."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser import assert_accessible, until
 from fake_run_folder import HOSTILE, NAMES, entry, large_page, moving, write_folder, write_source
 from local2global.app.report.compare import compare
 from local2global.app.report.report import report
 from local2global.app.report.training import write_curves
-
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is missing: pip install playwright"
-)
-CHROMIUM = shutil.which("chromium")
-OPTIONS = [
-    "no-sandbox",
-    "disable-gpu",
-    "disable-background-networking",
-    "disable-component-update",
-    "disable-sync",
-]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install -y chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[f"--{option}" for option in OPTIONS])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +59,6 @@ def open_page(browser, pages) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert not problems
-
-
-def until(page: Any, condition: str) -> None:
-    """Waits for a condition; `wait_for_function` is refused by the policy of the page."""
-    for _ in range(200):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"not reached: {condition}")
 
 
 def pixel(page: Any, x: int, y: int) -> list[int]:
@@ -212,19 +178,12 @@ def test_a_chart_shows_the_values_under_the_pointer(open_page):
 @pytest.mark.parametrize("name", ["report", "compare", "training"])
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_pages_are_accessible_and_fit(browser, pages, name, width, scheme):
-    """No finding of axe-core, and no scrolling sideways."""
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
-    )
     view = {"width": width, "height": 844}
     context = browser.new_context(viewport=view, color_scheme=scheme, bypass_csp=True)
     page = context.new_page()
     page.goto(f"file://{pages[name]}")
-    findings = axe.Axe().run(page).response["violations"]
-    overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert_accessible(page)
     context.close()
-    assert [(f["id"], [node["html"] for node in f["nodes"]][:3]) for f in findings] == []
-    assert overflow == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import math
 import secrets
 import shutil
 import threading
@@ -122,7 +123,7 @@ class Job:
         self.folder, self.title, self.limits = folder, title, limits
         self.state: State = "waiting"
         self.message = ""
-        self.frames: int | None = None
+        self.frames: int | None = None  # expected; a video of a variable rate may have more or less
         self.shown: Shown | None = None
         self.thumbnails: dict[int, bytes] = {}
         self.names: dict[int, str] = {}
@@ -185,7 +186,6 @@ class Job:
 
         try:
             source = self._limited(self._open())
-            self.frames = source.length
             threshold, classes = self._selection
             model.predict(source, self.folder, threshold, classes, watch=watch)
             report(self.folder / _NAME)
@@ -198,6 +198,8 @@ class Job:
 
     def _limited(self, source: Source) -> Source:
         """The source up to the longest length, under the control of the page."""
+        if source.length is not None:
+            self.frames = min(source.length, math.ceil(self.limits.seconds * source.fps))
         cut = select(source, end=self.limits.seconds)
         return replace(cut, name=_NAME, read=lambda: self._controlled(cut.read()))
 

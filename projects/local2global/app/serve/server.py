@@ -269,8 +269,14 @@ class Site:
         if job is None:
             await socket.close(4004, "no such video")
             return
+        tasks = [asyncio.create_task(part) for part in (send_frames(socket, job, self.queue), left(socket))]
+        done, unfinished = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.wait(tasks)
         with suppress(WebSocketDisconnect, TimeoutError, RuntimeError):
-            await send_frames(socket, job, self.queue)
+            for task in done:
+                task.result()
 
     async def about(self, identity: str) -> Response:
         """The state of a job."""
@@ -441,6 +447,12 @@ async def small_body(request: Request) -> bytes:
         if len(body) > _SETTINGS_BYTES:
             raise Refused(413, "The settings are too large.")
     return body
+
+
+async def left(socket: WebSocket) -> None:
+    """Waits until the client leaves or the server ends; what the client sends is ignored."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
 async def send_frames(socket: WebSocket, job: Job, queue: Queue) -> None:
