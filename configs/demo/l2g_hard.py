@@ -1,7 +1,7 @@
 """Identity benchmark, stage 2 of 2: clips of the `hard` preset, in which look-alikes occlude one another.
 
     l2g train configs/demo/hard_frames.py    # stage 1: the segmenter, on single frames
-    l2g train configs/demo/l2g_hard.py && python scripts/identity.py output/hard
+    l2g train configs/demo/l2g_hard.py
 
 Runs on a CPU.  Expected AP on the whole held-out videos: 24.4 to 24.7; in excerpts of 16 frames: 37.4 to 38.0.
 The six frames of a clip are sampled from nine, so objects move about as far between them as between test frames.  The

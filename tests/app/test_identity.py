@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from local2global.app.identity import Arm, _link_by_truth, _select, as_markdown, identity, read_table
+from local2global.app.identity import (
+    Arm,
+    _link_by_truth,
+    _select,
+    as_markdown,
+    identity,
+    named_runs,
+    read_table,
+    seeds_as_markdown,
+)
 from local2global.errors import UserError
 from local2global.lazy import load_config
 from local2global.results.instances import VideoPostprocessor
 from local2global.structures import FramePredictions, Queries
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "bench" / "ovis_like.py"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = CONFIGS / "bench" / "ovis_like.py"
 REFERENCES = [
     "single frames",
     "untrained propagation",
@@ -126,3 +137,50 @@ def test_a_file_that_is_no_table_is_one_line(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"table\.json: not a table of l2g identity"):
         read_table(file)
+
+
+# --- The rows of an ablation ---
+
+
+def test_the_folder_of_an_ablation_stands_for_its_runs_in_the_order_of_training(tmp_path):
+    for when, run in enumerate(("baseline/seed0", "baseline/seed1", "aligner/seed0")):
+        weights = tmp_path / "table3" / run / "model_final.pth"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        os.utime(weights, (when, when))
+    (tmp_path / "table3" / "aligner/seed1").mkdir()  # not finished
+    single = tmp_path / "model_final.pth"
+    single.touch()
+    runs = named_runs([tmp_path / "table3", single])
+    assert list(runs) == ["baseline/seed0", "baseline/seed1", "aligner/seed0", str(single)]
+
+
+def _scores(ap, kept):
+    return {"AP": (ap, ap - 1, ap + 1), "kept %": (kept, 0, 100)}
+
+
+def test_rows_are_compared_seed_by_seed_with_the_first_and_with_the_paper():
+    table = {"oracle linking": _scores(90, 90)}
+    table |= {f"baseline/seed{seed}": _scores(20 + seed, 5) for seed in range(3)}
+    table |= {f"aligner/seed{seed}": _scores(24 + seed, (4, 5, 9)[seed]) for seed in range(3)}
+    lines = seeds_as_markdown(table, CONFIGS).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert cells[:3] == [
+        ["AP", "baseline", "20.0, 21.0, 22.0", "21.00", "", "", ""],
+        ["AP", "aligner", "24.0, 25.0, 26.0", "25.00", "+4.00 [+4.00, +4.00]", "higher", "+4.6 / +5.0"],
+        ["kept %", "baseline", "5.0, 5.0, 5.0", "5.00", "", "", ""],
+    ]
+    assert cells[3][4:] == ["+1.00 [-5.57, +7.57]", "inconclusive", ""]
+
+
+def test_any_row_can_be_the_one_compared_with():
+    table = {"a/seed0": _scores(20, 5), "b/seed0": _scores(21, 5)}
+    lines = seeds_as_markdown(table, CONFIGS, against="b").splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:4]] == ["b", "a"]
+    assert "-1.00" in lines[3]
+    with pytest.raises(UserError, match="--against c: the rows are a, b"):
+        seeds_as_markdown(table, CONFIGS, against="c")
+
+
+def test_runs_without_seeds_have_no_table_of_rows():
+    assert seeds_as_markdown({"output/hard": _scores(20, 5)}, CONFIGS) == ""

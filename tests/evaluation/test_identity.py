@@ -6,17 +6,10 @@ frame in which the object cannot be seen.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from local2global.errors import UserError
 from local2global.evaluation.identity import IdentityMeter, mask_iou, owners
 from local2global.structures import FrameResult
 
@@ -219,68 +212,3 @@ def test_follow_uses_the_truth_of_every_frame(leaves, kind):
     meter.follow((result(t, [6], row(0, 1)[None]) if seen[t] else result(t) for t in range(5)), record)
     got = meter.summary()
     assert (got["videos"], got["occlusions"] + got["absences"], got[kind]) == (1, 1, 1)
-
-
-# --- An ablation's table ---
-
-
-@pytest.fixture
-def script():
-    """scripts/identity.py."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "identity.py"
-    spec = importlib.util.spec_from_file_location("identity_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _finished_run(folder, when, ap, kept):
-    """A run that has been trained, scored and measured."""
-    folder.mkdir(parents=True)
-    (folder / "model_final.pth").touch()
-    os.utime(folder / "model_final.pth", (when, when))
-    scores = {"iteration": 9, "segm/AP": ap, "segm/AP50": 2 * ap, "segm/AR10": ap}
-    (folder / "metrics.jsonl").write_text(
-        '{"iteration": 9, "loss": 1}\n{"itera\n' + json.dumps(scores) + "\n"
-    )
-    numbers = {"videos": 50, "kept": kept, "owner_changes": 5, "switches": 1, "never_owned": 0}
-    (folder / "identity.json").write_text(json.dumps(numbers))
-
-
-def _cells(table):
-    return list(zip(*(column._cells for column in table.columns), strict=True))
-
-
-def test_rows_are_compared_seed_by_seed_with_the_first_that_was_trained(script, tmp_path):
-    for seed in range(3):
-        _finished_run(tmp_path / f"baseline/seed{seed}", 10 + seed, 20 + seed, 5)
-        _finished_run(tmp_path / f"aligner/seed{seed}", 20 + seed, 24 + seed, (4, 5, 9)[seed])
-    cells = _cells(script.compare(tmp_path, 50, None, Console(quiet=True)))
-    assert cells[:2] == [
-        ("AP", "baseline", "20, 21, 22", "21.00", "", "", ""),
-        ("AP", "aligner", "24, 25, 26", "25.00", "+4.00 [+4.00, +4.00]", "higher", "+4.6 / +5.0"),
-    ]
-    kept = next(row for row in cells if row[:2] == ("kept", "aligner"))
-    assert kept[4:] == ("+1.00 [-5.57, +7.57]", "inconclusive", "")
-
-
-def test_any_row_can_be_the_one_compared_with(script, tmp_path):
-    _finished_run(tmp_path / "a/seed0", 10, 20, 5)
-    _finished_run(tmp_path / "b/seed0", 20, 21, 5)
-    cells = _cells(script.compare(tmp_path, 50, "b", Console(quiet=True)))
-    assert [row[1:5] for row in cells if row[0] == "AP"] == [
-        ("b", "21", "21.00", ""),
-        ("a", "20", "20.00", "-1.00"),
-    ]
-    with pytest.raises(UserError, match="--against c"):
-        script.compare(tmp_path, 50, "c", Console(quiet=True))
-
-
-def test_a_run_whose_weights_are_newer_is_measured_again(script, tmp_path, monkeypatch):
-    _finished_run(tmp_path / "run", 10, 20, 5)
-    monkeypatch.setattr(script, "measure", lambda *_: {"videos": 50, "kept": 7})
-    assert script.measure_once(tmp_path / "run", 50, Console(quiet=True))["kept"] == 5
-    os.utime(tmp_path / "run/model_final.pth")
-    os.utime(tmp_path / "run/identity.json", (20, 20))
-    assert script.measure_once(tmp_path / "run", 50, Console(quiet=True))["kept"] == 7
-    assert json.loads((tmp_path / "run/identity.json").read_text())["kept"] == 7

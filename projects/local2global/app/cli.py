@@ -264,34 +264,41 @@ def identity(
         str, typer.Argument(help="Config of the method, or a file of --json, which is printed again.")
     ],
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or weights.")
+        list[Path] | None,
+        typer.Argument(metavar="[RUN]...", help="Folders of runs or of ablations, or weights."),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Segmenter trained on single frames: weights, or the folder of a run.")
     ] = None,
     videos: Annotated[int, typer.Option(min=1, help="Number of test videos.")] = 50,
     length: Annotated[int, typer.Option(min=2, help="Frames of a piece.")] = 16,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Row of an ablation that the others are compared with; the first if unset."),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
     """Compare how runs keep identities with untrained propagation, linking and an oracle of the same segmenter."""
     from rich.console import Console
 
-    from .identity import as_markdown, read_table
+    from .identity import as_markdown, read_table, seeds_as_markdown
     from .identity import identity as run
     from .output import write_json
 
     if config.endswith(".json"):
-        typer.echo(as_markdown(read_table(Path(config))))
-        return
-    if weights is None:
+        table = read_table(Path(config))
+    elif weights is None:
         raise UserError("no weights: add --weights with the segmenter of the references")
-    from ..lazy import load_config
+    else:
+        from ..lazy import load_config
 
-    cfg = load_config(find_config_file(config))
-    table = run(cfg, weights, runs or [], videos, length, Console(stderr=True))
+        cfg = load_config(find_config_file(config))
+        table = run(cfg, weights, runs or [], videos, length, Console(stderr=True))
     if json is not None:
         write_json(json, table)
     typer.echo(as_markdown(table))
+    if pairs := seeds_as_markdown(table, _configs(), against):
+        typer.echo(f"\n{pairs}")
 
 
 @app.command()
@@ -306,8 +313,7 @@ def tables(
     """Print the paper's tables beside the scores of runs."""
     from .tables import as_markdown, build_table, read_rows, read_runs, write_table
 
-    configs = next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
-    lines = build_table(read_rows(configs), read_runs(runs or []))
+    lines = build_table(read_rows(_configs()), read_runs(runs or []))
     for path in output or []:
         write_table(path, lines)
     typer.echo(as_markdown(lines), nl=False)
@@ -400,6 +406,11 @@ def convert(
 
     for line in run(weights, output, config, overrides or [], to, partial):
         typer.echo(line)
+
+
+def _configs() -> Path:
+    """The folder of the configs that come with the package."""
+    return next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:

@@ -3,15 +3,16 @@
 The references need no video training: *single frames* does not link frames at all and bounds the coverage, *untrained
 propagation* passes the queries on, *similarity linking*, *IoU linking* and the *image tracker* link the predictions of
 single frames, and the *oracle* links them by ground truth.  Every tracker sees each video as a whole, and in pieces of
-a few frames, which need no long-term memory.
+a few frames, which need no long-term memory.  The rows of an ablation are compared seed by seed.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ from ..results.masks import decode_masks
 from ..structures import FrameFeatures, FramePredictions, Queries
 from ..weights.checkpoint import find_config, load_checkpoint, load_weights
 from ..weights.find import find_weights
+from .ablate import Results, summarise
 from .output import markdown_table
+from .tables import read_rows
 
 #: A score with its 95 % interval over videos: (value, low, high).
 Value = tuple[float, float, float]
@@ -81,7 +84,7 @@ def identity(
     Args:
         cfg: config of the method; its test videos and its model are used.
         weights: weights of the segmenter, trained on single frames.
-        runs: folders of runs, or weights.
+        runs: folders of runs or of ablations, or weights.
         videos: the number of test videos, from the first.
         length: frames of a piece.
         console: where progress is shown.
@@ -95,9 +98,9 @@ def identity(
         raise UserError("no test videos: give --videos a positive number, and the config a test set")
     cut = excerpts(dataset, length)
     arms = references(cfg, find_weights(weights))
-    for run in runs:
-        model = _load(load_resolved(find_config(find_weights(run))), find_weights(run), strict=True)
-        arms[str(run)] = Arm(_propagate(model), model)
+    for name, run in named_runs(runs).items():
+        model = _load(load_resolved(find_config(run)), run, strict=True)
+        arms[name] = Arm(_propagate(model), model)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]
@@ -108,6 +111,22 @@ def identity(
     }
     truths = dataset.truth(), cut.truth()
     return {name: _summarise(arm, *truths, ids, of_video) for name, arm in arms.items()}
+
+
+def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
+    """The weights of runs by name.
+
+    The folder of an ablation stands for its finished runs `row/seedN`, oldest first: in the order of training, in which
+    the first row is the reference.
+    """
+    runs = {}
+    for path in paths:
+        finished = sorted(path.glob("*/seed*/model_final.pth"), key=lambda file: file.stat().st_mtime)
+        for weights in finished:
+            runs[f"{weights.parent.parent.name}/{weights.parent.name}"] = weights
+        if not finished:
+            runs[str(path)] = find_weights(path)
+    return runs
 
 
 def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
@@ -313,6 +332,62 @@ def as_markdown(table: Table) -> str:
     scores = list(next(iter(table.values()), {}))
     rows = [[name, *(_cell(*values[score]) for score in scores)] for name, values in table.items()]
     return markdown_table(["", *scores], rows)
+
+
+def seeds_as_markdown(table: Table, configs: Path, against: str | None = None) -> str:
+    """The rows of an ablation: means over seeds, and paired differences from one row; empty without an ablation.
+
+    Args:
+        table: scores of runs named `row/seedN`; other trackers are left out.
+        configs: the folder of the configs that hold the paper's rows.
+        against: the row of comparison; the first if None.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for name, scores in table.items():
+        if match := re.fullmatch(r"(.+)/seed(\d+)", name):
+            results.setdefault(match[1], {})[int(match[2])] = {
+                k: value for k, (value, _, _) in scores.items()
+            }
+    if not results:
+        return ""
+    first = against or next(iter(results))
+    if first not in results:
+        raise UserError(f"--against {first}: the rows are {', '.join(results)}")
+    paired: Results = {first: results[first], **results}
+    paper = {row.names: row.scores for row in read_rows(configs) if row.names[0] == 3}
+    cells = []
+    for row in summarise(paired):
+        values = [f"{scores[row.score]:.1f}" for _, scores in sorted(paired[row.setting].items())]
+        difference = row.format_difference()
+        cells.append(
+            [
+                row.score,
+                row.setting,
+                ", ".join(values),
+                f"{row.mean:.2f}",
+                difference,
+                row.verdict,
+                _paper_difference(paper, row.setting, first, row.score) if difference else "",
+            ]
+        )
+    order = list(dict.fromkeys(row[0] for row in cells))
+    titles = ["", "row", "seeds", "mean", f"against {first} [95 %]", "", "paper, OVIS / YTVIS-21"]
+    return markdown_table(titles, sorted(cells, key=lambda cell: order.index(cell[0])))
+
+
+def _paper_difference(
+    paper: Mapping[tuple[Any, ...], Mapping[str, float]], row: str, first: str, score: str
+) -> str:
+    """The difference of two rows of Table 3 on both data sets, or nothing if the paper has no such rows or score."""
+
+    def scores(name: str, dataset: str) -> Mapping[str, float]:
+        return paper.get((3, name, dataset), paper.get((3, f"+ {name}", dataset), {}))
+
+    pairs = [(scores(row, dataset), scores(first, dataset)) for dataset in ("OVIS", "YTVIS-21")]
+    return " / ".join(f"{a[score] - b[score]:+.1f}" for a, b in pairs if score in a and score in b)
 
 
 def _cell(value: float, low: float, high: float) -> str:
