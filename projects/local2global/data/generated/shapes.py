@@ -240,7 +240,7 @@ def _draw_passage(draw: Generator, difficulty: Difficulty, own: Path) -> Passage
     side, entry = draw.choice((-1.0, 1.0)), draw.choice((-1.0, 1.0))
     away = difficulty.size[1] + 2 * REACH * difficulty.radius[1] * min(difficulty.size)
     at = float(draw.uniform(0.05, 0.95)) * difficulty.length[0]
-    return Passage(own, (float(side * away), 0.0), at, float(entry * draw.uniform(10, 20)))
+    return Passage(own, (float(side * away), 0.0), at, float(entry * draw.uniform(20, 40)))
 
 
 def _draw_body(
