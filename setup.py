@@ -50,10 +50,12 @@ setup(
         "supervision": ["supervision"],
         "metrics": ["trackeval"],
         "serve": ["fastapi", "uvicorn", "websockets", "prometheus_client"],
+        "cluster": ["submitit"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "pytest",
             "hypothesis",
+            "submitit",
             "fastapi",
             "httpx",
             "huggingface_hub>=1",

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,13 +71,16 @@ class Finite(Loader):
 
 
 class Model(nn.Module):
-    """Two losses, and optional noise from the global generator, whose state a resume must restore."""
+    """Two losses, and optional noise from the global generator, whose state a resume must restore.
 
-    def __init__(self, noise=0.0, events=None):
+    `pause` are the seconds of a step.
+    """
+
+    def __init__(self, noise=0.0, events=None, pause=0.0):
         super().__init__()
         self.layer = nn.Linear(WIDTH, 1)
         self.register_buffer("scale", torch.ones(1))
-        self.noise, self.events = noise, dict(events or {})
+        self.noise, self.events, self.pause = noise, dict(events or {}), pause
 
     def forward(self, clips):
         if not self.training:
@@ -86,6 +90,7 @@ class Model(nn.Module):
             os.kill(os.getpid(), getattr(signal, event))
         if str(event).startswith("/"):
             shutil.rmtree(event)
+        time.sleep(self.pause)
         error = torch.stack([self.layer(clip.x) * self.scale - clip.y for clip in clips]).float()
         losses = {"loss_square": error.square().mean(), "loss_size": 0.01 * self.layer.weight.abs().sum()}
         if self.noise:

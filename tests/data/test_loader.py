@@ -14,6 +14,7 @@ from torch import Tensor
 
 from local2global.data.augment import ClipAugmentation, DriftingCrop, Identity, RandomShortestEdge, ZoomCrop
 from local2global.data.datasets import VideoDataset
+from local2global.data.holdout import holdout
 from local2global.data.loader import Curriculum, LazyFrames, Mixture, build_test_loader, build_train_loader
 from local2global.errors import UserError
 from local2global.structures import Clip
@@ -121,6 +122,23 @@ def test_a_curriculum_switches_at_an_iteration_for_any_gradient_accumulation(ite
     due = [i for i in range(iteration, iteration + 3) for _ in range(accumulate)]
     assert [len(clip) for clip in clips] == [1 if i < 2 else 2 for i in due]
     assert [clip.key[1:] for clip in clips] == [(due[i], i % accumulate) for i in range(len(due))]
+
+
+def test_a_summary_counts_videos_tracks_and_held_out_videos():
+    """Ten videos, of which two are held out, and three others; drawn 3 : 1."""
+    trained = holdout(videos(10), fraction=0.2, held=False)
+    mixture = Mixture([trained, videos(3)], [3.0, 1.0])
+    tracks = [sum(len(video.labels) for video in dataset.videos) for dataset in mixture.datasets]
+    loader = build_train_loader(mixture, 2, Identity(), 4, num_workers=0)
+    lines = loader.summary()
+    assert lines[:3] == [
+        "batches of 4 clips, frames per clip: 2",
+        f"8 videos, {tracks[0]} tracks, 75% of the clips; 2 videos held out",
+        f"3 videos, {tracks[1]} tracks, 25% of the clips",
+    ]
+    assert lines[3].startswith(f"{len(mixture.classes)} classes: {mixture.classes[0]['name']}")
+    first, *_, last = Curriculum([loader, loader], [0, 1200]).summary()
+    assert (first, last) == (f"from iteration 0: {lines[0]}", lines[3])
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

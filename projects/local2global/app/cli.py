@@ -151,6 +151,13 @@ def train(
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Processes on this machine, one per GPU.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    slurm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,...",
+            help="Submit a Slurm job: nodes, gpus (of a node), cpus (of a GPU), minutes, and sbatch's options.",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print parameters, memory per GPU, epochs and hours, and stop.")
     ] = False,
@@ -165,6 +172,14 @@ def train(
     path = find_config_file(config)
     if plan:
         _plan(path, overrides or [], gpus, its, json)
+        return
+    if slurm is not None and not dry_run:
+        if gpus > 1:
+            raise UserError(f"--gpus {gpus}: with --slurm, give the GPUs of a node as --slurm gpus={gpus}")
+        from .slurm import submit
+
+        job = submit(slurm, path, overrides or [], resume, overwrite)
+        typer.echo(f"job {job.job_id}: {job.paths.stderr}")
         return
     if gpus > 1 and not dry_run:
         flags = [name for name, value in (("--resume", resume), ("--overwrite", overwrite)) if value]
@@ -181,6 +196,9 @@ def train(
 
 def _plan(config: Path, overrides: list[str], gpus: int, its: float | None, json: Path | None) -> None:
     """Prints what a training needs, computed without its data and without a GPU."""
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # no warnings of the memory profiler; read by `import torch`
     from rich.console import Console
 
     from ..lazy import load_config

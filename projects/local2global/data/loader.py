@@ -26,11 +26,15 @@ from ..structures import Clip
 from .augment import resize_shortest_edge
 from .clips import Augmentation, choose_frames, make_clip
 from .datasets import VideoDataset, VideoRecord
+from .holdout import PartOfVideos
 
 logger = logging.getLogger(__name__)
 
 #: The number of consecutive unreadable videos that are skipped; one more is an error of the whole dataset.
 MAX_SKIPS = 20
+
+#: Tracks of larger data sets are estimated from the first videos: a generated video takes milliseconds.
+MAX_COUNTED, SAMPLE = 5_000, 500
 
 
 def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -198,6 +202,20 @@ def _as_list(items: list[ClipOrErrors]) -> list[ClipOrErrors]:
     return items
 
 
+def describe_videos(dataset: VideoDataset, share: float) -> str:
+    """One line: number of videos (or images), of their tracks and of held-out videos, and their share of the clips."""
+    videos, size = dataset.videos, len(dataset)
+    kind, objects = ("images", "instances") if videos[0].length == 1 else ("videos", "tracks")
+    counted = size if size <= MAX_COUNTED else SAMPLE
+    tracks = sum(len(videos[i].labels) for i in range(counted)) * size // counted
+    about = "about " * (counted < size)
+    line = f"{size:,} {kind}, {about}{tracks:,} {objects}"
+    line += f", {share:.0%} of the clips" * (share < 1)
+    if isinstance(dataset, PartOfVideos):
+        line += f"; {len(dataset.whole) - size:,} {kind} held out"
+    return line
+
+
 class TrainLoader:
     """An endless iterable of this process's part of each batch.
 
@@ -231,6 +249,21 @@ class TrainLoader:
         self.start: int | None = None
         self.accumulate = 1
         self.skipped: Counter[str] = Counter()
+
+    def summary(self) -> list[str]:
+        """Lines on the clips of an iteration, the videos they are drawn from, and the classes."""
+        mixture, total = self.clips.mixture, float(self.clips.mixture.weights.sum())
+        shares = [float(weight) / total for weight in mixture.weights]
+        names = ", ".join(str(entry["name"]) for entry in mixture.classes[:3])
+        more = ", ..." * (len(mixture.classes) > 3)
+        return [
+            f"batches of {self.clips.total_batch_size} clips, frames per clip: {self.clips.clip_length}",
+            *(
+                describe_videos(dataset, share)
+                for dataset, share in zip(mixture.datasets, shares, strict=True)
+            ),
+            f"{len(mixture.classes)} classes: {names}{more}",
+        ]
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
         """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches.
@@ -438,6 +471,15 @@ class Curriculum:
     def skipped(self) -> Counter[str]:
         """The number of times each unreadable file was skipped, by error message."""
         return sum((loader.skipped for loader in self.loaders), Counter())
+
+    def summary(self) -> list[str]:
+        """The lines of each loader that has a summary, its first one with the iteration at which it starts."""
+        parts = [getattr(loader, "summary", list)() for loader in self.loaders]
+        return [
+            f"from iteration {start:,}: {line}" if i == 0 else line
+            for start, lines in zip(self.starts, parts, strict=True)
+            for i, line in enumerate(lines)
+        ]
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
         """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches."""

@@ -1,4 +1,7 @@
-"""Signal handling: SIGINT and SIGTERM end training after the current step, so that a checkpoint can be saved."""
+"""Signal handling: SIGINT, SIGTERM and SIGUSR2 end training after the current step, so that a checkpoint can be saved.
+
+Slurm sends SIGUSR2 before it ends a job (`--signal=USR2@180`).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,25 @@ import time
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()))
+
 # torchrun forwards Ctrl-C to processes that already received it from the terminal.  A second signal within this
 # time (in seconds) is such a duplicate.
 DUPLICATE_WINDOW = 2.0
 
 
 class Interruption:
-    """Records SIGINT and SIGTERM inside a `with`; a second signal has its default effect.
+    """Records `SIGNALS` inside a `with`; a second signal has the effect that it had before.
 
     Attributes:
         requested: this process received a signal.
+        received: the signal; None before.
         agreed: some process received a signal; equal on all processes (the trainer synchronises it).
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self.received: signal.Signals | None = None
         self.agreed = False
         self._first = 0.0
         self._process = os.getpid()
@@ -31,8 +38,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            signals = (signal.SIGINT, signal.SIGTERM)
-            self._previous = {number: signal.signal(number, self._handle) for number in signals}
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,4 +56,4 @@ class Interruption:
             signal.signal(number, self._previous[signal.Signals(number)])
             signal.raise_signal(number)
         self._first = self._first if self.requested else time.monotonic()
-        self.requested = True
+        self.requested, self.received = True, signal.Signals(number)

@@ -24,6 +24,7 @@ from .processes import gather, join, peer_errors, rank
 from .rng import pick_seed, seed_all
 from .run_folder import has_run, has_scores, last_checkpoint, load_last, lock_run, record_run
 from .settings import require, train_settings
+from .start import FirstIteration, describe
 from .trainer import Trainer
 
 __all__ = ["evaluate", "load_model", "train"]
@@ -47,11 +48,13 @@ def train(
     Raises:
         UserError: for an invalid `train` setting, an earlier run in the folder, a process that writes to it, weights
             that do not fit, or a loss that is not finite.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once the checkpoint is saved.
+        KeyboardInterrupt: after SIGINT, SIGTERM or SIGUSR2, once the checkpoint is saved; its argument is the signal
+            that this process received, if any.
     """
     require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
     cfg = copy.deepcopy(cfg)
     settings = train_settings(cfg)
+    first_iteration = FirstIteration()
     folder = Path(settings.output_dir)
     with ExitStack() as stack:
         stack.enter_context(peer_errors(folder))
@@ -70,17 +73,18 @@ def train(
         settings.seed = pick_seed(settings.seed, content)
         seed_all(settings.seed)
         trainer = Trainer(cfg, device, console)
-        report = ""
+        source, report = str(newest or ""), None
         if content is None:
-            report = trainer.initialize()
+            source, report = trainer.initialize()
         else:
-            trainer.resume(content, str(newest))
-            console.print(f"resuming {newest} at iteration {trainer.start}", highlight=False, soft_wrap=True)
+            trainer.resume(content, source)
+        console.print("\n".join(describe(trainer, source, report)), highlight=False, soft_wrap=True)
         if rank() == 0:
             # All checks are done: only now may files of an earlier run in this folder be replaced.
             record_run(folder, cfg, resumed=content is not None)
-            if report:
-                write_text(folder / "load_report.txt", report)
+            if report is not None:
+                lines = [f"weights of {source}:", *report.summary()]
+                write_text(folder / "load_report.txt", "\n".join(lines) + "\n")
             wandb = settings.wandb.params if settings.wandb.enabled else None
             trainer.log = stack.enter_context(
                 RunLog(folder, trainer.iteration, trainer.max_iter, console, wandb)
@@ -93,8 +97,8 @@ def train(
         elif content is not None and not gather(has_scores(folder, trainer.iteration))[0]:
             # The run was killed during an evaluation, which follows the checkpoint.
             evaluate_periodically(trainer)
-        trainer.run(HOOKS, content["random"] if content is not None else None)
+        trainer.run((first_iteration, *HOOKS), content["random"] if content is not None else None)
         if trainer.interruption.agreed and trainer.iteration + 1 < trainer.max_iter:
             console.print(f"interrupted; saved {folder / save(trainer)}. Continue with --resume.")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(trainer.interruption.received)
     return trainer.scores

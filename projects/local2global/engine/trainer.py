@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..structures import constant
 from ..weights.checkpoint import load_checkpoint, load_weights
 from ..weights.find import find_weights
+from ..weights.report import LoadReport
 from .ema import WeightAverage
 from .feature_cache import FeatureCache
 from .interruption import Interruption
@@ -75,15 +76,15 @@ class Trainer:
         if ema.enabled:
             self.average = WeightAverage(self.model, ema.decay, ema.device)
 
-    def initialize(self) -> str:
+    def initialize(self) -> tuple[str, LoadReport | None]:
         """Load `train.init_checkpoint` where it fits.
 
         Returns:
-            A report of loaded and skipped tensors; "" without a checkpoint.
+            The path of the weights, and the report of loaded and skipped tensors; "" and None without a checkpoint.
         """
         name = self.settings.init_checkpoint
         if not name:
-            return ""
+            return "", None
         path = find_weights(name)
         report = load_weights(
             self.model,
@@ -92,11 +93,9 @@ class Trainer:
             source=str(path),
             partial=self.settings.init_partial,
         )
-        lines = [f"weights of {path}:", *report.summary()]
-        self.console.print("\n".join(lines), highlight=False, soft_wrap=True)
         if self.average is not None:
             self.average.load(self.model.state_dict())
-        return "\n".join(lines) + "\n"
+        return str(path), report
 
     def resume(self, content: Mapping[str, Any], source: str) -> None:
         """Restore a checkpoint of this trainer, except for the random states, which `run` restores.
