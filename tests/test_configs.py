@@ -5,18 +5,22 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from local2global.app.tables import read_rows
 from local2global.config.find import find_config_file
+from local2global.engine.loop import train
 from local2global.engine.settings import DEFAULTS
 from local2global.errors import UserError
-from local2global.lazy import instantiate, load_config, resolve
+from local2global.lazy import LazyConfig, instantiate, load_config, resolve
 from local2global.structures import Clip, ClipTargets
 from local2global.weights.checkpoint import load_weights
 from miniatures import write_images, write_panoptic, write_videos
@@ -31,6 +35,9 @@ PAPER = "ytvis2021/l2g_r50.py"
 CUSTOM = "custom/l2g_r50.py"
 # Recipes of public datasets below $DETECTRON2_DATASETS.
 PUBLIC = [n for n in RECIPES if n.split("/")[0] not in ("demo", "custom", "detrex")]
+# Rows of the paper's tables, their Swin-L variants, and pre-training.
+TABLES = [n for n in PUBLIC if n.split("/")[0] != "bench"]
+SWIN = [n for n in TABLES if "swinl" in n]
 
 
 @functools.cache
@@ -277,6 +284,18 @@ def test_the_papers_model_has_the_papers_size():
     assert (size(model), size(model.tracker), size(model.segmenter)) == (55_223_404, 3_185_920, 52_037_484)
 
 
+@pytest.mark.parametrize("name", SWIN)
+def test_a_swin_config_differs_from_its_resnet_config_in_the_backbone_only(name):
+    swin, resnet = (flat(resolve(_loaded(n))) for n in (name, name.replace("swinl", "r50")))
+    changed = {k for k in {*swin, *resnet} if swin.get(k) != resnet.get(k) and not k.startswith("paper.")}
+    backbone = {
+        k for k in changed if k.startswith(("model.segmenter.backbone.", "model.segmenter.encoder.channels."))
+    }
+    others = {k for k in changed - backbone if not k.endswith("output_dir")}
+    assert others <= {"train.init_checkpoint", "paper_also"}
+    assert [swin[f"model.segmenter.encoder.channels.res{i}"] for i in range(2, 6)] == [192, 384, 768, 1536]
+
+
 def shrunk(cfg: Any) -> Any:
     """The config with the layer widths of the tiny model, which makes a training step fast."""
     model, tiny = cfg.model, config("demo/l2g_tiny.py").model
@@ -303,6 +322,33 @@ def test_every_trainable_parameter_gets_a_gradient(name):
     sum(model(clips).values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_recipe_trains_two_iterations_and_is_scored(name, datasets, tmp_path, monkeypatch):
+    """On miniatures of the public data sets, read from $DETECTRON2_DATASETS, with narrow layers and small frames."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
+    cfg = load_config(
+        ROOT / "configs" / name, ["dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+    )
+    compile(LazyConfig.to_py(cfg), name, "exec")  # what --dry-run prints
+    cfg = shrunk(cfg)
+    cfg.model.criterion.matcher.num_points = cfg.model.criterion.sampler.num_points = 64
+    train_loader, test_loader = cfg.dataloader.train, cfg.dataloader.test
+    train_loader.total_batch_size = 1
+    small = dict(side=96) if "side" in train_loader.augment else dict(edges=[64], max_size=96, crop=None)
+    for augment in [train_loader.augment, *(train_loader.dataset.get("augments") or [])]:
+        if augment is not None:
+            augment.update(small)
+    test_loader.short_edge, cfg.model.test_size = 64, [64, 1333]
+    cfg.train.update(output_dir=str(tmp_path), device="cpu", init_checkpoint="", max_iter=2, log_period=1)
+    scores = train(cfg, progress=Console(quiet=True))
+    losses = [
+        json.loads(line)["total_loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
+    ]
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert "speed" in scores
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_pre_training_trains_what_the_paper_says():

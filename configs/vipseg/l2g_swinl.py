@@ -1,0 +1,14 @@
+"""VIPSeg with Swin-L instead of ResNet-50.  The paper has no row for it.
+
+    l2g train configs/vipseg/l2g_swinl.py train.init_checkpoint=WEIGHTS --gpus 8
+
+WEIGHTS is `maskdino-swinl-panoptic` with its aligner pre-trained as in `configs/coco/l2g_swinl_60k.py`.
+All other settings are those of `configs/vipseg/l2g_r50.py`.
+"""
+
+from ..common.models.l2g_swinl import model as _swinl
+from .l2g_r50 import dataloader, lr_multiplier, model, optimizer, train
+
+model.segmenter.backbone = _swinl.segmenter.backbone
+model.segmenter.encoder.channels = _swinl.segmenter.encoder.channels
+train.output_dir = "output/vipseg_l2g_swinl"
