@@ -1,10 +1,11 @@
 """Measure a training file of the size of YouTube-VIS 2021's: loading, and the memory of worker processes.
 
-    python scripts/bench_annotations.py [--lists] [--videos 2985] [--epochs 2] [--workers 4]
+    python scripts/bench_annotations.py [--lists] [--epochs 2] [--workers 4]
+    python scripts/bench_annotations.py --videos 607 --tracks 3579 --frames 69      # OVIS
 
-The file is generated: 2,985 videos of 30 frames, 5,981 tracks, about 228 MB.  Prints one JSON object: seconds of
-processor time of `json.load` and of our reader, alternated, and the growth of each worker's memory (proportional set
-size, Linux) from its first clip to the end of the epochs.
+The file is generated, by default with 2,985 videos of 30 frames and 5,981 tracks, about 228 MB.  Prints one JSON
+object: seconds of processor time of `json.load` and of our reader, alternated, and the growth of each worker's memory
+(proportional set size, Linux) from its first clip to the end of the epochs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from local2global.data.loader import build_train_loader
 from local2global.data.readers.rle import encode_mask
 from local2global.data.readers.youtube_vis import load_youtube_vis
 
-SIZE, FRAMES, TRACKS_PER_VIDEO, SHOWN = (180, 320), 30, 5981 / 2985, 4
+SIZE, SHOWN = (180, 320), 4
 #: Small clips: memory is measured, not decoding.
 AUGMENT = ClipAugmentation(edges=[90], max_size=160)
 
@@ -57,26 +58,26 @@ def uncompressed(mask: dict[str, Any]) -> dict[str, Any]:
     return {"size": mask["size"], "counts": runs if runs[-1] else runs[:-1]}
 
 
-def write_dataset(folder: Path, videos: int, lists: bool) -> Path:
+def write_dataset(folder: Path, videos: int, tracks: int, length: int, lists: bool) -> Path:
     """Write the annotation file, and the frames of four folders that all videos share."""
     shapes = masks(64)
     if lists:
         shapes = [uncompressed(mask) for mask in shapes]
     for number in range(SHOWN):
         (folder / "frames" / f"{number}").mkdir(parents=True)
-        for t in range(FRAMES):
+        for t in range(length):
             pixels = np.random.default_rng(t).integers(0, 255, (9, 16, 3), dtype=np.uint8)
             picture = Image.fromarray(pixels).resize(SIZE[::-1])
             picture.save(folder / "frames" / f"{number}" / f"{t:05d}.jpg")
-    size = {"height": SIZE[0], "width": SIZE[1], "length": FRAMES}
+    size = {"height": SIZE[0], "width": SIZE[1], "length": length}
     listed, annotations = [], []
     for v in range(1, videos + 1):
-        names = [f"{v % SHOWN}/{t:05d}.jpg" for t in range(FRAMES)]
+        names = [f"{v % SHOWN}/{t:05d}.jpg" for t in range(length)]
         listed.append({"id": v, **size, "file_names": names})
-        while len(annotations) < v * TRACKS_PER_VIDEO:
+        while len(annotations) < v * tracks / videos:
             identity = len(annotations) + 1
-            track = [shapes[(7 * identity + t) % len(shapes)] for t in range(FRAMES)]
-            areas, boxes = [9000 + t for t in range(FRAMES)], [[20.0, 30.0, 150.0, 120.0]] * FRAMES
+            track = [shapes[(7 * identity + t) % len(shapes)] for t in range(length)]
+            areas, boxes = [9000 + t for t in range(length)], [[20.0, 30.0, 150.0, 120.0]] * length
             entry = {"id": identity, "video_id": v, "category_id": 1 + identity % 40, "iscrowd": 0, **size}
             annotations.append({**entry, "areas": areas, "bboxes": boxes, "segmentations": track})
     categories = [{"id": k, "name": f"class {k}"} for k in range(1, 41)]
@@ -131,13 +132,16 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--lists", action="store_true", help="run lengths as lists instead of text")
     flags.add_argument("--videos", type=int, default=2985)
+    flags.add_argument("--tracks", type=int, default=5981)
+    flags.add_argument("--frames", type=int, default=30)
     flags.add_argument("--epochs", type=int, default=2)
     flags.add_argument("--workers", type=int, default=4)
     flags.add_argument("--rounds", type=int, default=2)
     arguments = flags.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = write_dataset(folder, arguments.videos, arguments.lists)
+        number = (arguments.videos, arguments.tracks, arguments.frames)
+        path = write_dataset(folder, *number, arguments.lists)
         times: dict[str, list[float]] = {"json": [], "ours": []}
         for _ in range(arguments.rounds):
             times["json"].append(processor_seconds(lambda: read(path)))

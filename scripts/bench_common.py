@@ -344,6 +344,7 @@ def attention_inputs(place: str, size: tuple[int, int], device: torch.device) ->
 
 @contextmanager
 def precision(device: torch.device, dtype: str) -> Iterator[None]:
-    """Autocast to bf16 if `dtype` is "bf16"."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+    """Autocast to the half precision that `dtype` names: "bf16" or "fp16"."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
+    with torch.autocast(device.type, half, enabled=half is not None):
         yield

@@ -51,11 +51,11 @@ DETREX_QUERIES = 300
 def peers(bench: Bench) -> Iterator[Row]:
     """One frame through each importable peer."""
     yield from _detrex(bench)
-    yield from _videomt(bench)
+    yield from videomt(bench)
 
 
 @torch.inference_mode()
-def _videomt(bench: Bench) -> Iterator[Row]:
+def videomt(bench: Bench) -> Iterator[Row]:
     """Frames of 640x640 to masks at stride 4."""
     try:
         from transformers import VideomtConfig, VideomtForUniversalSegmentation

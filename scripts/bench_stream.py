@@ -1,15 +1,13 @@
-"""Sections on streaming: `attention`, `frame`, `gpu` and `scaling`."""
+"""Sections on streaming: `attention`, `frame` and `scaling`."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from bench_common import (
     LIMITS,
@@ -30,8 +28,7 @@ from bench_common import (
     resident_memory,
 )
 from bench_training import instance_rows
-from peer_layout import grid_sample_levels, read_out, upsample_twice
-from pycocotools import mask as coco_mask
+from peer_layout import grid_sample_levels, read_out
 from torch import Tensor
 
 from local2global.modeling.model import Local2Global
@@ -145,69 +142,6 @@ def _frame_rows(bench: Bench, size: tuple[int, int]) -> Iterator[Row]:
             )
             compile_s = max(0.0, first_call - row["ours_s"]) if mode == "compiled" else None
             yield {**row, "agree": row["agree"] and unlike <= MASK_LIMIT, "compile_s": compile_s}
-
-
-# --- gpu ---
-
-STREAM = 20  # frames
-
-
-@torch.inference_mode()
-def gpu(bench: Bench) -> Iterator[Row]:
-    """A step on frames in device memory, and a stream from host frames to run-length masks at 720p."""
-    if bench.device.type == "cpu":
-        sys.stderr.write("gpu: this section needs a GPU; add --device cuda\n")
-        return
-    for size in SIZES[-1:] if bench.quick else SIZES:
-        for mode in ("eager", "compiled") if bench.compiled and size == SIZES[-1] else ("eager",):
-            for dtype in ("fp32", "bf16"):
-                yield from _gpu_rows(bench, size, mode, dtype)
-
-
-def _gpu_rows(bench: Bench, size: tuple[int, int], mode: str, dtype: str) -> Iterator[Row]:
-    ours_eager, peer_model = models(bench.device)
-    model = ours_eager if mode == "eager" else compiled(ours_eager)
-    image, past = make_frame(size, 3, bench.device), past_queries(ours_eager, size)
-    selected = make_predictions(10, 100, size, bench.device)
-    frames = [make_frame(size, seed) for seed in range(STREAM)]
-
-    def select(predictions: FramePredictions) -> FramePredictions:
-        return replace(predictions, logits=selected.logits, masks=selected.masks)
-
-    def step() -> FramePredictions:
-        with precision(bench.device, dtype):
-            return model.step(model.encode([image]), past)
-
-    def peer_step() -> FramePredictions:
-        return peer_model.step(peer_model.encode([image]), past)
-
-    def stream() -> list[int]:
-        with precision(bench.device, dtype), VideoPostprocessor(OUTPUT) as post:
-            return [len(post.update(select(p)).ids) for p in model.stream(frames)]
-
-    def peer_stream() -> list[int]:
-        return [len(peer_rles(select(p), size)) for p in peer_model.stream(frames)]
-
-    labels, name = {"mode": mode, "dtype": dtype}, f"{size[0]}x{size[1]}"
-    start = time.perf_counter()
-    logits = step().logits.clone()
-    torch.cuda.synchronize()
-    labels["first_call_s"] = time.perf_counter() - start
-    difference = relative_difference(logits, peer_step().logits)
-    yield bench.compare("frame", f"{name} step", step, peer_step, difference, LIMITS[dtype], **labels)
-    difference = float(stream() != peer_stream())
-    row = bench.by_clock.compare(
-        "frame", f"{name} stream", stream, peer_stream, difference, 0.0, warm=False, **labels
-    )
-    yield {**row, "ours_s": row["ours_s"] / STREAM, "peer_s": row["peer_s"] / STREAM}
-
-
-def peer_rles(predictions: FramePredictions, size: tuple[int, int]) -> list[Any]:
-    """Run-length masks at 720p of all slots with score >= 0.3; every mask is upsampled twice first."""
-    full = upsample_twice(predictions.masks, size, size, OUTPUT)
-    best = predictions.logits[0].sigmoid().amax(dim=1)
-    masks = (full > 0)[best >= 0.3].cpu().numpy()
-    return [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
 
 
 # --- scaling ---

@@ -2,7 +2,7 @@
 
     python scripts/benchmark.py frame attention --json benchmark.json
     python scripts/benchmark.py all --quick
-    python scripts/benchmark.py all --device cuda --compile --json gpu.json      # every GPU row
+    python scripts/benchmark.py gpu --device cuda --json gpu.json --markdown gpu.md      # eight minutes on a GPU
 
 Ratios are medians of peer time / our time over alternating rounds, with the interquartile range. The command fails if
 the results of the two arms differ by more than the row's limit.
@@ -26,13 +26,16 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no log lines of the profiler
 import torch
 from bench_common import Bench, Row, environment
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from local2global.app.output import markdown_table
 
 #: Module and function of each section.
 SECTIONS = {
     "attention": ("bench_stream", "attention"),
     "frame": ("bench_stream", "frame"),
-    "gpu": ("bench_stream", "gpu"),
+    "gpu": ("bench_gpu", "gpu"),
     "scaling": ("bench_stream", "scaling"),
     "clip": ("bench_training", "clip"),
     "memory": ("bench_training", "memory"),
@@ -63,17 +66,41 @@ def write(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
     os.replace(partial, path)
 
 
+HEAD = ("section", "name", "pass", "dtype", "mode", "ours", "peer", "ratio", "IQR", "agree", "more")
+#: Columns of single sections, printed as "more": name and format.
+MORE = {
+    "iterations_per_s": "{:.2f} it/s",
+    "frames_per_s": "{:.1f} frames/s",
+    "peak_bytes": "{:.3g} bytes at peak",
+    "planned_bytes": "{:.3g} bytes planned",
+    "measured_bytes": "{:.3g} bytes measured",
+    "error": "{}",
+}
+
+
+def cells(row: Row) -> list[str]:
+    """The printed cells of a row, one for each name in `HEAD`."""
+    return [
+        *(str(row.get(key, "")) for key in HEAD[:5]),
+        *(_seconds(row.get(key)) for key in ("ours_s", "peer_s")),
+        *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("ratio", "iqr")),
+        {True: "yes", False: "NO", None: ""}[row.get("agree")],
+        ", ".join(text.format(row[key]) for key, text in MORE.items() if row.get(key) is not None),
+    ]
+
+
 def table(rows: list[Row]) -> Table:
     """Format rows for a terminal."""
-    result = Table("section", "name", "pass", "dtype", "mode", "ours", "peer", "ratio", "IQR", "agree")
+    result = Table(*HEAD)
     for row in rows:
-        result.add_row(
-            *(str(row.get(key, "")) for key in ("section", "name", "pass", "dtype", "mode")),
-            *(_seconds(row.get(key)) for key in ("ours_s", "peer_s")),
-            *("" if row.get(key) is None else f"{row[key]:.2f}" for key in ("ratio", "iqr")),
-            {True: "yes", False: "[red]NO[/red]", None: ""}[row.get("agree")],
-        )
+        result.add_row(*map(escape, cells(row)), style="red" if row.get("agree") is False else None)
     return result
+
+
+def markdown(rows: list[Row], head: dict[str, Any]) -> str:
+    """Format rows as a Markdown table below a line on the machine."""
+    machine = f"{head['device']}, torch {head['versions']['torch']}, commit {head['commit']}"
+    return f"{machine}\n\n{markdown_table(HEAD, map(cells, rows))}\n"
 
 
 def _seconds(value: float | None) -> str:
@@ -112,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--markdown", type=Path, help="write the printed table to this file")
     options = parser.parse_args()
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
@@ -139,10 +167,12 @@ def main() -> int:
             console.print(table(new))
         if options.json:  # after every section: an interrupted run keeps its rows
             write(options.json, environment(device), rows)
+    if options.markdown:
+        options.markdown.write_text(markdown(rows, head), encoding="utf-8")
     differing = [f"{row['section']} {row['name']}" for row in rows if row.get("agree") is False]
     if differing:
         sys.stderr.write(f"the results differ: {', '.join(differing)}\n")
-    stopped = [f"{row['section']} ({row['error']})" for row in rows if "error" in row]
+    stopped = [f"{row['section']} {row['name']} ({row['error']})" for row in rows if "error" in row]
     if stopped:
         sys.stderr.write(f"sections that stopped: {', '.join(stopped)}\n")
     return 1 if differing or stopped else 0
