@@ -196,9 +196,8 @@ def train(
 
 def _plan(config: Path, overrides: list[str], gpus: int, its: float | None, json: Path | None) -> None:
     """Prints what a training needs, computed without its data and without a GPU."""
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # no warnings of the memory profiler; read by `import torch`
+    # The memory profiler logs and warns; torch reads these levels when it is imported.
+    os.environ.update({"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"})
     from rich.console import Console
 
     from ..lazy import load_config

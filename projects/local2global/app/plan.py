@@ -8,7 +8,6 @@ c, a and b.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -80,19 +79,17 @@ class Source:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Memory and processor time of a training step, fitted to counted steps.
+    """Memory of a training step, fitted to counted steps.
 
     Attributes:
         constant: bytes c that depend neither on the frames nor on their size.
         frame: bytes a of a frame, for all queries and layers.
         pixel: bytes b of a pixel of a padded frame.
-        per_pixel: processor time of a pixel, relative to that of a frame without pixels.
     """
 
     constant: float
     frame: float
     pixel: float
-    per_pixel: float
 
     def activations(self, frames: int, pixels: int) -> int:
         """Peak bytes beyond weights, gradients and optimizer state, for frames of `pixels` pixels each."""
@@ -177,24 +174,20 @@ def count_step(model: nn.Module, dtype: torch.dtype | None) -> StepCost:
             parameter.grad = torch.zeros_like(parameter)
     small, wide, longer = (_count(model, _clip(model, size, length), dtype) for size, length in COUNTED)
     pixels = [size[0] * size[1] for size, _ in COUNTED]
-    pixel = (wide[0] - small[0]) / (pixels[1] - pixels[0])
-    frame = longer[0] - small[0] - pixel * pixels[0]
-    constant = small[0] - frame - pixel * pixels[0]
-    seconds = (wide[1] - small[1]) / (pixels[1] - pixels[0])
-    base = max(small[1] - seconds * pixels[0], 1e-6)
-    return StepCost(constant, frame, pixel, max(seconds, 0.0) / base)
+    pixel = (wide - small) / (pixels[1] - pixels[0])
+    frame = longer - small - pixel * pixels[0]
+    return StepCost(small - frame - pixel * pixels[0], frame, pixel)
 
 
-def _count(model: nn.Module, clip: Clip, dtype: torch.dtype | None) -> tuple[int, float]:
-    """Peak bytes and processor time of forward and backward of a clip."""
+def _count(model: nn.Module, clip: Clip, dtype: torch.dtype | None) -> int:
+    """Peak bytes of forward and backward of a clip."""
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             losses = model([clip])
         torch.stack([loss.float() for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
-    start = time.process_time()
-    return peak_memory(step, torch.device("cpu")), time.process_time() - start
+    return peak_memory(step, torch.device("cpu"))
 
 
 def _clip(model: Any, size: tuple[int, int], length: int) -> Clip:
@@ -381,13 +374,13 @@ def scaling(
 ) -> dict[str, Any]:
     """Balance of the GPUs and time of the all-reduce; a GPU has at least one clip, so a batch may be larger.
 
-    The time of a GPU is affine in the pixels of its padded clips, as counted.  An iteration lasts as long as its
-    slowest GPU.
+    The time of a GPU is taken as proportional to the activations of its padded clips, a + b P for a frame of P pixels.
+    An iteration lasts as long as its slowest GPU.
     """
     clips = max(1, batch // gpus)
     count = len(sizes) // (gpus * clips) * gpus * clips
     pixels = sizes[:count].view(-1, gpus, clips, 2).amax(dim=2).prod(dim=2).double()
-    seconds = 1 + cost.per_pixel * pixels
+    seconds = cost.frame + cost.pixel * pixels
     balance = float(seconds.mean() / seconds.amax(dim=1).mean())
     sent = round(2 * (gpus - 1) / gpus * gradients)
     reduce = sent / (WITHIN if gpus <= NODE else BETWEEN)
@@ -457,7 +450,7 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> Table:
         videos = "unknown" if row["videos"] is None else f"{row['videos']:,}"
         epochs = "-" if row["epochs"] is None else f"{row['epochs']:.1f}"
         found = "yes" if row["found"] else "not found" + (": published number" if row["videos"] else "")
-        table.add_row(row["name"], videos, f"{row['share']:.0%}", epochs, found)
+        table.add_row(PurePath(row["name"]).name, videos, f"{row['share']:.0%}", epochs, found)
     return table
 
 

@@ -473,13 +473,11 @@ class Curriculum:
         return sum((loader.skipped for loader in self.loaders), Counter())
 
     def summary(self) -> list[str]:
-        """The lines of each loader that has a summary, its first one with the iteration at which it starts."""
+        """The first line of each loader that has a summary, with the iteration of its start; then the other lines."""
         parts = [getattr(loader, "summary", list)() for loader in self.loaders]
-        return [
-            f"from iteration {start:,}: {line}" if i == 0 else line
-            for start, lines in zip(self.starts, parts, strict=True)
-            for i, line in enumerate(lines)
-        ]
+        starts = zip(self.starts, parts, strict=True)
+        first = [f"from iteration {start:,}: {line}" for start, lines in starts for line in lines[:1]]
+        return [*first, *dict.fromkeys(line for lines in parts for line in lines[1:])]
 
     def seek(self, iteration: int, accumulate: int = 1) -> None:
         """Lets the next `iter` start at the first batch of `iteration`, where an iteration has `accumulate` batches."""
