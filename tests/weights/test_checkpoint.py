@@ -2,7 +2,11 @@
 
 import argparse
 import pickle
+import sys
+from collections import Counter, defaultdict
+from datetime import datetime, timedelta, timezone
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +139,67 @@ def test_arrays_scalars_and_settings_of_other_trainers_are_loaded(tmp_path):
     assert (read["best"], read["args"], read["folder"]) == (3.5, {"lr": 1e-4, "sizes": [1, 2]}, "/data/x")
 
 
+class CfgNode(dict):
+    """The settings of other projects, pickled as a class of their package."""
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".pkl"])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        defaultdict(list, a=[1]),
+        defaultdict(None, a=1),
+        Counter("aab"),
+        {1, 2},
+        frozenset([1]),
+        1j,
+        datetime(2020, 1, 2, tzinfo=timezone.utc),
+        timedelta(3),
+        SimpleNamespace(a=1),
+        np.array(["a", "b"]),
+        np.array("a"),
+        np.random.default_rng(0).bit_generator.state,
+        CfgNode(a=CfgNode(b=1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_plain_data_beside_the_weights_are_read(tmp_path, monkeypatch, suffix, extra):
+    """Scores, dates, settings and random states that other trainers save."""
+    monkeypatch.setattr(CfgNode, "__module__", "yacs.config")
+    monkeypatch.setitem(sys.modules, "yacs.config", SimpleNamespace(CfgNode=CfgNode))
+    content = {"model": model().state_dict(), "extra": extra}
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pkl":
+        path.write_bytes(pickle.dumps(content, 2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=suffix == ".pth")
+    read = load_checkpoint(path)
+    assert load_weights(model(), read).missing == ()
+    plain = {
+        SimpleNamespace: {"a": 1},
+        np.ndarray: extra.reshape(-1).tolist() if hasattr(extra, "shape") else 0,
+    }
+    assert read["extra"] == plain.get(type(extra), extra)
+
+
+def test_a_torchscript_archive_is_named_without_a_warning(tmp_path, recwarn):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pth")
+    before = len(recwarn)
+    with pytest.raises(UserError, match=r"a\.pth: it contains torch\.jit\.load, which only code can read"):
+        load_checkpoint(tmp_path / "a.pth")
+    assert len(recwarn) == before
+
+
+def test_a_state_dict_is_found_beside_a_model_name(tmp_path):
+    """Timm and others save the model's name under "model" or "arch"."""
+    for other in (None, "l2g", {}):
+        assert load_weights(model(), {"model": other, "state_dict": model().state_dict()}).missing == ()
+    with pytest.raises(
+        UserError, match=r"no tensors in it, only a\. Save the state dict alone, under 'model'"
+    ):
+        load_weights(model(), {"a": {"b": {"c": torch.zeros(1)}}})
+
+
 def test_an_unsupported_object_is_named(tmp_path):
     torch.save({"model": model()}, tmp_path / "a.pth")
     with pytest.raises(
@@ -157,6 +222,7 @@ def test_the_only_state_dict_under_another_key_is_loaded():
         (lambda x: x.to("meta"), "a tensor without data"),
         (lambda x: x.to(torch.complex64), "a complex tensor"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a quantised tensor"),
+        (lambda x: x.to(torch.float8_e4m3fn), "a quantised tensor"),
     ],
 )
 def test_tensors_that_are_no_dense_real_numbers_are_refused(change, kind):

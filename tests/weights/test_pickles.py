@@ -74,9 +74,9 @@ def hidden_in_a_storage():
         np.array([Runs(print, "run")], dtype=object),
         hidden_in_a_storage(),
         torch.nn.Linear(1, 1),
-        np.array(["text"]),
+        Runs(list, "run"),
     ],
-    ids=["call", "eval", "object array", "in a storage", "module", "text"],
+    ids=["call", "eval", "object array", "in a storage", "module", "type"],
 )
 def test_other_objects_are_refused_and_not_run(tmp_path, capsys, evil):
     with pytest.raises(

@@ -78,7 +78,7 @@ def save(trainer: Trainer, name: str = "") -> str:
     name = name or f"model_{trainer.iteration:07d}.pth"
     content = trainer.state()
     for key in ("model", "ema_state"):
-        check_weights(content[key] or {}, f"iteration {trainer.iteration}: {key}")
+        check_weights(content[key] or {}, f"iteration {trainer.iteration}: {key}", "Lower optimizer.lr.")
     if rank() == 0:
         if not trainer.folder.is_dir():
             raise UserError(f"{trainer.folder}: the output folder was deleted, so {name} cannot be written")

@@ -45,8 +45,13 @@ PLAIN = (str, int, float, bool, type(None))
 LARGEST = 1e6
 
 
-def check_weights(state: Mapping[str, Any], source: str) -> None:
+def check_weights(state: Mapping[str, Any], source: str, remedy: str) -> None:
     """Check that every floating-point tensor is finite and at most `LARGEST` in magnitude.
+
+    Args:
+        state: tensors by name; other values are ignored.
+        source: where they come from, for the message.
+        remedy: a sentence appended to the message.
 
     Raises:
         UserError: naming the first tensor that is not.
@@ -60,9 +65,7 @@ def check_weights(state: Mapping[str, Any], source: str) -> None:
     largest = torch.stack([value.detach().abs().amax().double() for value in tensors.values()]).tolist()
     for name, value in zip(tensors, largest, strict=True):
         if not value <= LARGEST:
-            raise UserError(
-                f"{source}: {name} has a value of {value:.3g}: training diverged. Lower optimizer.lr."
-            )
+            raise UserError(f"{source}: {name} has a value of {value:.3g}: training diverged. {remedy}")
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -251,7 +254,9 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         inside = ", ".join(map(str, list(content)[:5])) or "nothing"
-        raise UserError(f"{source}: no tensors in it, only {inside}.")
+        raise UserError(
+            f"{source}: no tensors in it, only {inside}. Save the state dict alone, under 'model'."
+        )
     for name, value in tensors.items():
         kind = _unusual(value)
         if kind:
@@ -267,28 +272,30 @@ def read_state(content: Mapping[str, Any], source: str = "checkpoint") -> State:
 
 
 def _find_state(content: Mapping[str, Any], source: str) -> Any:
-    """The state dict of a checkpoint."""
+    """The state dict of a checkpoint; what is under "model" if it holds none."""
     for key in ("model", "state_dict"):
-        if key in content:
+        if isinstance(content.get(key), Mapping) and _holds_tensors(content[key]):
             return content[key]
-    if any(isinstance(value, Tensor) for value in content.values()):
+    if _holds_tensors(content):
         return content
     states = {
-        key: value
-        for key, value in content.items()
-        if isinstance(value, Mapping) and any(isinstance(item, Tensor) for item in value.values())
+        key: value for key, value in content.items() if isinstance(value, Mapping) and _holds_tensors(value)
     }
     if len(states) > 1:
         names = ", ".join(map(str, states))
         raise UserError(f"{source}: several state dicts: {names}. Save the right one alone, under 'model'.")
-    return next(iter(states.values()), content)
+    return next(iter(states.values()), content.get("model", content))
+
+
+def _holds_tensors(state: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in state.values())
 
 
 def _unusual(value: Tensor) -> str:
     """What kind of tensor `value` is, if it is not an ordinary one; otherwise ""."""
     if value.is_meta:
         return "a tensor without data"
-    if value.is_quantized:
+    if value.is_quantized or (value.is_floating_point() and value.element_size() == 1):
         return "a quantised tensor"
     if value.layout is not torch.strided:
         return "a sparse tensor"
@@ -368,7 +375,7 @@ def load_weights(
         raise UserError(f"{source}: {report.refusal()}")
     if not (strict or partial) and report.half_loaded:
         raise UserError(f"{source}: {report.partial_refusal()}")
-    check_weights({name: theirs[name] for name in fits}, source)
+    check_weights({name: theirs[name] for name in fits}, source, "Use weights that were saved before.")
     model.load_state_dict({name: theirs[name] for name in fits}, strict=False)
     return report
 

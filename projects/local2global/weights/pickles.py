@@ -10,9 +10,10 @@ import os
 import pickle
 import pickletools
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from ..limits import MAX_PICKLE_BYTES, MAX_PICKLE_STEPS, MAX_UNPACKED
 
 _KINDS = "fiub"  # dtypes: float, signed and unsigned integer, bool
+_TEXT = "SU"  # dtypes of text
 
 
 class _Type:
@@ -36,8 +38,9 @@ class _Type:
 
     def build(self) -> np.dtype[Any]:
         dtype = np.dtype(self.name)
-        if dtype.kind not in _KINDS or dtype.shape:
-            raise pickle.UnpicklingError(f"an array of {self.name}")
+        if dtype.kind not in _KINDS + _TEXT or dtype.shape or not dtype.itemsize:
+            kind = "objects" if dtype.kind == "O" else self.name
+            raise pickle.UnpicklingError(f"an array of {kind}")
         order: Any = self.order
         built: np.dtype[Any] = dtype.newbyteorder(order)
         return built
@@ -46,24 +49,29 @@ class _Type:
 class _Array:
     """Stand-in for numpy.ndarray."""
 
-    value: Tensor
+    value: Tensor | list[Any]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
         if not isinstance(kind, _Type):
             raise pickle.UnpicklingError("an array without a dtype")
+        dtype = kind.build()
         raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
-        self.value = _tensor(raw, kind, tuple(shape), "F" if fortran else "C")
+        self.value = _tensor(raw, dtype, tuple(shape), "F" if fortran else "C")
 
 
-def _tensor(raw: bytes, kind: _Type, shape: tuple[int, ...], order: Any) -> Tensor:
-    stored: np.ndarray[Any, Any] = np.ndarray(shape, kind.build(), raw, order=order)
+def _tensor(raw: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any) -> Tensor | list[Any]:
+    """A tensor; a list for an array of text."""
+    stored: np.ndarray[Any, Any] = np.ndarray(shape, dtype, raw, order=order)
+    if dtype.kind in _TEXT:
+        texts: list[Any] = np.atleast_1d(stored).tolist()
+        return texts
     return torch.from_numpy(np.array(stored, dtype=stored.dtype.newbyteorder("="), order="C"))
 
 
 def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str = "C") -> _Array:
     array = _Array()
-    array.value = _tensor(bytes(data), kind, tuple(shape), order)
+    array.value = _tensor(bytes(data), kind.build(), tuple(shape), order)
     return array
 
 
@@ -114,6 +122,27 @@ class _Namespace:
         self.values = dict(state)
 
 
+class _Settings:
+    """Stand-in for the dicts of settings of other projects."""
+
+    def __new__(cls, *_: Any) -> Any:  # torch fills instances of OrderedDict only
+        return OrderedDict()
+
+
+def _default_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _factory(*_: Any) -> Any:
+    """Stand-in for the type that makes the default values of a defaultdict."""
+    raise pickle.UnpicklingError("a call of a type")
+
+
+#: Standard types without effects, whose values are no larger than their pickles: they are built as they are.
+_STANDARD = (Counter, set, frozenset, complex, datetime, date, timedelta, timezone)
+_SETTINGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "detectron2.config.config.CfgNode",
+             "easydict.EasyDict", "mmengine.config.config.ConfigDict")  # fmt: skip
+
 _NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     **{
         (f"numpy.{core}.{module}", name): maker
@@ -128,6 +157,11 @@ _NUMPY: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
     ("argparse", "Namespace"): _Namespace,
+    ("types", "SimpleNamespace"): _Namespace,
+    ("collections", "defaultdict"): _default_dict,
+    **{(kind.__module__, kind.__name__): kind for kind in _STANDARD},
+    **{("builtins", kind.__name__): _factory for kind in (dict, float, int, list, str, tuple)},
+    **{(module, name): _Settings for module, _, name in (entry.rpartition(".") for entry in _SETTINGS)},
     **{("pathlib", name): _path for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")},
 }
 _STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -145,6 +179,8 @@ class _Reader(pickle.Unpickler):
     """An unpickler that replaces known names by the stand-ins above and refuses all other names."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "__builtin__" and name != "bytes":  # names of protocol 2
+            module = "builtins"
         if (module, name) not in _STAND_INS:
             raise pickle.UnpicklingError(f"it calls {module}.{name}")
         return _STAND_INS[module, name]
@@ -177,6 +213,8 @@ def check_torch(file: BinaryIO) -> None:
     if is_zip:
         with zipfile.ZipFile(file) as bundle:
             entries = bundle.infolist()
+            if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+                raise pickle.UnpicklingError("it calls torch.jit.load")
             if sum(entry.file_size for entry in entries) > MAX_UNPACKED * size:
                 raise pickle.UnpicklingError(f"it unpacks to more than {MAX_UNPACKED} times its size")
             for entry in entries:
