@@ -116,7 +116,7 @@ def test_every_input_is_read_or_refused(target, worker, inputs, tally, tmp_path)
     stop = time.monotonic() + BUDGET / len(NAMES)
 
     def check(files):
-        if BUDGET and time.monotonic() > stop:
+        if round_number and time.monotonic() > stop:
             return
         outcome = worker.run(target, files)
         counts[outcome.kind] += 1
@@ -129,9 +129,8 @@ def test_every_input_is_read_or_refused(target, worker, inputs, tally, tmp_path)
     options = dict(
         phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    number = SLICE.get(target, DEFAULT)
+    number, round_number = SLICE.get(target, DEFAULT), 0
     settings(max_examples=number, derandomize=True, **options)(given(inputs[target])(check))()
-    round_number = 0
     while BUDGET and time.monotonic() < stop:
         round_number += 1
         seed(round_number)(settings(max_examples=200, **options)(given(inputs[target])(check)))()
