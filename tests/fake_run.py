@@ -184,6 +184,10 @@ def parameters(model):
     return list(model.parameters())
 
 
+def sgd(params, lr, betas):
+    return torch.optim.SGD(params, lr, momentum=betas[0])
+
+
 def config(folder, *overrides):
     """The config of a run, with dotlist overrides."""
     train_keys = {"output_dir": str(folder), "device": "cpu", "max_iter": 10, "seed": 3, "log_period": 1}

@@ -22,6 +22,7 @@ from local2global.engine.trainer import endless
 from local2global.errors import UserError
 from local2global.files import locked_folder
 from local2global.weights.checkpoint import load_checkpoint
+from local2global.weights.find import find_weights
 from loopback import FileServer
 
 HERE = Path(__file__).resolve().parents[1]
@@ -223,6 +224,7 @@ def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
         ("train.ddp=3", "train.ddp=3: expected keys broadcast_buffers"),
         ("train.amp.dtype=int8", "train.amp.dtype=int8: expected one of float16"),
         ("train.device=toaster", "train.device=toaster"),
+        ("train.output_dir=' '", "train.output_dir=' ': expected a folder"),
         ("train.seed=abc", "train.seed=abc: expected a whole number"),
         ("train.eval_period=often", "train.eval_period=often: expected a whole number, 0 or more"),
         ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
@@ -518,6 +520,84 @@ def test_a_damaged_last_checkpoint_is_refused_with_the_name_of_the_previous_one(
         run(tmp_path, resume=True)
     (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
     assert "at iteration 8" in run(tmp_path, resume=True)[0]
+
+
+def test_resume_without_the_text_file_continues_from_the_newest_checkpoint(tmp_path):
+    """A run killed between its first checkpoint and `last_checkpoint` keeps that checkpoint."""
+    run(tmp_path)
+    for name in ("last_checkpoint", "model_final.pth", "model_0000007.pth"):
+        (tmp_path / name).unlink()
+    assert "at iteration 4" in run(tmp_path, resume=True)[0]
+    (tmp_path / "last_checkpoint").unlink()
+    assert "model_final.pth at iteration 10" in run(tmp_path, resume=True)[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a\0b", b"../run/model_final.pth", b"a\nb", None])
+def test_a_damaged_text_file_of_the_last_checkpoint_is_refused(tmp_path, content):
+    run(tmp_path)
+    marker = tmp_path / "last_checkpoint"
+    marker.unlink()
+    marker.mkdir() if content is None else marker.write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    for read in (lambda: run(tmp_path, resume=True), lambda: find_weights(tmp_path)):
+        with pytest.raises(UserError, match=r"last_checkpoint: damaged\. Write the name"):
+            read()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "line", [b"\0\0\xff\n", b"[1]\n", b"{}\n", b'{"iteration": "3"}\n', b"[" * 5000 + b"\n", b'{"iter']
+)
+def test_damaged_lines_of_the_metrics_are_dropped_by_a_resumed_run(tmp_path, line):
+    run(tmp_path, "train.eval_period=4")
+    before = fake_run.entries(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(line)
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    run(tmp_path, "train.eval_period=4", resume=True)
+    assert fake_run.entries(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("iteration", "7", "its 'iteration' is damaged"),
+        ("iteration", -1, "its 'iteration' is damaged"),
+        ("iteration", True, "its 'iteration' is damaged"),
+        ("iteration", 1 << 80, "its 'iteration' is damaged"),
+        ("seed", None, "its 'seed' is damaged"),
+        ("random", "x", "its 'random' is damaged"),
+        ("random", [{}], "its 'random' is damaged"),
+        ("random", [{"python": 3}], "its 'random' is damaged"),
+        ("optimizer", [], "its 'optimizer' is damaged"),
+        ("optimizer", {}, "its optimizer does not fit"),
+        ("optimizer", {"state": 3, "param_groups": [3]}, "its optimizer does not fit"),
+        ("model", None, "its 'model' is damaged"),
+    ],
+)
+def test_a_checkpoint_with_a_damaged_entry_is_refused_and_changes_no_file(tmp_path, key, value, problem):
+    run(tmp_path)
+    content = load_checkpoint(tmp_path / "model_0000007.pth")
+    torch.save({**content, key: value}, tmp_path / "model_final.pth")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=rf"model_final\.pth: .*{problem}"):
+        run(tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_resuming_with_another_optimizer_is_refused(tmp_path):
+    """SGD would accept AdamW's state without a word, and AdamW fail on SGD's in its first step."""
+    sgd = ("optimizer._target_=fake_run.sgd", "train.max_iter=20")
+    run(tmp_path / "adamw")
+    run(tmp_path / "sgd", *sgd)
+    for folder, options in (("adamw", sgd), ("sgd", ("train.max_iter=30",))):
+        with pytest.raises(UserError, match="another kind of optimizer"):
+            run(tmp_path / folder, *options, resume=True)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match="give one of them"):
+        run(tmp_path, resume=True, overwrite=True)
 
 
 def test_resuming_another_model_is_refused_and_changes_no_file(tmp_path):

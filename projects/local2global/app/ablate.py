@@ -237,8 +237,8 @@ def scores_of(run: Run) -> dict[str, float] | None:
     Raises:
         UserError: if the folder holds a run of another config.
     """
+    from ..engine.metrics import read_entries
     from ..engine.settings import train_settings
-    from .tables import read_metrics
 
     cfg = copy.deepcopy(run.cfg)
     last = train_settings(cfg).max_iter - 1
@@ -246,7 +246,7 @@ def scores_of(run: Run) -> dict[str, float] | None:
     if not (run.folder / "model_final.pth").is_file():
         return None
     scores = None
-    for entry in read_metrics(run.folder):
+    for entry in read_entries(run.folder / "metrics.jsonl"):
         defined = {name: value for name, value in entry.items() if "/" in name and value not in (None, -1)}
         if entry["iteration"] == last and any("/" in name for name in entry):
             scores = {k: v for k, v in defined.items() if not k.removeprefix("ema_").startswith("speed/")}
@@ -254,14 +254,13 @@ def scores_of(run: Run) -> dict[str, float] | None:
 
 
 def _check_same_config(folder: Path, cfg: DictConfig) -> None:
-    import yaml
-
+    from ..config.saved import read_yaml
     from ..lazy import resolve
 
     path = folder / "config.yaml"
     if not path.is_file():
         return
-    saved, current = _flatten(yaml.safe_load(path.read_text(encoding="utf-8"))), _flatten(resolve(cfg))
+    saved, current = _flatten(read_yaml(path)), _flatten(resolve(cfg))
     for key in {**saved, **current}:
         if saved.get(key) != current.get(key):
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config.saved import read_yaml
+from ..engine.metrics import read_entries
+from ..engine.run_folder import read_versions
 from ..engine.settings import build
 from ..errors import UserError, make_folder
 from ..files import atomic_path, write_text
@@ -21,7 +22,6 @@ from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint,
 from ..weights.download import megabytes
 from ..weights.find import find_weights
 from .output import markdown_table
-from .tables import read_metrics
 
 _FILES = ("README.md", "config.yaml", "model.safetensors")
 
@@ -112,7 +112,7 @@ def model_card(run: Path, repository: str, config: DictConfig, parameters: int, 
     """
     saved = read_yaml(run / "config.yaml")
     saved = saved if isinstance(saved, dict) else {}
-    versions = _read_versions(run / "versions.json")
+    versions = read_versions(run)
     classes = [str(entry["name"]) for entry in config.model.get("classes") or ()]
     loader, train = saved.get("dataloader") or {}, saved.get("train") or {}
     start = train.get("init_checkpoint") if isinstance(train, dict) else None
@@ -149,7 +149,7 @@ def model_card(run: Path, repository: str, config: DictConfig, parameters: int, 
 def _scores(run: Path) -> list[list[str]]:
     """Name and value of the last scores in metrics.jsonl, which are named `task/score`; -1 is an undefined score."""
     scores: dict[str, float] = {}
-    for entry in read_metrics(run):
+    for entry in read_entries(run / "metrics.jsonl"):
         latest = {name: value for name, value in entry.items() if "/" in name and isinstance(value, float)}
         scores = latest or scores
     return [
@@ -157,14 +157,6 @@ def _scores(run: Path) -> list[list[str]]:
         for name, value in scores.items()
         if value >= 0 and not name.startswith("speed/")
     ]
-
-
-def _read_versions(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _datasets(node: Any) -> list[str]:

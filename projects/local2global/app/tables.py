@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..config.saved import read_yaml
+from ..engine.metrics import read_entries
+from ..engine.run_folder import read_versions
 from ..errors import UserError
 from ..files import write_text
 from ..lazy import LazyConfig, load_config
@@ -106,37 +106,29 @@ def read_runs(folders: Iterable[Path]) -> list[Measured]:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of runs.")
         for config in sorted(folder.rglob("config.yaml")):
-            try:
-                content = yaml.safe_load(config.read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"{config}: cannot be read ({' '.join(str(error).split())}).") from error
+            content = read_yaml(config)
             paper = content.get("paper") if isinstance(content, dict) else None
-            if paper:
-                runs.append(_read_run(config.parent, tuple(paper.get(name) for name in NAMES)))
+            if isinstance(paper, dict):
+                names = (paper.get(name) for name in NAMES)
+                runs.append(
+                    _read_run(config.parent, tuple(n if isinstance(n, (int, str)) else None for n in names))
+                )
     return runs
 
 
 def _read_run(folder: Path, names: tuple[Any, ...]) -> Measured:
     scores: dict[str, float] = {}
     iterations = None
-    for entry in read_metrics(folder):
-        latest = {name: entry[key] for name, key in SCORES.items() if entry.get(key) is not None}
-        defined = {name: float(value) for name, value in latest.items() if value >= 0}
+    for entry in read_entries(folder / "metrics.jsonl"):
+        latest = {name: entry.get(key) for name, key in SCORES.items()}
+        defined = {
+            name: float(value)
+            for name, value in latest.items()
+            if isinstance(value, (int, float)) and value >= 0
+        }
         if defined:
             scores, iterations = defined, entry["iteration"] + 1
-    versions = folder / "versions.json"
-    facts = json.loads(versions.read_text()) if versions.is_file() else {}
-    return Measured(folder, names, scores, {"iterations": iterations, **facts})
-
-
-def read_metrics(run: Path) -> Iterator[dict[str, Any]]:
-    """Yields the entries of a run's metrics.jsonl; a line cut off by a killed run is skipped."""
-    path = run / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    return Measured(folder, names, scores, {**read_versions(folder), "iterations": iterations})
 
 
 def build_table(rows: Sequence[Row], runs: Sequence[Measured]) -> list[dict[str, Any]]:

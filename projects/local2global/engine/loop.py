@@ -39,7 +39,7 @@ def train(
         cfg: `model, optimizer, lr_multiplier, dataloader.{train,test,evaluator}, train`; not modified.
         resume: continue from the newest checkpoint in `train.output_dir`, with identical results to an uninterrupted
             run; without a checkpoint, start from iteration 0.
-        overwrite: without `resume`, replace an earlier run in `train.output_dir`.
+        overwrite: replace an earlier run in `train.output_dir`; excludes `resume`.
         progress: console for messages; standard error by default.
 
     Returns:
@@ -51,6 +51,10 @@ def train(
         KeyboardInterrupt: after SIGINT, SIGTERM or SIGUSR2, once the checkpoint is saved; its argument is the signal
             that this process received, if any.
     """
+    if resume and overwrite:
+        raise UserError(
+            "--resume continues the run in the output folder, --overwrite replaces it: give one of them."
+        )
     require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
     cfg = copy.deepcopy(cfg)
     settings = train_settings(cfg)

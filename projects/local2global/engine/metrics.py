@@ -42,19 +42,30 @@ def print_table(scores: Mapping[str, Any], console: Console | None = None) -> No
     (console or Console()).print(table)
 
 
-def truncate_after(path: Path, iteration: int) -> None:
-    """Delete the entries of metrics.jsonl after `iteration`, which a resumed run repeats, and incomplete lines."""
-    if not path.is_file():
-        return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a metrics.jsonl; none if there is no such file.
+
+    Other lines are skipped: a killed process leaves an incomplete line, a crash of the machine a damaged one.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        text = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if entry["iteration"] <= iteration:
-            lines.append(line + "\n")
-    write_text(path, "".join(lines))
+            if isinstance(entry, dict) and type(entry.get("iteration")) is int:
+                yield entry
+
+
+def truncate_after(path: Path, iteration: int) -> None:
+    """Delete the entries of metrics.jsonl after `iteration`, which a resumed run repeats, and damaged lines."""
+    if path.exists():
+        kept = [entry for entry in read_entries(path) if entry["iteration"] <= iteration]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
 
 class RunLog:

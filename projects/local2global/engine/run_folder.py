@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from ..errors import UserError
 from ..files import locked_folder, write_text
 from ..lazy import save_resolved
 from ..weights.checkpoint import load_checkpoint
+from ..weights.find import marked_checkpoint
+from .metrics import read_entries
 from .processes import gather, join, rank, world_size
 
 FINAL = "model_final.pth"
@@ -78,28 +80,69 @@ def is_run_of(folder: Path, cfg: DictConfig) -> bool:
 
 def has_scores(folder: Path, iteration: int) -> bool:
     """Whether metrics.jsonl has scores of an iteration, which are named `task/score`."""
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        entry = json.loads(line)
-        if entry["iteration"] == iteration and any("/" in name for name in entry):
-            return True
-    return False
+    entries = read_entries(folder / "metrics.jsonl")
+    return any(entry["iteration"] == iteration and any("/" in name for name in entry) for entry in entries)
+
+
+def read_versions(folder: Path) -> dict[str, Any]:
+    """The content of a run's versions.json; {} if it is missing or damaged."""
+    try:
+        content = json.loads((folder / "versions.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint named in the text file `last_checkpoint`, or None if there is no such file."""
-    pointer = folder / "last_checkpoint"
-    return folder / pointer.read_text().strip() if pointer.is_file() else None
+    """The checkpoint named in the text file `last_checkpoint`, or the newest one if there is no such file.
+
+    A run that is killed between the two files has a checkpoint without the text file.
+
+    Returns:
+        its path, which may not exist; None for a folder without checkpoints.
+
+    Raises:
+        UserError: if `last_checkpoint` is damaged.
+    """
+    files = [*numbered_checkpoints(folder), *(path for path in (folder / FINAL,) if path.is_file())]
+    return marked_checkpoint(folder) or max(files, key=_age, default=None)
+
+
+#: Entries of a checkpoint that a resumed run needs, and their types.
+_STATE: dict[str, type] = {
+    "model": Mapping,
+    "optimizer": Mapping,
+    "iteration": int,
+    "scaler": Mapping,
+    "random": list,
+}
 
 
 def load_last(path: Path) -> dict[str, Any]:
     """Load the checkpoint to resume from.
 
     Raises:
-        UserError: if it cannot be read; the message names the previous checkpoint, if there is one.
+        UserError: if it cannot be read or is no state of a training; the message names the previous checkpoint, if
+            there is one.
     """
     try:
-        return load_checkpoint(path)
+        content = load_checkpoint(path)
+        missing = [key for key in _STATE if key not in content]
+        if missing:
+            raise UserError(
+                f"{path}: cannot resume, the checkpoint has no {', '.join(missing)}. "
+                "Use it as train.init_checkpoint instead."
+            )
+        seed = content.get("seed", 0)
+        wrong = [key for key, kind in _STATE.items() if not isinstance(content[key], kind)]
+        wrong += [
+            key
+            for key, value in (("iteration", content["iteration"]), ("seed", seed))
+            if not _is_count(value)
+        ]
+        if wrong:
+            raise UserError(f"{path}: cannot resume, its '{wrong[0]}' is damaged.")
+        return content
     except UserError as error:
         older = [file.name for file in numbered_checkpoints(path.parent) if file.name != path.name]
         hint = f" To resume from {older[-1]}, write that name into {path.parent / 'last_checkpoint'}."
@@ -109,7 +152,15 @@ def load_last(path: Path) -> dict[str, Any]:
 def numbered_checkpoints(folder: Path) -> list[Path]:
     """The periodic checkpoints of a folder, oldest first."""
     # Sorted by time: a run resumed from an older checkpoint leaves higher iteration numbers behind.
-    return sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=lambda file: file.stat().st_mtime_ns)
+    return sorted(folder.glob("model_" + "[0-9]" * 7 + ".pth"), key=_age)
+
+
+def _age(file: Path) -> int:
+    return file.stat().st_mtime_ns
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def register_checkpoint(folder: Path, name: str, max_to_keep: int | None) -> None:

@@ -93,6 +93,8 @@ def train_settings(cfg: DictConfig) -> DictConfig:
     settings: DictConfig = cfg.train
     if settings.fast_dev_run.enabled:
         settings.max_iter, settings.eval_period, settings.log_period = 20, 10, 1
+    if not settings.output_dir.strip() or "\0" in settings.output_dir:
+        raise UserError(f"train.output_dir={settings.output_dir!r}: expected a folder.")
     if settings.amp.dtype not in PRECISIONS:
         raise UserError(f"train.amp.dtype={settings.amp.dtype}: expected one of {', '.join(PRECISIONS)}.")
     if settings.wandb.enabled and importlib.util.find_spec("wandb") is None:

@@ -27,7 +27,7 @@ from .feature_cache import FeatureCache
 from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
-from .rng import random_state, restore_random_state, seed_all
+from .rng import preserve_random_state, random_state, restore_random_state, seed_all
 from .settings import autocast_dtype, build, build_model
 
 
@@ -101,32 +101,41 @@ class Trainer:
         """Restore a checkpoint of this trainer, except for the random states, which `run` restores.
 
         Args:
-            content: a loaded checkpoint.
+            content: what `load_last` returns.
             source: its path, for messages.
 
         Raises:
-            UserError: if the checkpoint is incomplete or belongs to another model or optimizer.
+            UserError: if the checkpoint is damaged or belongs to another model or optimizer.
         """
-        required = ("model", "optimizer", "iteration", "scaler", "random")
-        missing = [key for key in required if key not in content]
-        if missing:
-            raise UserError(
-                f"{source}: cannot resume, the checkpoint has no {', '.join(missing)}. "
-                "Use it as train.init_checkpoint instead."
-            )
         report = load_weights(self.model, content, source=source)
         if report.reshaped:
             raise UserError(f"{source}: cannot resume with another class list. Use train.init_checkpoint.")
+        self._resume_optimizer(content["optimizer"], source)
         try:
-            self.optimizer.load_state_dict(content["optimizer"])
-        except ValueError as error:
-            raise UserError(f"{source}: its optimizer has other parameters ({error}).") from error
+            with preserve_random_state(self.device):
+                for state in content["random"]:
+                    restore_random_state(state)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{source}: cannot resume, its 'random' is damaged.") from error
         if self.scaler.is_enabled() and content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
             self.average.load(content.get("ema_state") or self.model.state_dict())
         self.iteration = content["iteration"]
         self.start = self.iteration + 1
+
+    def _resume_optimizer(self, state: Mapping[str, Any], source: str) -> None:
+        """Restore the optimizer's state, of the same kind of optimizer with the same parameters."""
+        own = self.optimizer.state_dict()["param_groups"][0]
+        try:
+            saved = state["param_groups"][0]
+            # Another version of torch adds or removes settings; another optimizer does both.
+            if own.keys() - saved.keys() and saved.keys() - own.keys():
+                raise ValueError("another kind of optimizer")
+            self.optimizer.load_state_dict(dict(state))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "damaged"
+            raise UserError(f"{source}: its optimizer does not fit ({reason}).") from error
 
     def state(self) -> dict[str, Any]:
         """The content of a checkpoint, as `resume` reads it.  A collective call: all processes must make it."""

@@ -60,14 +60,31 @@ def cached_release(name: str) -> Path:
     return cache_folder() / "weights" / RELEASES[name].file
 
 
+def marked_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that the text file `last_checkpoint` of a run names, or None if there is no such file.
+
+    Raises:
+        UserError: if the file holds no name of a file in that folder.
+    """
+    marker = folder / "last_checkpoint"
+    if not marker.exists():
+        return None
+    try:
+        name = marker.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if not name.isprintable() or Path(name).name != name or not name:
+        raise UserError(f"{marker}: damaged. Write the name of a checkpoint of that folder into it.")
+    return folder / name
+
+
 def _in_run(folder: Path) -> Path:
     # The marker has priority: model_final.pth may be left over from an earlier run in the same folder.
-    marker = folder / "last_checkpoint"
-    if marker.is_file():
-        last = folder / marker.read_text().strip()
+    last = marked_checkpoint(folder)
+    if last is not None:
         if last.is_file():
             return last
-        raise UserError(f"{marker}: names {last.name}, which is not in that folder")
+        raise UserError(f"{folder / 'last_checkpoint'}: names {last.name}, which is not in that folder")
     for file in ("model_final.pth", "model.safetensors"):
         if (folder / file).is_file():
             return folder / file
