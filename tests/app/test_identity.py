@@ -131,7 +131,16 @@ def test_an_arm_that_shows_the_truth_has_full_scores(small, monkeypatch):
     assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"a": 3}', '{"a": {"AP": [1, 2]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        '{"a": 3}',
+        '{"a": {"AP": [1, 2]}}',
+        '{"a": {"AP": [1, 1, 1]}, "b": {}}',
+        '{"a": {"AP": [1' + "0" * 400 + ", 1, 1]}}",
+    ],
+)
 def test_a_file_that_is_no_table_is_one_line(tmp_path, text):
     file = tmp_path / "table.json"
     file.write_text(text)

@@ -357,6 +357,17 @@ def test_frames_are_selected_by_time_and_number(clip, tmp_path, options, chosen)
     assert images.length == len(chosen)
 
 
+@pytest.mark.parametrize("fps", [float("nan"), float("inf"), -1.0, 0.0, 1e9])
+def test_a_rate_that_is_no_rate_is_refused(clip, fps):
+    with pytest.raises(UserError, match="frames per second: expected more than 0"):
+        open_source(clip, fps)
+
+
+def test_an_edge_that_makes_frames_too_large_is_refused(clip):
+    with pytest.raises(UserError, match=r"size 100000: frames of 16384x10923 pixels, the limit is"):
+        select(open_source(clip), size=100000)
+
+
 def test_the_shorter_edge_is_resized(clip):
     video = select(open_source(clip), size=32)
     assert video.size == (32, 48)

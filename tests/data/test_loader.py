@@ -207,6 +207,12 @@ def test_a_mixture_does_not_depend_on_the_number_of_processes():
     assert_same(batches(3, dataset=mixture), together)
 
 
+@pytest.mark.parametrize(("option", "value"), [("num_workers", -1), ("clip_length", 0)])
+def test_numbers_that_are_too_small_are_refused_by_name(option, value):
+    with pytest.raises(UserError, match=f"{option} {value}: expected at least"):
+        batches(1, **{option: value})
+
+
 def test_an_indivisible_batch_size_is_refused():
     with pytest.raises(UserError, match="total_batch_size 5 cannot be divided equally among 2 processes"):
         build_train_loader(videos(3), 2, Identity(), 5, rank=0, world_size=2)

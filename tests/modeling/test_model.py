@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
 from local2global.modeling import criterion
 from local2global.modeling.backbone import GroupNorms, ResNet
@@ -101,6 +102,25 @@ def test_only_parameters_named_by_trainable_are_trained(tiny):
 def test_a_trainable_pattern_without_a_match_raises(tiny):
     with pytest.raises(ValueError, match="alinger"):
         tiny(trainable=["alinger"])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"threshold": 2}, "model.threshold=2: expected a number from 0 to 1"),
+        ({"threshold": float("nan")}, "model.threshold=nan: expected"),
+        ({"threshold": "/home"}, "model.threshold=/home: expected"),
+    ],
+)
+def test_invalid_settings_of_the_model_are_refused_by_key(tiny, change, problem):
+    with pytest.raises(UserError, match=problem):
+        tiny(**change)
+
+
+def test_a_model_without_classes_is_refused(tiny):
+    model = tiny()
+    with pytest.raises(UserError, match=r"model\.classes: empty"):
+        Local2Global(model.segmenter, model.tracker, model.criterion, [])
 
 
 def test_label_enc_is_frozen_even_if_trainable_matches_it(tiny):

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import atomic_path
+from ..weights.checkpoint import save_tensors
 
 EVERY = 100  # frames: one minute of a large model on a CPU, some seconds on a GPU
 
@@ -63,8 +63,7 @@ class Checkpoint:
     def save(self) -> None:
         """Writes the state atomically."""
         state = {key: value.detach().cpu().contiguous() for key, value in self.state.items()}
-        with atomic_path(self.path) as partial:
-            save_file(state, partial)
+        save_tensors(self.path, state)
 
     def delete(self) -> None:
         """Marks the video as complete."""

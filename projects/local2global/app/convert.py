@@ -10,8 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from ..config.find import find_config_file
+from ..engine.run_folder import refuse_run
+from ..engine.settings import build_model
 from ..errors import UserError, make_folder
-from ..lazy import apply_overrides, instantiate, load_config, load_resolved, save_resolved, variants_of
+from ..files import write_text
+from ..lazy import apply_overrides, load_config, load_resolved, save_resolved, variants_of
 from ..weights import class_heads as coco
 from ..weights.checkpoint import (
     evaluation_state,
@@ -48,8 +51,12 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
         )
     swin = "segmenter.backbone.patch_embed.proj.weight" in state.tensors
     cfg = load_config(find_config_file(f"common/models/l2g_{'swinl' if swin else 'r50'}.py"))
-    cfg.model.classes = _classes(len(state.tensors["segmenter.class_embed.bias"]))
-    apply_overrides(cfg, [f"model.segmenter.{key}={size}" for key, size in _sizes(state.tensors).items()])
+    try:
+        cfg.model.classes = _classes(len(state.tensors["segmenter.class_embed.bias"]))
+        sizes = _sizes(state.tensors)
+    except KeyError as error:
+        raise UserError(f"{source}: not a whole MaskDINO: it has no {error.args[0]}.") from error
+    apply_overrides(cfg, [f"model.segmenter.{key}={size}" for key, size in sizes.items()])
     return apply_overrides(cfg, [_BYPASS, *overrides], known_variants())
 
 
@@ -114,19 +121,23 @@ def convert(
         apply_overrides(cfg, overrides, known_variants())
     else:
         cfg = image_config(content, source, overrides)
-    model = instantiate(cfg.model)
+    refuse_run(output, "--output")
+    model = build_model(cfg)
     state = evaluation_state(content, None, source)
     report = load_weights(model, state, strict=False, source=source, partial=partial)
     make_folder(output, "--output")
     save_resolved(DictConfig({"model": cfg.model}, flags={"allow_objects": True}), output / "config.yaml")
-    (output / "load_report.txt").write_text("\n".join([f"weights of {source}:", *report.summary()]) + "\n")
+    write_text(output / "load_report.txt", "\n".join([f"weights of {source}:", *report.summary()]) + "\n")
     save_checkpoint(output / "model_final.pth", {"model": model.state_dict()})
     yield from report.summary()
     yield f"written to {output / 'model_final.pth'}"
 
 
 def _to_detrex(content: Mapping[str, Any], output: Path, source: str) -> Iterator[str]:
-    translation = to_detrex(read_state(content, source).tensors)
+    try:
+        translation = to_detrex(read_state(content, source).tensors)
+    except KeyError as error:
+        raise UserError(f"{source}: not the weights of a whole model: it has no {error.args[0]}.") from error
     save_checkpoint(output, {"model": translation.state})
     yield f"{len(translation.state)} tensors under detrex's names"
     unknown = translation.unknown

@@ -50,12 +50,7 @@ def export(
     if output.suffix == ".onnx":
         _require_packages()
     model = L2G.from_pretrained(weights, "cpu", overrides)
-    try:
-        graph = StepGraph(model._module, height, width)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"--size {size}: {error}") from error
+    graph = StepGraph(model._module, height, width)
     inputs = graph.initial
     about = {
         "classes": json.dumps([str(entry["name"]) for entry in model.classes]),

@@ -319,11 +319,14 @@ def read_table(path: Path) -> Table:
     """
     content = read_json(path)
     try:
-        return {
+        table = {
             str(name): {str(k): (float(v), float(low), float(high)) for k, (v, low, high) in scores.items()}
             for name, scores in content.items()
         }
-    except (AttributeError, TypeError, ValueError) as error:
+        if len({tuple(scores) for scores in table.values()}) > 1:
+            raise ValueError("trackers with other scores")
+        return table
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a table of l2g identity") from error
 
 

@@ -13,12 +13,19 @@ from torch import Tensor
 
 from ..config.saved import read_yaml
 from ..engine.metrics import read_entries
-from ..engine.run_folder import read_versions
+from ..engine.run_folder import read_versions, refuse_run
 from ..engine.settings import build
 from ..errors import UserError, make_folder
-from ..files import atomic_path, write_text
+from ..files import write_text
 from ..lazy import load_resolved, save_resolved
-from ..weights.checkpoint import evaluation_state, find_config, load_checkpoint, load_weights, read_state
+from ..weights.checkpoint import (
+    evaluation_state,
+    find_config,
+    load_checkpoint,
+    load_weights,
+    read_state,
+    save_tensors,
+)
 from ..weights.download import megabytes
 from ..weights.find import find_weights
 from .output import markdown_table
@@ -47,7 +54,8 @@ def push(
         dry_run: yield the model card, and neither write nor upload.
 
     Raises:
-        UserError: if the weights have no config or do not fit it, or the Hub refuses.
+        UserError: if the weights have no config or do not fit it, the Hub refuses, or `output` holds other files of
+            these names.
     """
     path = find_weights(weights)
     state, config = _model(path)
@@ -59,6 +67,11 @@ def push(
         yield card
         yield f"{', '.join(_FILES)} ({size}) for hf://{repository}; nothing was written or uploaded"
     elif output is not None:
+        refuse_run(output, "--output")
+        if (output / "README.md").is_file() and not (output / "model.safetensors").is_file():
+            raise UserError(
+                f"{output}: its README.md is not of l2g push. Choose another folder with --output."
+            )
         make_folder(output, "--output")
         _write(output, state, config, card)
         yield f"{', '.join(_FILES)} ({size}) written to {output}"
@@ -87,10 +100,7 @@ def _model(path: Path) -> tuple[dict[str, Tensor], DictConfig]:
 
 
 def _write(folder: Path, state: Mapping[str, Tensor], config: DictConfig, card: str) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(folder / "model.safetensors") as partial:
-        save_file(dict(state), partial, metadata={"format": "pt"})
+    save_tensors(folder / "model.safetensors", state, {"format": "pt"})
     save_resolved(config, folder / "config.yaml")
     write_text(folder / "README.md", card)
 

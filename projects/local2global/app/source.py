@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..data.augment import resize_frames, shortest_edge_size
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
+from ..limits import check_pixels
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
 _SAMPLE = 1 << 12  # bytes at both ends of a file that enter its identity
@@ -104,7 +106,7 @@ def select(
         raise UserError(f"start {start} s, end {end} s: expected 0 <= start < end")
     if every < 1 or (size is not None and size < 1):
         raise UserError(f"every {every}, size {size}: expected numbers of at least 1")
-    edges = source.size if size is None else shortest_edge_size(source.size, size, MAX_SIDE)
+    edges = source.size if size is None else _resized(source.size, size)
 
     def chosen(times: Iterable[tuple[Item, float]]) -> Iterator[tuple[Item, float]]:
         since = (pair for pair in times if pair[1] >= start - _TOLERANCE)
@@ -135,6 +137,16 @@ def select(
     )
 
 
+def _resized(size: tuple[int, int], edge: int) -> tuple[int, int]:
+    """(height, width) of frames whose shorter edge has `edge` pixels."""
+    height, width = shortest_edge_size(size, edge, MAX_SIDE)
+    try:
+        check_pixels(width, height)
+    except ValueError as error:
+        raise UserError(f"size {edge}: frames of {error}") from error
+    return height, width
+
+
 def identity_of(paths: Iterable[Path], *options: object) -> str:
     """A hash of files, by their names, sizes and first and last bytes, and of the options that select frames."""
     digest = hashlib.sha256(repr(options).encode())
@@ -159,7 +171,7 @@ def checked_rate(fps: Fraction | float) -> Fraction:
     Raises:
         UserError: if the rate is not in (0, `MAX_FPS`].
     """
-    rate = Fraction(fps).limit_denominator(65535)
+    rate = Fraction(fps).limit_denominator(65535) if math.isfinite(fps) else Fraction(0)
     if not 0 < rate <= MAX_FPS:
         raise UserError(f"{fps} frames per second: expected more than 0 and at most {MAX_FPS}")
     return rate

@@ -241,6 +241,9 @@ class TrainLoader:
         if total <= 0 or total % world_size:
             problem = f"cannot be divided equally among {world_size} processes: make it a multiple"
             raise UserError(f"total_batch_size {total} {problem}.")
+        for name, value, least in (("num_workers", num_workers, 0), ("clip_length", clips.clip_length, 1)):
+            if value < least:
+                raise UserError(f"{name} {value}: expected at least {least}.")
         per_rank = total // world_size
         self.clips = clips
         self.num_workers = num_workers

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import atomic_path, require_space
+from ..files import require_space
 from ..structures import FrameFeatures
+from ..weights.checkpoint import save_tensors
 
 #: Tensors of `FrameFeatures` that are rounded to float16; the others are exact.
 _ROUNDED = ("memory", "mask_features")
@@ -101,8 +102,7 @@ class FeatureCache:
             self.folder, size, "the cache of features", "Free some space, or set train.cache_features=''."
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(file) as partial:
-            save_file(tensors, partial)
+        save_tensors(file, tensors)
 
     def _read(self, files: Sequence[Path], device: torch.device) -> FrameFeatures:
         frames = []

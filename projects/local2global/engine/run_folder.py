@@ -69,6 +69,20 @@ def has_run(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) or bool(numbered_checkpoints(folder))
 
 
+def refuse_run(folder: Path, setting: str) -> None:
+    """Check that an output folder of another command holds no training run, whose files it would replace.
+
+    Args:
+        folder: the folder, which may not exist.
+        setting: the option that selects another folder, such as "--output".
+
+    Raises:
+        UserError: if it does.
+    """
+    if any((folder / name).exists() for name in ("last_checkpoint", "metrics.jsonl")):
+        raise UserError(f"{folder}: holds a training run. Choose another folder with {setting}.")
+
+
 def is_run_of(folder: Path, cfg: DictConfig) -> bool:
     """Whether the folder holds a run with the model and the data of a config."""
     path = folder / "config.yaml"

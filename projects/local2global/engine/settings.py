@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "cache_features": "",
     "amp": {"enabled": False, "dtype": "float16"},
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
-    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2}},
+    "clip_grad": {"enabled": False, "params": {"max_norm": 0.1, "norm_type": 2.0}},
     "seed": -1,
     "fast_dev_run": {"enabled": False},
     "checkpointer": {"period": 5000, "max_to_keep": 100},
@@ -45,6 +46,16 @@ _MINIMUM = {
     "train.checkpointer.max_to_keep": 0,
     "train.eval_period": 0,
 }
+
+#: Allowed values of other numbers.
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "train.clip_grad.params.max_norm": (lambda value: value > 0, "a positive number"),
+    "train.clip_grad.params.norm_type": (lambda value: value > 0, "a positive number"),
+    "train.model_ema.decay": (lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1"),
+}
+
+#: Bound of whole numbers: torch reads seeds as 64-bit integers.
+_MAXIMUM = 1 << 62
 
 #: Keys whose content is passed on unchecked.
 _FREE = ("train.wandb.params",)
@@ -115,6 +126,8 @@ def _check(value: Any, default: Any, key: str) -> None:
     if value is None and key in _NULLABLE:
         return
     expected = _expected(value, default, _MINIMUM.get(key))
+    if not expected and key in _NUMBERS and not _NUMBERS[key][0](value):
+        expected = _NUMBERS[key][1]
     if expected:
         raise UserError(f"{key}={value}: expected {expected}.")
 
@@ -127,10 +140,12 @@ def _expected(value: Any, default: Any, minimum: int | None) -> str:
     if isinstance(default, float):
         return "" if is_number else "a number"
     if isinstance(default, int):
-        if minimum is None:
-            return "" if is_number else "a whole number"
-        kind = "a positive whole number" if minimum else "a whole number, 0 or more"
-        return "" if is_number and isinstance(value, int) and value >= minimum else kind
+        if isinstance(value, int) and abs(value) >= _MAXIMUM:
+            return "a smaller number"
+        least = -math.inf if minimum is None else minimum
+        kinds = {None: "a whole number", 0: "a whole number, 0 or more"}
+        valid = is_number and isinstance(value, int) and value >= least
+        return "" if valid else kinds.get(minimum, "a positive whole number")
     return "" if isinstance(value, str) else "text"
 
 

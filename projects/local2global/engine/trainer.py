@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,14 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = build(with_model, "optimizer")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule: Callable[[float], float] = build(cfg, "lr_multiplier")
+        if not callable(self.schedule):
+            kind = type(self.schedule).__name__
+            raise UserError(
+                f"lr_multiplier: expected a schedule with a _target_, got {kind} {self.schedule!s:.40}"
+            )
         self.loader = build(cfg, "dataloader.train")
+        if not isinstance(self.loader, Iterable):
+            raise UserError(f"dataloader.train: expected a loader, got {type(self.loader).__name__}")
         amp = cfg.train.amp
         self.precision = autocast_dtype(amp, device)
         if amp.enabled and self.precision is None:

@@ -28,8 +28,7 @@ class StepGraph(nn.Module):
         initial: the inputs of the first frame, by name, with a black frame.
 
     Raises:
-        UserError: for another model.
-        ValueError: if the model cannot process frames of this size.
+        UserError: for another model, or if the model cannot process frames of this size.
     """
 
     def __init__(self, model: nn.Module, height: int, width: int) -> None:
@@ -51,8 +50,11 @@ class StepGraph(nn.Module):
         self.model, self.tracker = model.eval(), tracker
 
         frame = torch.zeros(3, height, width, dtype=torch.uint8)
-        with torch.no_grad():
-            slots = self.model.step(self.model.encode([frame]), None).queries
+        try:
+            with torch.no_grad():
+                slots = self.model.step(self.model.encode([frame]), None).queries
+        except ValueError as error:
+            raise UserError(f"frames of {height}x{width}: {error}") from error
         self._kind = type(slots)  # a tracker may carry more than `Queries`
         zeros = {name: torch.zeros_like(value[0]) for name, value in vars(slots).items()}
         self.initial = {"frame": frame, "first": torch.ones(1, dtype=torch.bool), **zeros}

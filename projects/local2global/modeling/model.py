@@ -97,6 +97,10 @@ class Local2Global(nn.Module):
         for entry in self.classes:
             if not isinstance(entry.get("name"), str) or not isinstance(entry.get("id"), int):
                 raise UserError(f"model.classes: {entry!s:.80}: each class needs an id and a name")
+        if not self.classes:
+            raise UserError("model.classes: empty; a model needs at least one class")
+        if not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
+            raise UserError(f"model.threshold={threshold}: expected a number from 0 to 1")
         self.test_size = tuple(test_size)
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic

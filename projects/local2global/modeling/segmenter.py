@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import mask_to_box
+from ..errors import UserError
 from ..structures import (
     FrameFeatures,
     FramePredictions,
@@ -50,6 +51,8 @@ class Segmenter(nn.Module):
         mask_dim: int | None = None,
     ) -> None:
         super().__init__()
+        if num_queries < 1:
+            raise UserError(f"num_queries {num_queries}: expected at least 1")
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
@@ -76,12 +79,12 @@ class Segmenter(nn.Module):
         """Local queries: the N encoder tokens with the most confident class, most confident first.
 
         Raises:
-            ValueError: the frame has fewer than N tokens.
+            UserError: the frame has fewer than N tokens.
         """
         memory, anchors = proposal_anchors(features)
         tokens = self.enc_output_norm(self.enc_output(memory))  # (B, S, C)
         if tokens.shape[1] < self.num_queries:
-            raise ValueError(
+            raise UserError(
                 f"the frame has {tokens.shape[1]} tokens (levels {features.shapes}), fewer than num_queries "
                 f"{self.num_queries}: use larger frames"
             )

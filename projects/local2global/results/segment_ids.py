@@ -65,7 +65,7 @@ def read_ids(path: Readable) -> Ids:
     """(H, W) segment ids of a panoptic PNG; the checksums of all its chunks are verified.
 
     Raises:
-        UserError: the file is missing, damaged, or not RGB or RGBA with 8 bits per channel.
+        UserError: the file is missing, damaged, or not a PNG of RGB or RGBA with 8 bits per channel.
     """
     try:
         data = path.read_bytes()
@@ -75,8 +75,10 @@ def read_ids(path: Readable) -> Ids:
         with Image.open(BytesIO(data)) as image:
             # Pillow reads a PNG of 16 bits per channel as RGB with 8 bits, without a warning.
             deep = image.format == "PNG" and any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
-            if image.mode not in ("RGB", "RGBA") or deep:
+            still = image.format == "PNG" and getattr(image, "n_frames", 1) == 1
+            if image.mode not in ("RGB", "RGBA") or deep or not still:
                 kind = "of 16-bit colours" if deep else f"of mode {image.mode}"
+                kind = kind if still else f"a {image.format}" if image.format != "PNG" else "an animation"
                 problem = f"a panoptic PNG holds ids as RGB of 8 bits, this image is {kind}"
                 raise UserError(f"{path}: {problem}. Convert it, e.g. with `l2g data convert vipseg`.")
             picture = image.convert("RGB")

@@ -34,6 +34,7 @@ __all__ = [
     "load_weights",
     "read_state",
     "save_checkpoint",
+    "save_tensors",
     "to_detrex",
 ]
 
@@ -91,6 +92,28 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise cannot_write(path, error) from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors file atomically.
+
+    Args:
+        path: the file, in an existing folder.
+        tensors: contiguous tensors of separate storages.
+        metadata: texts in the header of the file.
+
+    Raises:
+        UserError: if the disk is too full, or the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    require_space(path.parent, _bytes(tensors), path.name)
+    try:
+        with atomic_path(path) as partial:
+            save_file(dict(tensors), partial, metadata)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise cannot_write(path, error) from error
 
 

@@ -88,6 +88,14 @@ def test_processes_read_the_same_file_after_a_fork(tmp_path):
     assert os.waitpid(process, 0)[1] == 0
 
 
+def change_directory(path: Path, offset: int, data: bytes) -> None:
+    """Change the first entry of the central directory."""
+    content = bytearray(path.read_bytes())
+    place = content.find(b"PK\1\2") + offset
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+
+
 def damaged(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[100:110] = b"0123456789"
@@ -99,6 +107,11 @@ def damaged(path: Path) -> None:
     [
         (damaged, r"train\.zip/train/video1/00000\.jpg: not a readable image \(a damaged zip entry"),
         (lambda path: path.write_bytes(b"PK"), r"train\.zip: not a readable zip file"),
+        # A name in UTF-8 that is not: flag bit 11 and a byte of the name.
+        (
+            lambda path: (change_directory(path, 8, b"\0\x08"), change_directory(path, 46, b"\xff")),
+            r"train\.zip: not a readable zip file",
+        ),
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), r"train\.zip: not a readable zip file"),
     ],
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from local2global.data.augment import ClipAugmentation
 from local2global.data.check import Options, Report, check_dataset
@@ -224,6 +227,96 @@ def test_a_missing_frame_of_vipseg_is_reported_as_a_jpeg(tmp_path):
     (tmp_path / "images" / "1_train" / "00000000.jpg").unlink()
     video = load_vipseg(tmp_path, "train").videos[0]
     assert "00000000.jpg: no such image file" in error_of(lambda: video.frame(0))
+
+
+def vipseg_images(content: Any) -> Any:
+    return content["videos"][0]["images"]
+
+
+def vipseg_annotations(content: Any) -> Any:
+    return content["annotations"][0]["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(
+            (
+                lambda c, name=name: vipseg_images(c)[0].update(file_name=name),
+                "image at position 0: its file name is",
+            )
+            for name in (".", "/", "a\0b", "x" * 300, 7)
+        ),
+        (
+            lambda c: vipseg_annotations(c)[0].update(file_name=["a"]),
+            "annotation at position 0: its file name is",
+        ),
+        (lambda c: c["videos"][0].update(video_id="x" * 3000), "video at position 0: its video_id is"),
+        (lambda c: c["videos"].append(3), "videos at position 2: not a JSON object"),
+        (lambda c: c["videos"][0]["images"].append(None), "images at position 2: not a JSON object"),
+        (lambda c: c.update(annotations={"a": 1}), '"annotations" is not a list'),
+        (lambda c: vipseg_annotations(c)[0].update(segments_info={}), '"segments_info" is not a list'),
+        (lambda c: vipseg_annotations(c)[0].pop("segments_info"), 'no "segments_info"'),
+        (lambda c: vipseg_annotations(c)[0]["segments_info"].append("x"), "segments_info at position 2"),
+    ],
+)
+def test_an_invalid_entry_of_vipseg_is_named_by_reader_and_checker(tmp_path, change, message):
+    root = tmp_path / "data"
+    write_panoptic(root, "train", PANOPTIC)
+    edited(root / "panoptic_gt_VIPSeg_train.json", change)
+    assert message in error_of(lambda: load_vipseg(root, "train"))
+    assert any(message in str(finding) for finding in check(root).errors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image.convert("L"), "this image is of mode L"),
+        (lambda image: image.convert("P"), "this image is of mode P"),
+        (
+            lambda image: Image.fromarray(np.full(SIZE, 300, np.uint16)),
+            "this image is of (16-bit colours|mode I)",
+        ),
+        (lambda image: image.resize((8, 6)), "6x8 pixels|a map of 6x8"),
+    ],
+)
+def test_a_map_that_holds_no_ids_is_refused_in_training_and_by_the_checker(tmp_path, change, message):
+    """Training used to convert such maps to RGB like a frame, which changes the ids."""
+    root = tmp_path / "data"
+    write_panoptic(root, "train", PANOPTIC)
+    file = root / "panomasksRGB" / "1_train" / "00000000.png"
+    with Image.open(file) as image:
+        change(image.copy()).save(file)
+    video = load_vipseg(root, "train").videos[0]
+    assert re.search(message, error_of(lambda: video.masks(0)))
+    assert any(re.search(message, str(finding)) for finding in check(root).errors)
+
+
+@pytest.mark.parametrize("options", [{"format": "JPEG"}, {"format": "PNG", "save_all": True}])
+def test_a_map_that_is_no_still_png_is_refused(tmp_path, options):
+    write_panoptic(tmp_path, "train", PANOPTIC)
+    file = tmp_path / "panomasksRGB" / "1_train" / "00000000.png"
+    with Image.open(file) as image:
+        more = {"append_images": [Image.new("RGB", image.size)]} if "save_all" in options else {}
+        image.copy().save(file, **options, **more)
+    message = error_of(lambda: load_vipseg(tmp_path, "train").videos[0].masks(0))
+    assert re.search(r"a panoptic PNG holds ids .* this image is (a JPEG|an animation)", message)
+
+
+def test_frames_and_maps_of_vipseg_that_are_both_png_are_told_apart(tmp_path):
+    """`l2g data make --format vipseg --images png` writes such a dataset."""
+    root = tmp_path / "data"
+    write_panoptic(root, "train", PANOPTIC)
+    for path in sorted((root / "images").rglob("*.jpg")):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".png"))
+        path.unlink()
+    edited(
+        root / "panoptic_gt_VIPSeg_train.json",
+        lambda c: [i.update(file_name=f"{i['id']}.png") for v in c["videos"] for i in v["images"]],
+    )
+    assert check(root).errors == []
+    assert load_vipseg(root, "train").videos[0].files[0].name == "00000000.png"
 
 
 def test_a_vipseg_video_without_annotations_has_no_instances(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import UserError
 from ..readers.archives import ImageRoot, image_root
 from ..readers.coco import as_videos
-from ..readers.entries import read_json
+from ..readers.entries import is_file_name, read_json
 from ..readers.formats import COCO, COCOVID, REMEDIES, VIPSEG, YOUTUBE_VIS, format_of
 from ..readers.places import annotation_files, find_images
 from ..readers.vipseg import objects
@@ -128,7 +128,7 @@ class _Check:
     def _find(
         self, file: Path, names: Iterable[str], stated: ImageRoot | None, option: str, what: str, notes: Notes
     ) -> ImageRoot | None:
-        folder = stated or find_images(file, names)
+        folder = stated or find_images(file, names, maps=option == "maps")
         if folder is None:
             problem = f"no folder near it contains its {what}, so none was checked"
             notes.error(f"no-{option}", "", problem, f"Name the folder with --{option}")
@@ -139,18 +139,20 @@ def _youtube_vis_names(content: Mapping[str, Any]) -> Iterator[str]:
     for video in objects(content.get("videos")):
         files = video.get("file_names")
         if isinstance(files, list):
-            yield from (file for file in files[:2] if isinstance(file, str))
+            yield from filter(is_file_name, files[:2])
 
 
 def _coco_names(content: Mapping[str, Any]) -> Iterator[str]:
-    return (i["file_name"] for i in objects(content.get("images")) if isinstance(i.get("file_name"), str))
+    return filter(is_file_name, (i.get("file_name") for i in objects(content.get("images"))))
 
 
 def _vipseg_maps(content: Mapping[str, Any]) -> Iterator[str]:
     for video in objects(content.get("videos")):
         for image in objects(video.get("images"))[:2]:
-            yield f"{video.get('video_id')}/{Path(str(image.get('file_name'))).stem}.png"
+            name = f"{video.get('video_id')}/{Path(str(image.get('file_name'))).stem}.png"
+            if is_file_name(name):
+                yield name
 
 
 def _vipseg_names(content: Mapping[str, Any]) -> Iterator[str]:
-    return (f"{glob.escape(name.removesuffix('.png'))}.[jJ]*" for name in _vipseg_maps(content))
+    return (f"{glob.escape(name.removesuffix('.png'))}.[jJpP]*" for name in _vipseg_maps(content))

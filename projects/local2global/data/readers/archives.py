@@ -11,13 +11,14 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import UserError
 
@@ -40,15 +41,12 @@ class Archive:
         try:
             with ZipFile(path) as bundle:
                 infos = [info for info in bundle.infolist() if not info.is_dir()]
-        except (OSError, BadZipFile, NotImplementedError) as error:
-            raise UserError(f"{path}: not a readable zip file ({error}). Download it again.") from error
+            self._table = _entries(infos)
+        except (OSError, BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{path}: not a readable zip file ({reason}). Download it again.") from error
         self.rows = {str(PurePosixPath(info.filename)): i for i, info in enumerate(infos)}
         self.folders = {str(p) for name in self.rows for p in PurePosixPath(name).parents}
-        fields = [
-            (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, i.flag_bits & 1)
-            for i in infos
-        ]
-        self._table = np.array(fields, dtype=np.int64).reshape(-1, 6)
         self._file: BinaryIO | None = None
 
     def read(self, name: str) -> bytes:
@@ -85,6 +83,15 @@ class Archive:
     def __getstate__(self) -> dict[str, Any]:
         """Without the open file, which each process opens for itself."""
         return {**self.__dict__, "_file": None}
+
+
+def _entries(infos: Sequence[ZipInfo]) -> NDArray[np.int64]:
+    """(entries, 6): offset, packed size, size, checksum, method and whether it is encrypted."""
+    fields = [
+        (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type, i.flag_bits & 1)
+        for i in infos
+    ]
+    return np.array(fields, dtype=np.int64).reshape(-1, 6)
 
 
 @lru_cache(maxsize=8)

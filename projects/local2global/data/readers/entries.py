@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeGuard
 
 import orjson
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: The longest side of a frame, in pixels: beyond it the C code of pycocotools overflows.
 MAX_SIDE = 1 << 15
+
+#: Characters of a path in an annotation file, and bytes of one of its parts, the limit of usual file systems.
+MAX_PATH, MAX_PART = 2000, 255
 
 
 class Problems(Protocol):
@@ -139,6 +142,14 @@ def is_int(value: Any) -> TypeGuard[int]:
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether a JSON value is an integer that a 64-bit tensor can hold."""
     return is_int(value) and -(1 << 63) <= value < 1 << 63
+
+
+def is_file_name(value: Any) -> TypeGuard[str]:
+    """Whether a JSON value can be the path of a file: it names one, and a file system accepts its length."""
+    if not isinstance(value, str) or "\0" in value or len(value) > MAX_PATH:
+        return False
+    path = PurePosixPath(value)
+    return bool(path.name) and all(len(part.encode()) <= MAX_PART for part in path.parts)
 
 
 def shown(value: Any) -> str:

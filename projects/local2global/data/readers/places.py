@@ -13,6 +13,8 @@ from .archives import ImageRoot, ZipPath, open_archive
 from .images import image_path
 
 _PROBES = 8
+_MAPS = "panomasksRGB"
+"""VIPSeg's folder of panoptic maps."""
 _MAX_FILES = 200
 """A folder with more JSON or zip files than this is not a dataset, but e.g. one file per frame."""
 
@@ -25,39 +27,35 @@ def annotation_files(folder: Path) -> Iterator[list[Path]]:
     yield sorted(path for path in far if path not in near)[:_MAX_FILES]
 
 
-def find_images(annotations: Path, names: Iterable[str]) -> ImageRoot | None:
-    """The folder near an annotation file with the most of the first few named files; None if no folder has any.
+def find_images(annotations: Path, names: Iterable[str], maps: bool = False) -> ImageRoot | None:
+    """The folder with the most of the first few named files; None if no folder has any.
 
-    It may lie in a zip file.
+    It lies below the folder of an annotation file, perhaps in a zip file, else below the folder above.
 
     Args:
         annotations: the annotation file.
         names: relative names of some files; `*` stands for several suffixes.
+        maps: whether the files are panoptic maps, which may have the same names as the frames.
     """
     probes = list(islice(names, _PROBES))
-    best: ImageRoot | None = None
-    most = 0
-    places: list[ImageRoot] = [*_folders(annotations), *_zipped_folders(annotations, probes)]
-    for folder in places:
-        count = sum(_has(folder, name) for name in probes)
-        if count > most:
-            best, most = folder, count
-        if probes and count == len(probes):
-            break
-    return best
+    near = annotations.parent
+    for root in (near, near.parent):
+        places: list[ImageRoot] = list(_folders(root, annotations.stem, maps))
+        if root == near or near.name == "annotations":  # folders beside it may be other datasets
+            places += _zipped_folders(root, probes, maps)
+        counts = [sum(_has(folder, name) for name in probes) for folder in places]
+        if any(counts):
+            return places[counts.index(max(counts))]
+    return None
 
 
-def _folders(annotations: Path) -> Iterator[Path]:
-    """Folders near an annotation file, the likely names first."""
-    roots = [annotations.parent, annotations.parent.parent]
-    stem = annotations.stem
-    likely = ("", "JPEGImages", "images", stem, f"{stem}/JPEGImages", "panomasksRGB", "VIPSeg_720P/images")
-    places = [root / name for root in roots for name in likely]
-    for root in roots:
-        below = sorted(path for path in root.iterdir() if path.is_dir())
-        places += below
-        places += [path / name for path in below for name in ("JPEGImages", "images", "panomasksRGB")]
-    return (place for place in dict.fromkeys(places) if place.is_dir())
+def _folders(root: Path, stem: str, maps: bool) -> Iterator[Path]:
+    """Folders of frames or of maps below a folder, the likely names first."""
+    likely = (_MAPS, "") if maps else ("", "JPEGImages", "images", stem, f"{stem}/JPEGImages")
+    below = sorted(path for path in root.iterdir() if path.is_dir())
+    inner = (_MAPS,) if maps else ("JPEGImages", "images")
+    places = [*(root / name for name in likely), *below, *(path / name for path in below for name in inner)]
+    return (place for place in dict.fromkeys(places) if place.is_dir() and (maps or place.name != _MAPS))
 
 
 def _has(folder: ImageRoot, name: str) -> bool:
@@ -65,17 +63,14 @@ def _has(folder: ImageRoot, name: str) -> bool:
     return any(folder.glob(name)) if "*" in name else image_path(folder, name).is_file()
 
 
-def _zipped_folders(annotations: Path, probes: Sequence[str]) -> Iterator[ZipPath]:
-    """Folders in the zip files near an annotation file that contain one of the probes."""
-    # Not in all folders beside the annotation file's: they may be other datasets.
-    root = annotations.parent.parent if annotations.parent.name == "annotations" else annotations.parent
-    found = {*root.glob("*.zip"), *root.glob("*/*.zip"), *annotations.parent.glob("*.zip")}
-    for path in sorted(found)[:_MAX_FILES]:
+def _zipped_folders(root: Path, probes: Sequence[str], maps: bool) -> Iterator[ZipPath]:
+    """Folders in the zip files below a folder that contain one of the probes."""
+    for path in sorted({*root.glob("*.zip"), *root.glob("*/*.zip")})[:_MAX_FILES]:
         with suppress(UserError):  # no images, or a damaged file
             everything = ZipPath(open_archive(path), ".")
             for probe in probes:
                 pattern = probe if "*" in probe else escape(probe)
-                inside = next(everything.glob(f"*{pattern}"), None)
+                inside = next((p for p in everything.glob(f"*{pattern}") if (_MAPS in str(p)) == maps), None)
                 if inside is not None:
                     yield inside.ancestor(len(PurePosixPath(probe).parts))
                     break

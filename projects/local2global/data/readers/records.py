@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...errors import UserError
+from ...results.segment_ids import Ids, read_ids
 from .archives import ImageFile, ImageRoot
 from .images import image_path, read_sized
 from .rle import Outline, decode_outlines, pack_outline, sample_outlines, unpack_outline
@@ -300,8 +302,13 @@ def _pairs(items: Iterable[tuple[int, int]]) -> Tensor:
     return torch.tensor(list(items), dtype=torch.int64).reshape(-1, 2)
 
 
-#: A segment id in a PNG is red + 256 green + 65536 blue.
-WEIGHTS = torch.tensor([1, 256, 65536], dtype=torch.int32)
+def _read_map(path: ImageFile, size: tuple[int, int]) -> Ids:
+    """`read_ids` of a file that must have `size` (height, width)."""
+    ids = read_ids(path)
+    if ids.shape != size:
+        problem = f"{ids.shape[0]}x{ids.shape[1]} pixels (height x width), but its annotations say {size[0]}x{size[1]}"
+        raise UserError(f"{path}: {problem}.")
+    return ids
 
 
 class PanopticVideo(FileVideo):
@@ -345,8 +352,7 @@ class PanopticVideo(FileVideo):
         if not segments:
             return masks
         file = self._table.maps[self._frame_index(t)]
-        pixels = read_sized(file, self.size)[:, torch.from_numpy(rows)][:, :, torch.from_numpy(columns)]
-        ids = (pixels.permute(1, 2, 0).int() * WEIGHTS).sum(dim=-1, dtype=torch.int32)
+        ids = torch.from_numpy(_read_map(file, self.size)[np.ix_(rows, columns)])
         places = np.cumsum(instances) - 1
         for segment, row in segments:
             if instances[row]:

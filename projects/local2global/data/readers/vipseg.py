@@ -5,7 +5,7 @@ A thing is one instance per segment id.  The stuff of one class is one instance 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +18,7 @@ from .entries import (
     RaiseProblems,
     check_category,
     class_list,
+    is_file_name,
     is_int,
     parse_categories,
     parse_size,
@@ -65,6 +66,23 @@ def objects(value: Any) -> list[dict[str, Any]]:
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
+def _objects(
+    entry: Mapping[str, Any], key: str, where: str, problems: Problems
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Position and content of the JSON objects in a list of an entry; other content is reported."""
+    value = entry.get(key, [])
+    if not isinstance(value, list):
+        problems.error("no-list", where, f'"{key}" is not a list', f'Write it as "{key}": [...]')
+        return
+    for place, item in enumerate(value):
+        if isinstance(item, dict):
+            yield place, item
+        else:
+            at = f"{where}, {key}" if where else key
+            fix = "Remove it, or write it as {...}"
+            problems.error("no-entry", f"{at} at position {place}", "not a JSON object", fix)
+
+
 def parse_classes(content: Mapping[str, Any], problems: Problems) -> list[dict[str, Any]]:
     """{id, name, isthing} of the categories: things first, each by id."""
     names = parse_categories(content, problems)
@@ -80,9 +98,9 @@ def parse_classes(content: Mapping[str, Any], problems: Problems) -> list[dict[s
 
 
 def _text_id(entry: Mapping[str, Any], key: str, taken: Any, where: str, problems: Problems) -> str | None:
-    """An id that is text and not in `taken`."""
+    """An id that names a file or a folder and is not in `taken`."""
     identity = entry.get(key)
-    if not isinstance(identity, str) or not identity:
+    if not is_file_name(identity):
         fix = "Give it a unique name, as text"
         problems.error("empty-id", where, f"its {key} is {shown(identity)}", fix)
         return None
@@ -96,12 +114,12 @@ def _text_id(entry: Mapping[str, Any], key: str, taken: Any, where: str, problem
 def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[str, VideoEntry]:
     """The videos by name, with their annotations."""
     videos: dict[str, VideoEntry] = {}
-    for position, entry in enumerate(objects(content.get("videos"))):
+    for position, entry in _objects(content, "videos", "", problems):
         name = _text_id(entry, "video_id", videos, f"video at position {position}", problems)
         if name is not None:
             videos[name] = VideoEntry(name, position, _parse_frames(entry, name, problems))
     annotated: set[str] = set()
-    for position, entry in enumerate(objects(content.get("annotations"))):
+    for position, entry in _objects(content, "annotations", "", problems):
         where = f"annotations at position {position}"
         name = _text_id(entry, "video_id", annotated, where, problems)
         if name is None:
@@ -117,15 +135,15 @@ def parse_videos(content: Mapping[str, Any], problems: Problems) -> dict[str, Vi
 
 def _parse_frames(entry: Mapping[str, Any], name: str, problems: Problems) -> dict[str, FrameEntry]:
     frames: dict[str, FrameEntry] = {}
-    images = objects(entry.get("images"))
+    images = list(_objects(entry, "images", f"video {name}", problems))
     if not images:
         problems.error("no-frames", f"video {name}", "no images", "List its frames, or leave it out")
-    for place, image in enumerate(images):
+    for place, image in images:
         where = f"video {name}, image at position {place}"
         identity = _text_id(image, "id", frames, where, problems)
         if identity is not None:
             size = parse_size(image, f"video {name}, image {identity}", problems)
-            frames[identity] = FrameEntry(str(image.get("file_name") or f"{identity}.png"), size)
+            frames[identity] = FrameEntry(_file_name(image, where, problems) or f"{identity}.png", size)
     sizes = {frame.size for frame in frames.values() if frame.size}
     if len(sizes) > 1:
         problem = f"frames of several sizes: {sorted(sizes)}"
@@ -133,16 +151,27 @@ def _parse_frames(entry: Mapping[str, Any], name: str, problems: Problems) -> di
     return frames
 
 
+def _file_name(entry: Mapping[str, Any], where: str, problems: Problems) -> str | None:
+    """The `file_name` of an image or an annotation; None if the entry has none."""
+    file = entry.get("file_name") or None
+    if file is not None and not is_file_name(file):
+        problems.error(
+            "file-name", where, f"its file name is {shown(file)}", "Name its file, or leave it out"
+        )
+        return None
+    return file
+
+
 def _parse_annotations(
     entry: Mapping[str, Any], video: VideoEntry, problems: Problems
 ) -> dict[str, dict[str, Any]]:
     annotations: dict[str, dict[str, Any]] = {}
-    for place, annotation in enumerate(objects(entry.get("annotations"))):
+    for place, annotation in _objects(entry, "annotations", f"video {video.name}", problems):
         where = f"video {video.name}, annotation at position {place}"
         identity = _text_id(annotation, "image_id", annotations, where, problems)
         if identity is None:
             continue
-        annotations[identity] = annotation
+        annotations[identity] = {**annotation, "file_name": _file_name(annotation, where, problems)}
         if identity not in video.frames:
             problem = f"{shown(identity)} is not an image of this video"
             problems.error("unknown-image", where, problem, "Correct image_id, or list the image")
@@ -169,8 +198,8 @@ def frame_name(folder: ImageRoot, file: str) -> str:
 
 def map_file(video: VideoEntry, identity: str) -> str:
     """The file name of a frame's panoptic PNG: the annotation's, else the image's with the suffix of a PNG."""
-    stated = video.annotations.get(identity, {}).get("file_name")
-    return stated if isinstance(stated, str) and stated else f"{Path(video.frames[identity].file).stem}.png"
+    stated: str | None = video.annotations.get(identity, {}).get("file_name")
+    return stated or f"{Path(video.frames[identity].file).stem}.png"
 
 
 def parse_segments(
@@ -178,9 +207,12 @@ def parse_segments(
 ) -> dict[int, dict[str, Any]]:
     """The segments of a frame by id; those with an unknown category are left out."""
     segments: dict[int, dict[str, Any]] = {}
-    for place, segment in enumerate(objects(video.annotations[identity].get("segments_info"))):
+    image = f"video {video.name}, image {identity}"
+    if "segments_info" not in video.annotations[identity]:
+        problems.error("no-list", image, 'no "segments_info"', 'Write it as "segments_info": [...]')
+    for place, segment in _objects(video.annotations[identity], "segments_info", image, problems):
         number = segment.get("id")
-        where = f"video {video.name}, image {identity}, segment "
+        where = f"{image}, segment "
         where += str(number) if is_int(number) else f"at position {place}"
         if not is_int(number) or not 0 < number <= MAX_ID:
             kind = "id-zero" if number == 0 and is_int(number) else "empty-id"

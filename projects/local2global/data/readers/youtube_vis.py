@@ -18,6 +18,7 @@ from .entries import (
     annotation_problems,
     check_category,
     class_list,
+    is_file_name,
     is_id,
     parse_size,
     shown,
@@ -77,7 +78,7 @@ def _parse_files(entry: Mapping[str, Any], where: str, problems: Problems) -> li
         problems.error("no-frames", where, "no file_names", fix)
         return []
     for t, file in enumerate(files):
-        if not isinstance(file, str) or not file:
+        if not is_file_name(file):
             problem = f"frame {t}: its file name is {shown(file)}"
             problems.error("file-name", where, problem, "Name its file")
     length = entry.get("length", len(files))
@@ -85,7 +86,7 @@ def _parse_files(entry: Mapping[str, Any], where: str, problems: Problems) -> li
         problem = f"length {shown(length)}, but {len(files)} file names"
         fix = "Make length the number of file_names, or complete them"
         problems.error("video-length", where, problem, fix)
-    return [file if isinstance(file, str) and file else "?" for file in files]
+    return [file if is_file_name(file) else "?" for file in files]
 
 
 def find_video(
