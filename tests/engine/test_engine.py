@@ -17,7 +17,7 @@ from rich.console import Console
 
 from local2global.engine.loop import evaluate, train
 from local2global.engine.processes import launch_command
-from local2global.engine.run_folder import is_run_of, lock_results
+from local2global.engine.run_folder import is_run_of, lock_results, refuse_run
 from local2global.engine.trainer import endless
 from local2global.errors import UserError
 from local2global.files import locked_folder
@@ -600,6 +600,14 @@ def test_resuming_with_another_optimizer_is_refused(tmp_path):
     for folder, options in (("adamw", sgd), ("sgd", ("train.max_iter=30",))):
         with pytest.raises(UserError, match="another kind of optimizer"):
             run(tmp_path / folder, *options, resume=True)
+
+
+def test_other_commands_refuse_the_folder_of_a_run_as_their_output(tmp_path):
+    refuse_run(tmp_path, "--output")
+    refuse_run(tmp_path / "new", "--output")
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"holds a training run\. Choose another folder with --output"):
+        refuse_run(tmp_path, "--output")
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):

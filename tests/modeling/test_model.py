@@ -13,7 +13,7 @@ from local2global.modeling import criterion
 from local2global.modeling.backbone import GroupNorms, ResNet
 from local2global.modeling.criterion import FullSupervision
 from local2global.modeling.matcher import match_clip
-from local2global.modeling.model import fit_masks
+from local2global.modeling.model import Local2Global, fit_masks
 from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, Learned
 from local2global.modeling.variants import FromProposals, ImageTracker
