@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from local2global.app import cli
 from local2global.app.plan import (
     Batches,
     StepCost,
@@ -151,3 +152,21 @@ def test_a_plan_counts_epochs_and_hours_and_changes_nothing(small, tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused(small):
     with pytest.raises(UserError, match=r"--gpus 3: .*total_batch_size=2 cannot be divided"):
         plan(small, gpus=3)
+
+
+def test_the_command_prints_tables_and_writes_json(tmp_path, monkeypatch, capsys):
+    """A step is taken to need 1 MB a frame and 100 bytes a pixel."""
+    for name in ("KINETO_LOG_LEVEL", "TORCH_CPP_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")  # restored afterwards
+    monkeypatch.setattr("local2global.app.plan.count_step", lambda model, dtype: StepCost(0.0, 1e6, 100.0))
+    file = tmp_path / "plan.json"
+    command = ["train", "demo/l2g_tiny.py", "--plan", "--its", "2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["l2g", *command])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    printed = capsys.readouterr().out
+    assert "2,800 iterations of 2 clips of 3 frames (6 images): 0.4 hours" in " ".join(printed.split())
+    values = json.loads(file.read_text())
+    assert values["largest_frame"] == [96, 160]
+    assert values["memory"]["activations"] == 6 * (1e6 + 100 * 96 * 160)

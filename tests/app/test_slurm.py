@@ -82,12 +82,12 @@ def test_a_preempted_job_of_two_processes_is_requeued_and_ends_like_an_uninterru
     config = write_config(tmp_path, run, "model.pause=0.05")
     job = submit("cluster=local,gpus=2,minutes=30", config, [], False, False)
     while not (run / "metrics.jsonl").is_file() or len(fake_run.curve(run)) < 5:
-        assert not job.done(), job.stderr()
+        assert not job.done(), job.paths.stderr.read_text()
         time.sleep(0.2)
     for process in processes_of(int(job.job_id)):
         os.kill(process, signal.SIGUSR2)
-    job.result()
-    log = job.stderr()
+    job.results()
+    log = job.paths.stderr.read_text()
     assert "interrupted; saved" in log
     assert "resume  " in log
     train(fake_run.config(tmp_path / "whole", *OVERRIDES))

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -286,7 +287,10 @@ class Trainer:
         options = dict(self.settings.ddp)
         compress = options.pop("fp16_compression")
         device_ids = [self.device] if self.device.type == "cuda" else None
-        model = DistributedDataParallel(self.model, device_ids=device_ids, **options)
+        with warnings.catch_warnings():
+            # torch renames `broadcast_buffers`, which is detrex's key.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = DistributedDataParallel(self.model, device_ids=device_ids, **options)
         if compress:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
