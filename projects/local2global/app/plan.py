@@ -112,6 +112,7 @@ def read_sources(cfg: DictConfig, key: str) -> list[Source]:
     sources = []
     for part, weight, augment in zip(keys, weights, augments, strict=True):
         name = _name(OmegaConf.select(cfg, part))
+        number: int | None
         try:
             videos = build(cfg, part).videos
             sizes, number, found = [tuple(video.size) for video in videos], len(videos), True
@@ -229,7 +230,7 @@ def plan(cfg: DictConfig, gpus: int = 1, its: float | None = None) -> dict[str, 
             f"--gpus {gpus}: {key}.total_batch_size={batch} cannot be divided equally among them."
         )
     sources = read_sources(cfg, key)
-    model = build_model(cfg).train()
+    model: Any = build_model(cfg).train()
     parts = parts_of(model)
     dtype = PRECISIONS[settings.amp.dtype] if settings.amp.enabled else None
     costs = count_steps(model, dtype)

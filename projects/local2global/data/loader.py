@@ -477,7 +477,7 @@ class Curriculum:
 
     def summary(self) -> list[str]:
         """The first line of each loader that has a summary, with the iteration of its start; then the other lines."""
-        parts = [getattr(loader, "summary", list)() for loader in self.loaders]
+        parts: list[list[str]] = [getattr(loader, "summary", list)() for loader in self.loaders]
         starts = zip(self.starts, parts, strict=True)
         first = [f"from iteration {start:,}: {line}" for start, lines in starts for line in lines[:1]]
         return [*first, *dict.fromkeys(line for lines in parts for line in lines[1:])]
