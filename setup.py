@@ -50,7 +50,7 @@ setup(
         "supervision": ["supervision"],
         "metrics": ["trackeval"],
         "serve": ["fastapi", "uvicorn", "websockets", "prometheus_client"],
-        "cluster": ["submitit"],
+        "cluster": ["submitit", "ray>=2.40", "fsspec"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],
         "test": [
             "pytest",
@@ -60,6 +60,7 @@ setup(
             "httpx",
             "huggingface_hub>=1",
             "prometheus_client",
+            "ray>=2.40",
             "transformers>=5",
             "uvicorn",
             "websockets",

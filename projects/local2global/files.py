@@ -205,7 +205,7 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()} (since {since})".encode())
-        _delete_partial_files(folder)
+        delete_partial_files(folder)
         yield
     finally:
         if _is_open(path, file):
@@ -244,7 +244,7 @@ def waiting_lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
         file.close()
 
 
-def _delete_partial_files(folder: Path) -> None:
+def delete_partial_files(folder: Path) -> None:
     """Delete the temporary files and folders in a locked folder that no process is writing."""
     for partial in folder.glob(f"*{PARTIAL}"):
         if partial.is_dir():

@@ -218,6 +218,15 @@ def evaluate(
     submit: Annotated[
         Path | None, typer.Option(help="Zip file of the tracks, as the challenges take them.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Use a Ray cluster: HOST:PORT, or auto for one on this machine."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: number of models; default: one per GPU or core.")
+    ] = None,
 ) -> None:
     """Score weights on the test videos of a config; without local truth, write a zip file of their tracks."""
     from ..engine.loop import evaluate as run
@@ -233,6 +242,12 @@ def evaluate(
         raise UserError(
             "no weights: add --weights with a file, the folder of a run, or a name of `l2g weights`"
         )
+    if workers is not None and ray is None:
+        raise UserError("--workers needs --ray")
+    if ray is not None:
+        from .cluster.evaluate import evaluate_videos
+
+        run = partial(evaluate_videos, address=ray, workers=workers)
     with lock_results(cfg):
         scores = run(cfg)
         if scores:

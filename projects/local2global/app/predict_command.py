@@ -45,7 +45,7 @@ def predict(
     weights: Annotated[
         str | None, typer.Option(help=f"{WEIGHTS_HELP} Default: maskdino-r50, downloaded once.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/predictions"),
+    output: Annotated[str, typer.Option(help="Output folder.")] = "output/predictions",
     threshold: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Minimal score of reported objects; default: the model's."),
@@ -103,6 +103,24 @@ def predict(
             metavar="FOLDER", help="Write the files of a killed predict, or more formats with --save."
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Predict many videos on a Ray cluster: HOST:PORT, or auto for one on this machine.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: number of models; default: one per GPU or core.")
+    ] = None,
+    pieces: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="With --ray: cut longer videos at key frames; every piece has identities of its own.",
+        ),
+    ] = None,
 ) -> None:
     """Segment and track the objects of videos; write an annotated mp4 and the objects as JSON for each."""
     from ..results.exports import check_exports
@@ -116,20 +134,36 @@ def predict(
         source = _open(inputs, fps, choose, skip_errors=False)[0] if inputs else [None]
         _report(finish_folder(finish, formats, source[0]))
         return
-    from ..weights.known import DEFAULT, RELEASES
     from .predict import L2G
 
     look = _look(color_by, hide)
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     videos = [text for text in inputs if text not in overrides]
+    options = {
+        "threshold": threshold,
+        "classes": [name.strip() for name in classes.split(",")] if classes else None,
+        "max_objects": max_objects,
+        "look": look,
+        "save": formats,
+    }
+    if ray is not None:
+        _refuse("--ray", batch=batch, resume=resume, live=live, jsonl=jsonl, objects=objects)
+        from .cluster.predict import predict_videos
+        from .cluster.videos import Settings
+
+        frames = (fps, begin, stop, every, size, pieces)
+        settings = Settings(output, _weights(weights), device, overrides, *frames, options, sys.argv)
+        predict_videos(videos, settings, ray, workers)
+        return
+    _refuse("one process", workers=workers, pieces=pieces)
+    if "://" in output:
+        raise UserError(f"--output {output}: one process writes to a disk; other places need --ray")
     sources, failed = _open(videos, fps, choose, skip_errors=batch)
     if jsonl is not None and len(sources) > 1:
         raise UserError(f"--jsonl takes one input, not {len(sources)}")
     given = _objects(objects, only_objects, sources)
-    if weights is None:
-        weights = DEFAULT
-        typer.echo(f"l2g: no --weights: using {weights} ({RELEASES[weights].title})", err=True)
+    weights = _weights(weights)
     model = L2G.from_pretrained(weights, device, overrides)
     piped = jsonl == "-"  # standard output is for the lines alone
     if model.caveat:
@@ -138,19 +172,35 @@ def predict(
         run = partial(
             model.predict,
             output_dir=output,
-            threshold=threshold,
-            classes=[name.strip() for name in classes.split(",")] if classes else None,
-            max_objects=max_objects,
-            look=look,
             resume=resume,
-            save=formats,
             lines=lines,
             objects=given,
             only_objects=only_objects,
+            **options,
         )
         failed += predict_all(run, sources, batch, piped)
     if failed:
         raise UserError(f"{failed} of {len(videos)} inputs failed")
+
+
+def _refuse(mode: str, **options: object) -> None:
+    """Checks that no option of another mode is set.
+
+    Raises:
+        UserError: naming the first option that is set.
+    """
+    for name, value in options.items():
+        if value not in (None, False):
+            raise UserError(f"--{name}: not an option of {mode}; see docs/cluster.md")
+
+
+def _weights(name: str | None) -> str:
+    """The weights of --weights, or the default ones, which are announced."""
+    from ..weights.known import DEFAULT, RELEASES
+
+    if name is None:
+        typer.echo(f"l2g: no --weights: using {DEFAULT} ({RELEASES[DEFAULT].title})", err=True)
+    return name or DEFAULT
 
 
 @contextmanager
@@ -188,8 +238,6 @@ def _choose(
 
     if live is not None:
         source = replace(source, live=live)
-    if (start, end, every, size) == (0.0, None, 1, None):
-        return source
     return select(source, start, end, every, size)
 
 

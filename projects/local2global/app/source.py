@@ -63,7 +63,7 @@ class Source:
         identity: a hash that is equal for equal frames; None if the frames cannot be read a second time.
         sound: the sound that belongs to the time stamps, or None.
         live: frames come at the speed at which they are recorded, so those that come too fast are dropped.
-        path: file, or folder of the files; None if the frames come from elsewhere.
+        path: file, folder of the files, or address of either; None if the frames come from elsewhere.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Source:
     identity: str | None = field(default=None, repr=False)
     sound: Sound | None = None
     live: bool = False
-    path: Path | None = field(default=None, repr=False)
+    path: Path | str | None = field(default=None, repr=False)
 
     @property
     def is_still(self) -> bool:
@@ -92,6 +92,8 @@ def select(
 ) -> Source:
     """Selects frames of a source, and resizes them.  Time stamps stay those of the source.
 
+    The defaults select the source as it is.
+
     Args:
         source: the source.
         start: seconds; earlier frames are skipped.
@@ -102,10 +104,9 @@ def select(
     Raises:
         UserError: if a value is out of range.
     """
-    if start < 0 or (end is not None and end <= start):
-        raise UserError(f"start {start} s, end {end} s: expected 0 <= start < end")
-    if every < 1 or (size is not None and size < 1):
-        raise UserError(f"every {every}, size {size}: expected numbers of at least 1")
+    _check_selection(start, end, every, size)
+    if (start, end, every, size) == (0.0, None, 1, None):
+        return source
     edges = source.size if size is None else _resized(source.size, size)
 
     def chosen(times: Iterable[tuple[Item, float]]) -> Iterator[tuple[Item, float]]:
@@ -145,6 +146,13 @@ def _resized(size: tuple[int, int], edge: int) -> tuple[int, int]:
     except ValueError as error:
         raise UserError(f"size {edge}: frames of {error}") from error
     return height, width
+
+
+def _check_selection(start: float, end: float | None, every: int, size: int | None) -> None:
+    if start < 0 or (end is not None and end <= start):
+        raise UserError(f"start {start} s, end {end} s: expected 0 <= start < end")
+    if every < 1 or (size is not None and size < 1):
+        raise UserError(f"every {every}, size {size}: expected numbers of at least 1")
 
 
 def identity_of(paths: Iterable[Path], *options: object) -> str:

@@ -68,6 +68,26 @@ def open_video(path: Path, fps: Fraction | None) -> Source:
     )
 
 
+def key_times(path: Path) -> list[float]:
+    """Time stamps of the key frames of a video file, and of its end, in seconds since the first frame.
+
+    Only packets are read; nothing is decoded.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    place = Place(str(path), f"file:{path}", file_options())
+    with opened(place, _choose_stream(place)) as (container, stream):
+        packets = [
+            (packet.pts, packet.duration or 0, packet.is_keyframe)
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+        keys = [pts for pts, _, is_key in packets if is_key]
+        end = max((pts + duration for pts, duration, _ in packets), default=0)
+        return [float((pts - keys[0]) * stream.time_base) for pts in [*keys, end]] if keys else []
+
+
 def open_once(name: str, place: Place, fps: Fraction | None, live: bool) -> Source:
     """Opens a video that cannot be read a second time: a pipe, a camera or a network stream.
 

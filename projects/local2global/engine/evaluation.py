@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,9 @@ def evaluate(
     cfg = share_dataset(cfg)
     loader, evaluator = build(cfg, "dataloader.test"), build(cfg, "dataloader.evaluator")
     evaluator.reset()
-    modes = {module: module.training for module in model.modules()}
-    frames, begin = 0, time.perf_counter()
-    try:
-        model.eval()
-        console = progress or Console(stderr=True)
-        with torch.no_grad(), progress_bar(loader, "evaluate", console, quiet=rank() > 0) as batches:
-            for batch in batches:
-                evaluator.process(batch, model(batch))
-                frames += sum(len(clip) for clip in batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    begin = time.perf_counter()
+    with progress_bar(loader, "evaluate", progress or Console(stderr=True), quiet=rank() > 0) as batches:
+        frames = process(model, batches, evaluator)
     (total,) = reduce([frames], device)
     (seconds,) = reduce([time.perf_counter() - begin], device, "max")
     scores = dict(evaluator.evaluate() or {})
@@ -83,6 +75,26 @@ def evaluate(
     if rank() == 0:
         scores["speed"] = {"frames_per_second": total / max(seconds, 1e-9)}
     return scores
+
+
+def process(model: nn.Module, batches: Iterable[Any], evaluator: Any) -> int:
+    """Run a model on batches of clips in evaluation mode and pass its outputs to an evaluator.
+
+    Returns:
+        The number of frames.
+    """
+    modes = {module: module.training for module in model.modules()}
+    frames = 0
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                evaluator.process(batch, model(batch))
+                frames += sum(len(clip) for clip in batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return frames
 
 
 def results_config(cfg: DictConfig, averaged: bool | None = None) -> DictConfig:

@@ -73,6 +73,9 @@ class VPSEvaluator:
         output_dir: folder of `pan_pred/<video>/<frame>.png`, written during prediction, and of `pred.json`, written by
             `evaluate`; names of second decisions end in `_final`.  None writes nothing.
 
+    Attributes:
+        videos: the results of every processed video by its name; those of other processes may be added.
+
     Raises:
         UserError: the truth is malformed, or a class is not among its categories.
     """
@@ -97,15 +100,15 @@ class VPSEvaluator:
 
     def reset(self) -> None:
         """Discards all processed videos."""
-        self._videos: dict[str, dict[str, tuple[VideoCounts, dict[str, Any]]]] = {}
+        self.videos: dict[str, dict[str, tuple[VideoCounts, dict[str, Any]]]] = {}
 
     def process(self, inputs: Sequence[Clip], outputs: Iterable[PanopticVideo]) -> None:
         """Reads the frames of each result; a video that was processed before is skipped."""
         for result in outputs:
             name = self._source.names[result.video_id]
-            if name in self._videos:
+            if name in self.videos:
                 continue
-            decisions = self._videos[name] = {"": self._count(name, result.frames, "")}
+            decisions = self.videos[name] = {"": self._count(name, result.frames, "")}
             if result.final is not None:
                 decisions["_final"] = self._count(name, result.final(), "_final")
 
@@ -142,7 +145,7 @@ class VPSEvaluator:
             papers), VPQ_1 to VPQ_8 by window, VPQ_script (the mean over all five), STQ, SQ, AQ; -1 is undefined.  With
             second decisions also {"panoptic_final": scores} and {"final_minus_online": differences}.
         """
-        videos = gather(self._videos)
+        videos = gather(self.videos)
         if not is_first():
             return {}
         scores = {}

@@ -268,6 +268,9 @@ class YTVISEvaluator:
         classes: {id, name} per label; entry k has the category id of label k.
         output_dir: folder in which `evaluate` writes `results.json`; None writes nothing.
 
+    Attributes:
+        videos: the results of every processed video by its id; those of other processes may be added.
+
     Raises:
         UserError: the file cannot be read, or none of the classes is a category of the truth.
     """
@@ -292,7 +295,7 @@ class YTVISEvaluator:
 
     def reset(self) -> None:
         """Discards all processed videos."""
-        self._videos: dict[int, list[dict[str, Any]]] = {}
+        self.videos: dict[int, list[dict[str, Any]]] = {}
         self._bytes = 0  # of results.json, about
 
     def process(self, inputs: Sequence[Clip], outputs: Sequence[VideoResult]) -> None:
@@ -302,9 +305,9 @@ class YTVISEvaluator:
             UserError: the disk has no room for the results so far.
         """
         for result in outputs:
-            if result.video_id in self._videos:
+            if result.video_id in self.videos:
                 continue
-            self._videos[result.video_id] = tracks = tracks_of(result, self.categories)
+            self.videos[result.video_id] = tracks = tracks_of(result, self.categories)
             if self.output_dir is not None:
                 masks = (mask for track in tracks for mask in track["segmentations"])
                 self._bytes += 100 * len(tracks)
@@ -322,7 +325,7 @@ class YTVISEvaluator:
         """
         from .gather import gather, is_first  # imports torch, which `l2g score` does not need
 
-        videos = gather(self._videos)
+        videos = gather(self.videos)
         if not is_first():
             return {}
         results = [entry for video in sorted(videos) for entry in videos[video]]

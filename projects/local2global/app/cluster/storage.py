@@ -1,0 +1,225 @@
+"""Files by address: local paths, and everything that fsspec opens, such as s3://, gs://, hf:// and memory://.
+
+An output folder appears whole: on a local disk it is renamed when it is complete, elsewhere its files are uploaded and
+`MARKER` is the last one.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from ...errors import UserError
+from ...files import PARTIAL, atomic_path
+
+MARKER = "done.json"
+_BLOCK = 1 << 20
+
+
+def locate(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        UserError: if fsspec does not know the protocol, or its package is not installed.
+    """
+    try:
+        return fsspec.core.url_to_fs(os.path.expanduser(address))  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
+
+
+def absolute(address: str) -> str:
+    """A local path as an absolute path; other addresses unchanged."""
+    fs, path = locate(address)
+    return path if isinstance(fs, LocalFileSystem) else address
+
+
+def local_path(address: str) -> Path | None:
+    """The path of an address on a disk of this machine, else None."""
+    fs, path = locate(address)
+    return Path(path) if isinstance(fs, LocalFileSystem) else None
+
+
+def expand(patterns: Iterable[str]) -> Iterator[str]:
+    """The addresses that match the patterns, in the order of the patterns, each pattern's sorted.
+
+    Args:
+        patterns: addresses, or globs such as `videos/**/*.mp4` and `s3://bucket/*.mp4`.
+
+    Raises:
+        UserError: if no file matches a glob, or its protocol is unknown.
+    """
+    for pattern in patterns:
+        fs, path = locate(pattern)
+        is_local = isinstance(fs, LocalFileSystem)
+        if not re.search(r"[*?\[]", path) or (is_local and os.path.exists(path)):
+            yield absolute(pattern)
+            continue
+        found = glob.iglob(path, recursive=True) if is_local else map(fs.unstrip_protocol, fs.glob(path))
+        matches = sorted(found)
+        if not matches:
+            raise UserError(f"{pattern}: no file matches")
+        yield from matches
+
+
+@contextmanager
+def local_copy(address: str) -> Iterator[Path]:
+    """A file or folder on the local disk: the original, or a download that is deleted with the block.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    fs, path = locate(address)
+    if not fs.exists(path):
+        raise UserError(f"{address}: no such file or folder")
+    if isinstance(fs, LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="l2g-") as folder:
+        target = Path(folder) / path.rstrip("/").rpartition("/")[2]
+        fs.get(path, str(target), recursive=fs.isdir(path))
+        yield target
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(f"\0{file.relative_to(path)}\0".encode())
+        if file.is_file():
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def version(address: str) -> str | None:
+    """A text that changes when a file changes, quick to get: time stamps or a hash that the server keeps.
+
+    None for folders, and for servers that offer none.
+    """
+    fs, path = locate(address)
+    with suppress(OSError):
+        if fs.isfile(path) and "http" not in fs.protocol:
+            return str(fs.ukey(path))
+    return None
+
+
+def read_bytes(address: str) -> bytes | None:
+    """The content of a small file; None if it does not exist."""
+    fs, path = locate(address)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return bytes(fs.cat_file(path))
+    return None
+
+
+def write_file(address: str, source: Path) -> None:
+    """Copies a file into an existing folder, atomically on a local disk and on object stores."""
+    fs, path = locate(address)
+    if isinstance(fs, LocalFileSystem):
+        with atomic_path(path) as partial:
+            shutil.copyfile(source, partial)
+    else:
+        fs.put_file(str(source), path)
+
+
+def write_bytes(address: str, content: bytes) -> None:
+    """Writes a small file into an existing folder, as `write_file` does."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        write_file(address, Path(file.name))
+
+
+def sizes(folder: Path | str) -> dict[str, int]:
+    """Bytes of every file in a folder, by the path relative to it; empty if the folder does not exist."""
+    fs, root = locate(str(folder))
+    try:
+        found = fs.find(root, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {os.path.relpath(name, root): int(info["size"]) for name, info in sorted(found.items())}
+
+
+@contextmanager
+def new_folder(address: str) -> Iterator[Path]:
+    """A local folder whose files become those of `address` when the block ends; existing ones are replaced.
+
+    After an exception the address is unchanged, or, if the upload had begun, does not exist.
+
+    Args:
+        address: the output folder.
+
+    Yields:
+        a path of an empty place, whose last part is that of the address; the block creates the folder.
+    """
+    fs, path = locate(address)
+    is_local = isinstance(fs, LocalFileSystem)
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if is_local:
+        os.makedirs(parent, exist_ok=True)
+    # On a local disk, the name is one that `locked_folder` deletes after a kill.
+    place = tempfile.mkdtemp(PARTIAL if is_local else None, f"{name}.", parent if is_local else None)
+    try:
+        folder = Path(place) / name
+        yield folder
+        if is_local:
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(folder, path)
+        else:
+            _upload(fs, folder, path)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _upload(fs: Any, folder: Path, path: str) -> None:
+    """Uploads a folder in place of an earlier one, the marker last."""
+    try:
+        _remove(fs, path)
+        for file in sorted(sizes(folder), key=lambda name: (name == MARKER, name)):
+            target = f"{path}/{file}"
+            fs.makedirs(fs._parent(target), exist_ok=True)
+            fs.put_file(str(folder / file), target)
+    except BaseException:
+        _remove(fs, path)
+        raise
+
+
+def _remove(fs: Any, path: str) -> None:
+    """Deletes a folder if it exists; its marker first."""
+    with suppress(FileNotFoundError):
+        fs.rm_file(f"{path}/{MARKER}")
+    with suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def discard_incomplete(address: str) -> None:
+    """Deletes an output folder without a marker, which a killed upload has left."""
+    fs, path = locate(address)
+    if not fs.exists(f"{path}/{MARKER}"):
+        _remove(fs, path)
+
+
+@contextmanager
+def opened(address: str) -> Iterator[Iterable[bytes]]:
+    """The lines of a file; none if it does not exist."""
+    fs, path = locate(address)
+    try:
+        file = fs.open(path, "rb")
+    except FileNotFoundError:
+        yield ()
+        return
+    with file:
+        yield file
