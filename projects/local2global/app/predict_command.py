@@ -171,7 +171,7 @@ def predict(
     with _open_lines(jsonl) as lines:
         run = partial(
             model.predict,
-            output_dir=output,
+            output_dir=Path(output),
             resume=resume,
             lines=lines,
             objects=given,
