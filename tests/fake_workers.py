@@ -1,16 +1,42 @@
-"""Workers of a Ray pool without a model.  What happens is written to a folder, since they are other processes."""
+"""What the tests of `--ray` need: workers without a model, a run with random weights, and short videos."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import torch
+
 from local2global.app.cluster.videos import Inspected
+from local2global.app.video import VideoWriter
 from local2global.errors import UserError
+from local2global.lazy import instantiate, load_config, save_resolved
+from local2global.weights.checkpoint import save_checkpoint
+
+MODEL = Path(__file__).parents[1] / "configs" / "common" / "models" / "l2g_tiny.py"
+
+
+def write_run(folder: Path) -> Path:
+    """The folder of a run of the tiny model with random weights, which reports every slot."""
+    torch.manual_seed(0)
+    config = load_config(MODEL, ["model.test_size=[64,96]", "model.threshold=0.0"])
+    save_resolved(config, folder / "config.yaml")
+    save_checkpoint(folder / "model_final.pth", {"model": instantiate(config.model).state_dict()})
+    return folder
+
+
+def write_clip(path: Path, frames: int, seed: int) -> Path:
+    """A video of random blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    with VideoWriter(path, 12, (64, 96)) as writer:
+        for _ in range(frames):
+            blocks = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8, generator=generator)
+            writer.write(blocks.repeat_interleave(8, 1).repeat_interleave(8, 2))
+    return path
 
 
 class Worker:
-    """Does what the text of a task says."""
+    """Does what the text of a task says, and writes it to a log, since it is another process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -15,9 +15,8 @@ from local2global.app.cluster import pool as module
 from local2global.app.cluster import predict as driver
 from local2global.app.cluster.pool import Pool
 from local2global.app.predict import L2G
-from local2global.app.video import VideoWriter
 from local2global.errors import UserError
-from local2global.lazy import instantiate, load_config, save_resolved
+from local2global.lazy import instantiate, load_config
 from local2global.weights.checkpoint import save_checkpoint
 
 ray = pytest.importorskip("ray", reason="--ray is tested with Ray: pip install -e '.[cluster]'")
@@ -49,25 +48,8 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """The folder of a run of the tiny model with random weights, which reports every slot."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    config = load_config(
-        ROOT / "configs" / "common" / "models" / "l2g_tiny.py",
-        ["model.test_size=[64,96]", "model.threshold=0.0"],
-    )
-    save_resolved(config, folder / "config.yaml")
-    save_checkpoint(folder / "model_final.pth", {"model": instantiate(config.model).state_dict()})
-    return folder
-
-
-def write_clip(path: Path, frames: int, seed: int) -> Path:
-    generator = torch.Generator().manual_seed(seed)
-    with VideoWriter(path, 12, (64, 96)) as writer:
-        for _ in range(frames):
-            blocks = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8, generator=generator)
-            writer.write(blocks.repeat_interleave(8, 1).repeat_interleave(8, 2))
-    return path
+    """The folder of a run of the tiny model with random weights."""
+    return fake_workers.write_run(tmp_path_factory.mktemp("run"))
 
 
 def command(monkeypatch, *arguments: object) -> int:
@@ -117,7 +99,10 @@ def test_a_worker_that_cannot_load_ends_the_run_with_its_line(cluster, tmp_path)
 
 def test_predict_on_ray_equals_one_process_and_sets_poison_aside(cluster, run, tmp_path, monkeypatch, capsys):
     """Two folders with equal names; the longest video is predicted first."""
-    paths = [write_clip(tmp_path / "in" / place / "clip.mp4", n, n) for place, n in (("a", 3), ("b", 7))]
+    paths = [
+        fake_workers.write_clip(tmp_path / "in" / place / "clip.mp4", n, n)
+        for place, n in (("a", 3), ("b", 7))
+    ]
     (tmp_path / "in" / "a" / "broken.mp4").write_bytes(b"no video" * 99)
     out = tmp_path / "out"
     arguments = ["predict", tmp_path / "in" / "**" / "*.mp4", "--weights", run, "--device", "cpu"]
@@ -166,7 +151,7 @@ def test_an_interrupt_leaves_whole_folders_and_a_manifest_of_them(
 ):
     """Ctrl-C after the first video; the second runs at that time."""
     for name, frames in (("long", 40), ("short", 2)):
-        write_clip(tmp_path / "in" / f"{name}.mp4", frames, frames)
+        fake_workers.write_clip(tmp_path / "in" / f"{name}.mp4", frames, frames)
     monkeypatch.setattr(
         driver, "_chunks", lambda jobs: iter([[job] for job in sorted(jobs, key=lambda job: job.name)])
     )

@@ -185,6 +185,8 @@ def _run(
         stack.enter_context(_cleaned(pool, settings.output))
         display = stack.enter_context(_Display(len(jobs), tallies, pool))
         for state, entry in _outcomes(pool, jobs, display):
+            if state == "failed":
+                storage.discard_incomplete(f"{settings.output}/{entry['name']}")
             tallies[state].add(entry)
             manifest.add(entry)
             display.report(state, entry)
@@ -232,10 +234,9 @@ def _cleaned(pool: Pool, output: str) -> Iterator[None]:
     finally:
         if local is not None:
             delete_partial_files(local)
-        else:
-            for task in pool.unfinished:
-                for job in [task] if isinstance(task, Job) else []:
-                    storage.discard_incomplete(f"{output}/{job.name}")
+        for task in pool.unfinished:
+            if isinstance(task, Job):
+                storage.discard_incomplete(f"{output}/{task.name}")
 
 
 class _Display:

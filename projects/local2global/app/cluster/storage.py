@@ -206,9 +206,9 @@ def _remove(fs: Any, path: str) -> None:
 
 
 def discard_incomplete(address: str) -> None:
-    """Deletes an output folder without a marker, which a killed upload has left."""
+    """Deletes a folder without a marker, which a killed upload has left.  Folders on a local disk are always whole."""
     fs, path = locate(address)
-    if not fs.exists(f"{path}/{MARKER}"):
+    if not isinstance(fs, LocalFileSystem) and not fs.exists(f"{path}/{MARKER}"):
         _remove(fs, path)
 
 
