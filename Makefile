@@ -18,9 +18,10 @@ test: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	L2G_FUZZ_SECONDS=$${L2G_FUZZ_SECONDS:-600} $(BIN)/python -m pytest -q -s tests/fuzz
 
-# 100 kills of trainings and 50 of predictions at random moments; each must be repaired by the next run.
+# 100 kills of trainings and 50 of predictions at random moments; each must be repaired by the next run.  20 kills of
+# actors and nodes of a Ray cluster, which must repair itself.
 kills: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -s -m slow tests/engine/test_random_kills.py
+	$(BIN)/python -m pytest -q -s -m slow tests/engine/test_random_kills.py tests/app/test_ray_faults.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

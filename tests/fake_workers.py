@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from local2global.app.cluster.videos import Inspected
-from local2global.app.video import VideoWriter
+from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved
 from local2global.weights.checkpoint import save_checkpoint
@@ -33,6 +33,16 @@ def write_clip(path: Path, frames: int, seed: int) -> Path:
             blocks = torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8, generator=generator)
             writer.write(blocks.repeat_interleave(8, 1).repeat_interleave(8, 2))
     return path
+
+
+def assert_same(folder: Path, alone: Path) -> None:
+    """The outputs of a video are those of another run; x264 may round single pixels in another way."""
+    for file in ("annotations.json", "frames.jsonl", "results.json"):
+        assert (folder / file).read_bytes() == (alone / file).read_bytes(), folder / file
+    videos = [open_source(place / "video.mp4").read() for place in (folder, alone)]
+    for (frame, time), (other, other_time) in zip(*videos, strict=True):
+        assert time == other_time
+        assert (frame.float() - other.float()).abs().mean() < 2
 
 
 class Worker:
