@@ -451,6 +451,14 @@ def test_a_missing_file_is_reported_with_the_most_similar_name(files):
             r"bad\.py:1: ImportError: star and package imports are not supported",
         ),
         ("from .. import common\n", r"bad\.py:1: ImportError: star and package imports are not supported"),
+        (
+            "import local2global.configs.demo.l2g_tiny as base\n",
+            r"bad\.py:1: ImportError: star and package imports are not supported",
+        ),
+        (
+            "from local2global.configs.demo import l2g_tiny\n",
+            r"bad\.py:1: .*configs\.demo is a folder of configs: use `from local2global\.configs\.demo\.FILE import",
+        ),
         ("from ..common.model import modle\n", r"bad\.py:1: ImportError: .*no 'modle'.*Did you mean 'model'"),
     ],
 )

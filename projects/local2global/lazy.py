@@ -111,13 +111,16 @@ def _import_relative(
 
     With level 0, the name is relative to the shipped configs.
     """
-    if not name or "*" in names:
+    if not name or not names or "*" in names:
         raise ImportError(
             "star and package imports are not supported in configs: use `from .file import name`"
         )
     folder = os.path.join(os.path.dirname(path), *[os.pardir] * (level - 1)) if level else str(FOLDER)
     file = os.path.normpath(os.path.join(folder, *name.split(".")) + ".py")
     if not os.path.isfile(file):
+        if os.path.isdir(file.removesuffix(".py")):
+            shown = f"{'.' * level or f'{CONFIGS}.'}{name}"
+            raise ImportError(f"{shown} is a folder of configs: use `from {shown}.FILE import name`")
         raise ImportError(f"{file}: no such file.{_nearest_file(file)}")
     module = _run(file, chain)
     for imported in names:
@@ -147,7 +150,7 @@ def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
     ) -> ModuleType:
         if level:
             return _import_relative(path, (*chain, here), name, fromlist or (), level)
-        if fromlist and name.startswith(f"{CONFIGS}."):
+        if name.startswith(f"{CONFIGS}."):
             return _import_relative(path, (*chain, here), name.removeprefix(f"{CONFIGS}."), fromlist, 0)
         return builtins.__import__(name, globals, locals, fromlist or (), level)
 

@@ -110,6 +110,7 @@ def test_a_trainable_pattern_without_a_match_raises(tiny):
         ({"threshold": 2}, "model.threshold=2: expected a number from 0 to 1"),
         ({"threshold": float("nan")}, "model.threshold=nan: expected"),
         ({"threshold": "/home"}, "model.threshold=/home: expected"),
+        ({"test_size": (0, 0)}, r"model.test_size=\(0, 0\): expected \[short edge, long edge\]"),
     ],
 )
 def test_invalid_settings_of_the_model_are_refused_by_key(tiny, change, problem):

@@ -7,14 +7,25 @@ import pytest
 import torch
 
 from local2global.boxes import mask_to_box
+from local2global.errors import UserError
+from local2global.modeling.decoder import Decoder
 from local2global.modeling.layers import mask_logits
-from local2global.modeling.segmenter import proposal_anchors
+from local2global.modeling.segmenter import Segmenter, proposal_anchors
 from local2global.structures import Positions, Queries
 
 
 @pytest.fixture
 def segmenter(tiny):
     return tiny().segmenter
+
+
+def test_sizes_that_do_not_fit_are_refused(segmenter):
+    with pytest.raises(UserError, match="dim 7: the decoder has 32"):
+        Segmenter(segmenter.backbone, segmenter.encoder, segmenter.decoder, 3, 6, dim=7)
+    with pytest.raises(UserError, match="num_queries 0: expected at least 1"):
+        Segmenter(segmenter.backbone, segmenter.encoder, segmenter.decoder, 3, 0, dim=32)
+    with pytest.raises(UserError, match="num_layers 0: a decoder needs at least 1"):
+        Decoder(num_layers=0)
 
 
 @pytest.fixture

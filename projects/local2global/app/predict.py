@@ -308,7 +308,12 @@ class L2G:
                     progress(writer.count, opened.length, len(result.ids))
         prediction = finish(folder, source=opened)
         seconds = time.perf_counter() - start
-        return replace(prediction, seconds=seconds, announced=opened.length, best_score=stream.best_score)
+        return replace(
+            prediction,
+            seconds=seconds,
+            announced=None if opened.live else opened.length,
+            best_score=stream.best_score,
+        )
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Prediction:
         frames: number of frames.
         objects: number of reported objects per class.
         seconds: elapsed time.
-        announced: number of frames declared by the source, or None.
+        announced: number of frames declared by the source; None if unknown, or if a live source dropped frames.
         seen: the reported objects, in order of appearance.
         saved: files and folders of the optional formats.
         threshold: minimal score of a reported object, or None if unknown.

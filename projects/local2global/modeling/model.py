@@ -102,6 +102,8 @@ class Local2Global(nn.Module):
         if not (isinstance(threshold, (int, float)) and 0 <= threshold <= 1):
             raise UserError(f"model.threshold={threshold}: expected a number from 0 to 1")
         self.test_size = tuple(test_size)
+        if len(self.test_size) != 2 or not all(isinstance(e, int) and e > 0 for e in self.test_size):
+            raise UserError(f"model.test_size={self.test_size}: expected [short edge, long edge] in pixels")
         self.threshold, self.aggregate, self.divisor = threshold, aggregate, divisor
         self.panoptic = panoptic
         self.feature_cache: FeatureCache | None = None

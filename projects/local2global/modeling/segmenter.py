@@ -53,6 +53,8 @@ class Segmenter(nn.Module):
         super().__init__()
         if num_queries < 1:
             raise UserError(f"num_queries {num_queries}: expected at least 1")
+        if getattr(decoder, "dim", dim) != dim:
+            raise UserError(f"dim {dim}: the decoder has {decoder.dim}")
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
