@@ -16,6 +16,7 @@ from local2global.data.augment import ClipAugmentation, DriftingCrop, Identity, 
 from local2global.data.datasets import VideoDataset
 from local2global.data.holdout import holdout
 from local2global.data.loader import Curriculum, LazyFrames, Mixture, build_test_loader, build_train_loader
+from local2global.data.scene_cuts import SceneCuts
 from local2global.errors import UserError
 from local2global.structures import Clip
 
@@ -176,6 +177,21 @@ def test_loading_does_not_use_the_global_random_state():
     torch.manual_seed(0)
     batches(1)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_cut_clips_show_two_videos_and_do_not_depend_on_processes():
+    whole, plain = (
+        batches(2, augment=Identity(), cuts=SceneCuts(end=1, interrupt=0)),
+        batches(2, augment=Identity()),
+    )
+    ranks = [
+        batches(2, augment=Identity(), cuts=SceneCuts(end=1, interrupt=0), rank=r, world_size=2)
+        for r in range(2)
+    ]
+    assert_same(whole, [a + b for a, b in zip(*ranks, strict=True)])
+    for cut, uncut in zip(chain(*whole), chain(*plain), strict=True):
+        assert torch.equal(cut.frames[0], uncut.frames[0])
+        assert cut.targets.visible.int().tolist() in ([[1, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 1, 1]])
 
 
 def test_every_epoch_is_a_permutation_of_the_videos():

@@ -27,6 +27,7 @@ from .augment import resize_shortest_edge
 from .clips import Augmentation, choose_frames, make_clip
 from .datasets import VideoDataset, VideoRecord
 from .holdout import PartOfVideos
+from .scene_cuts import SceneCuts, cut_to
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +150,7 @@ class TrainClips(Dataset[ClipOrErrors]):
         window: the largest distance of other frames from the reference frame.
         tries: how often frames are redrawn until an instance is visible.
         skips: the number of unreadable videos that may be skipped for one clip.
+        cuts: draws the frames that show another video; None for clips of one video.
     """
 
     mixture: Mixture
@@ -159,14 +161,30 @@ class TrainClips(Dataset[ClipOrErrors]):
     window: int
     tries: int
     skips: int = 0
+    cuts: SceneCuts | None = None
 
     def __getitem__(self, place: tuple[int, int]) -> ClipOrErrors:
         """The clip of (iteration, global clip index), and the errors of unreadable videos."""
         iteration, index = place
-        key = (self.seed, iteration, index)
+        key, position = (self.seed, iteration, index), iteration * self.total_batch_size + index
+        first = self._read(position, key)
+        if self.cuts is None or first.clip is None:
+            return first
+        generator = keyed_generator(*key, "cuts")
+        other = self.cuts.draw(self.clip_length, generator)
+        if not any(other):
+            return first
+        ahead = int(torch.randint(1, 1000, (), generator=generator))
+        second = self._read(position + ahead, (*key, 1))
+        errors = first.errors + second.errors
+        if second.clip is None or second.clip.frames[0].shape != first.clip.frames[0].shape:
+            return ClipOrErrors(first.clip, errors)
+        return ClipOrErrors(cut_to(first.clip, second.clip, other), errors)
+
+    def _read(self, position: int, key: tuple[int, ...]) -> ClipOrErrors:
+        """The clip at a position of the endless stream; `key` is that of its random draws."""
         errors: list[str] = []
         for again in range(self.skips + 1):
-            position = iteration * self.total_batch_size + index
             record, augment = self.mixture.draw(self.seed, position, again)
             try:
                 frames = choose_frames(record, self.clip_length, self.window, key, self.tries)
@@ -320,6 +338,7 @@ def build_train_loader(
     window: int = 6,
     tries: int = 10,
     skip_unreadable: bool = False,
+    cuts: SceneCuts | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainLoader:
@@ -335,6 +354,7 @@ def build_train_loader(
         window: the largest distance of other frames from the reference frame.
         tries: how often frames are redrawn until an instance is visible, before a clip without instances is accepted.
         skip_unreadable: skip a missing or corrupt file: log it once, count it and draw another video.
+        cuts: cuts some clips to another video, if its frames have the same size after augmentation; None cuts none.
         rank: this process; None uses torch.distributed's.
         world_size: the number of processes; None uses torch.distributed's.
 
@@ -343,7 +363,7 @@ def build_train_loader(
     """
     mixture = dataset if isinstance(dataset, Mixture) else Mixture([dataset], [1.0])
     skips = MAX_SKIPS if skip_unreadable else 0
-    clips = TrainClips(mixture, clip_length, augment, total_batch_size, seed, window, tries, skips)
+    clips = TrainClips(mixture, clip_length, augment, total_batch_size, seed, window, tries, skips, cuts)
     return TrainLoader(clips, num_workers, *_processes(rank, world_size))
 
 
