@@ -34,8 +34,8 @@ FLOORS = {
     "layers": 0,
     "deformable": 0,
     **dict.fromkeys(["backbone", "swin", "encoder", "decoder", "positions", "aligner", "losses"], 1),
-    **dict.fromkeys(["segmenter", "tracker", "variants", "matcher"], 2),
-    "criterion": 3,
+    **dict.fromkeys(["segmenter", "tracker", "matcher"], 2),
+    **dict.fromkeys(["criterion", "variants"], 3),
     "model": 4,
 }
 MAY_NAME_DEVICES = {"lazy", "app", "engine"}

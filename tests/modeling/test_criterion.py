@@ -23,6 +23,7 @@ from local2global.modeling.losses import (
     sigmoid_focal_loss,
 )
 from local2global.modeling.matcher import Matcher
+from local2global.modeling.variants import HiddenMasksCriterion
 from local2global.randomness import keyed_generator
 from local2global.structures import (
     Clip,
@@ -527,3 +528,30 @@ def test_full_supervision_is_full():
 def test_clips_of_one_batch_skip_different_frames():
     subsets = {tuple(ReducedSupervision()(4, keyed_generator(0, 0, c, "supervision"))) for c in range(40)}
     assert len(subsets) == 6
+
+
+# Variants
+
+
+def test_a_hidden_instance_has_an_empty_target_mask():
+    """The instance is hidden on frame 1, where its query predicts another quadrant: dice 1 - 1 / (16 + 1)."""
+    predictions = [make_predictions([[A, NOTHING]]), make_predictions([[D, NOTHING]])]
+    args = [make_clip((0, "0."), length=2)], make_features(1, 2), predictions
+    parts = Matcher(num_points=64), PointSampler(4096), FullSupervision()
+    plain, hidden = (
+        {k: v.item() for k, v in c(*parts)(*args).items()} for c in (Criterion, HiddenMasksCriterion)
+    )
+    # A quarter of the points lie in the predicted quadrant.
+    assert hidden["loss_dice"] - plain["loss_dice"] == pytest.approx(5, abs=0.2)
+    assert hidden["loss_mask"] > plain["loss_mask"] + 1
+    changed = {name for name in hidden if hidden[name] != plain[name]}
+    assert changed == {f"loss_{term}{layer}" for term in ("mask", "dice") for layer in ("", "_0", "_1")}
+
+
+def test_an_instance_that_has_not_appeared_yet_has_no_target_mask():
+    predictions = [make_predictions([[D, NOTHING]]), make_predictions([[A, NOTHING]])]
+    args = [make_clip((0, ".0"), length=2)], make_features(1, 2), predictions
+    hidden = HiddenMasksCriterion(Matcher(num_points=64), PointSampler(32), FullSupervision())(*args)
+    assert {name: loss.item() for name, loss in hidden.items()} == {
+        name: loss.item() for name, loss in criterion()(*args).items()
+    }

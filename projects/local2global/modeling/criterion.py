@@ -106,10 +106,12 @@ class _Matches:
     Attributes:
         indices: (F', M) int64 query of each instance; 0 for unmatched pairs.
         matched: (F', M) float32, 1 for visible instances with a query, else 0.
+        hidden: (F', M) float32, 1 for instances with a query that were visible before and are not now, else 0.
     """
 
     indices: Tensor
     matched: Tensor
+    hidden: Tensor
 
     def src(self, values: Tensor) -> Tensor:
         """The rows of matched queries: (F', N, C) to (F', M, C)."""
@@ -387,10 +389,15 @@ def _apply(function: Callable[..., Tensor], *steps: LayerPredictions | None) -> 
 
 def _matches(indices: NDArray[np.int64], batch: _Batch) -> _Matches:
     """Moves (F, M) query indices, -1 for none, to the device, restricted to the supervised frames."""
-    indices, visible = indices[batch.supervised], batch.visible[batch.supervised]
-    device = batch.scale.device
-    matched = (visible & (indices >= 0)).astype(np.float32)
-    return _Matches(_send(indices.clip(min=0), device), _send(matched, device))
+    device, visible = batch.scale.device, batch.visible
+    clips = len(batch.clips)
+    seen = (
+        visible.reshape(len(visible) // clips, clips, visible.shape[1]).cumsum(axis=0).reshape(visible.shape)
+        > 0
+    )
+    masks = (visible & (indices >= 0), seen & ~visible & (indices >= 0))
+    matched, hidden = (_send(mask[batch.supervised].astype(np.float32), device) for mask in masks)
+    return _Matches(_send(indices[batch.supervised].clip(min=0), device), matched, hidden)
 
 
 def _send(array: NDArray[Any], device: torch.device | str) -> Tensor:

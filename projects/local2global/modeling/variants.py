@@ -4,11 +4,13 @@
 - `OlderSlotsFirst`: of slots with nearly the same mask, the slot that was reported most often is reported.
 - `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
 - `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
+- `HiddenMasksCriterion`: the target mask of a hidden instance is empty.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from ..boxes import box_iou, cxcywh_to_xyxy
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import AlignerLayer, L2GAligner
+from .criterion import Criterion, Sets
 from .layers import pairwise_iou
 from .matcher import assign
 from .positions import EmbedBoxes
@@ -377,3 +380,19 @@ class IdentityStartAligner(L2GAligner):
             ):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
+
+
+class HiddenMasksCriterion(Criterion):
+    """The paper's losses; also, the target mask of a hidden instance is empty.
+
+    In the paper, the mask of a slot has no loss while its object is hidden.  The mask then moves to another object, and
+    with it the position of the slot, which is the box of its last mask (Eq. 2).  The box of an empty mask is the last
+    box.
+    """
+
+    def loss_masks(
+        self, outputs: Sets, matches: Mapping[str, Any], batch: Any
+    ) -> dict[str, dict[str, Tensor]]:
+        """Mask losses at matched instances and at hidden ones; local queries are not matched to hidden ones."""
+        shown = {name: dataclasses.replace(m, matched=m.matched + m.hidden) for name, m in matches.items()}
+        return super().loss_masks(outputs, shown, batch)
