@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test fuzz kills check format docs seam clean
+.PHONY: demo test fuzz kills load check format docs seam clean
 
 demo: $(VENV)/.installed
 	$(BIN)/l2g demo
@@ -22,6 +22,10 @@ fuzz: $(VENV)/.installed-test
 # actors and nodes of a Ray cluster, which must repair itself.
 kills: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -s -m slow tests/engine/test_random_kills.py tests/app/test_ray_faults.py
+
+# Twenty visitors of `l2g serve` at once for five minutes; prints requests, errors and memory.
+load: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -s -m slow tests/app/serve/test_load.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

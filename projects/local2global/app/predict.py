@@ -229,7 +229,7 @@ class L2G:
         objects: Tensor | None = None,
         only_objects: bool = False,
         lines: BinaryIO | None = None,
-        watch: Callable[[Stream, Tensor, FrameResult], None] | None = None,
+        watch: Callable[[Stream, Tensor, Tensor, FrameResult], None] | None = None,
     ) -> Prediction:
         """Writes the annotated video `<output_dir>/<name>/video.mp4` and, beside it, the reported objects.
 
@@ -255,7 +255,8 @@ class L2G:
             objects: objects of the first frame, masks or boxes; see `start`.
             only_objects: report no other objects.
             lines: a file to which each line of `frames.jsonl` is written too, such as standard output.
-            watch: called after every frame with the stream, the drawn frame (3, H, W) uint8 and the result.
+            watch: called after every frame with the stream, the frame and the drawn frame, (3, H, W) uint8 each, and
+                the result.
 
         Raises:
             UserError: if the source cannot be read, a class name or a format is unknown, another process writes to
@@ -303,7 +304,7 @@ class L2G:
                     drawn = draw(frame, result, self.classes, look)
                     writer.write(drawn, time_stamp - begin)
                 if watch is not None:
-                    watch(stream, drawn, result)
+                    watch(stream, frame, drawn, result)
                 if progress is not None:
                     progress(writer.count, opened.length, len(result.ids))
         prediction = finish(folder, source=opened)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,16 +10,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..data.generated.shapes import PRESETS, load_shapes
-from ..files import atomic_path
+from ..data.generated.shapes import load_shapes
 from .draw import Look, draw
 from .predict import L2G
-from .video import VideoWriter
+from .video import VideoWriter, write_webp
 
-#: Three objects of the demo's classes on paths that cross and stay inside the frame.
-CROSSING = replace(
-    PRESETS["demo"], objects=(3, 3), radius=(0.17, 0.27), orbit=(0.35, 0.8), leaving=0.0, period=(40, 60)
-)
 #: Seeds of the videos shown.  Training never draws them.
 SEEDS = (106, 170, 199, 152)
 LENGTH = 48
@@ -43,23 +37,13 @@ def write_showcase(model: L2G, path: Path, seeds: Sequence[int] = SEEDS) -> Path
     """
     drawn = [_segmented(model, seed) for seed in seeds]
     images = [_grid([video[t] for video in drawn]) for t in range(LENGTH)]
-    with atomic_path(path) as partial:
-        images[0].save(
-            partial,
-            format="WEBP",
-            save_all=True,
-            append_images=images[1:],
-            duration=DURATION,
-            loop=0,
-            quality=70,
-            method=4,
-        )
+    write_webp(path, images, DURATION)
     return path
 
 
 def write_crossing(path: Path, seed: int = SEEDS[0]) -> Path:
     """Writes one of the videos, without masks, as an mp4; returns the path."""
-    video = load_shapes(CROSSING, 1, seed, LENGTH, SIZE).videos[0]
+    video = load_shapes("crossing", 1, seed, LENGTH, SIZE).videos[0]
     with VideoWriter(path, Fraction(1000, DURATION), SIZE) as writer:
         for t in range(LENGTH):
             writer.write(video.frame(t))
@@ -68,7 +52,7 @@ def write_crossing(path: Path, seed: int = SEEDS[0]) -> Path:
 
 def _segmented(model: L2G, seed: int) -> list[Tensor]:
     """The frames of one video with the model's masks, (3, H, W) uint8 each."""
-    video = load_shapes(CROSSING, 1, seed, LENGTH, SIZE).videos[0]
+    video = load_shapes("crossing", 1, seed, LENGTH, SIZE).videos[0]
     frames = [video.frame(t) for t in range(LENGTH)]
     results = model.stream(frames)
     look = Look(hidden=frozenset({"boxes"}))

@@ -10,6 +10,7 @@ import glob
 import math
 import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ __all__ = [
     "natural_key",
     "open_source",
     "open_writer",
+    "write_webp",
 ]
 
 # No B-frames: a fragmented mp4 cannot undo their delay, and the video would start two frames late.
@@ -267,6 +269,21 @@ class PictureWriter:
 
     def __exit__(self, *_: object) -> None:
         """The file is complete."""
+
+
+def write_webp(path: Path, images: Sequence[Image.Image], milliseconds: int) -> None:
+    """Writes an endless animation, which web pages and README files show; `milliseconds` is the time of a frame."""
+    with atomic_path(path) as partial:
+        images[0].save(
+            partial,
+            format="WEBP",
+            save_all=True,
+            append_images=images[1:],
+            duration=milliseconds,
+            loop=0,
+            quality=70,
+            method=4,
+        )
 
 
 def open_writer(folder: Path, source: Source) -> VideoWriter | PictureWriter:

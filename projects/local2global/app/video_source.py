@@ -28,6 +28,7 @@ _MAX_ASPECT = 8  # wider pixels are a mistake of the file
 _MAX_GAP = Fraction(3600)  # seconds: a longer step between two frames is a break in the time stamps
 
 _PLAYLISTS = {"concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp"}
+_TEXT = {"tty"}  # draws the characters of a text file
 
 _log = logging.getLogger(__name__)
 
@@ -204,8 +205,8 @@ def file_options() -> dict[str, str]:
 
 @functools.cache
 def file_formats() -> str:
-    """The container formats that hold frames; those of playlists open further files or addresses."""
-    return ",".join(sorted(av.formats_available - _PLAYLISTS))
+    """The container formats that hold frames; without text files, and playlists, which open further files."""
+    return ",".join(sorted(av.formats_available - _PLAYLISTS - _TEXT))
 
 
 @contextlib.contextmanager

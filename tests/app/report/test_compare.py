@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 from fake_run_folder import SIZE, entry, square, write_folder, write_source
 from local2global.app.report.compare import compare, distinct_names
@@ -148,7 +149,7 @@ def truth(tmp_path) -> Path:
 
 
 def test_two_runs_and_their_truth(tmp_path, folders, truth):
-    page, video = compare(folders, truth, tmp_path / "out")
+    page, video, picture, summary = compare(folders, truth, tmp_path / "out", picture=True)
     text = page.read_text(encoding="utf-8")
     assert re.findall(r'class="id">(\d+)<', text) == ["11", "12"]
     switches = re.findall(r'class="event switch" style="left: ([\d.]+)%" data-frame="(\d+)"', text)
@@ -166,10 +167,14 @@ def test_two_runs_and_their_truth(tmp_path, folders, truth):
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == FRAMES
     assert frames[0].shape[1] > 3 * SIZE[1]
+    with Image.open(picture) as animation:
+        assert animation.n_frames == 2, "WebP merges equal frames: before and after the switch"
+        assert animation.size == (frames[0].shape[1], frames[0].shape[0])
+    assert summary[1][1] == ["baseline", "2", "40.0%", "2", "0", "0", "100.0%"]
 
 
 def test_agreeing_runs_have_the_same_colours(tmp_path, folders):
-    _, video = compare(folders, None, tmp_path / "out")
+    video = compare(folders, None, tmp_path / "out").video
     with av.open(str(video)) as container:
         frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     left, right = frame[-SIZE[0] :, : SIZE[1]], frame[-SIZE[0] :, 100 : 100 + SIZE[1]]
@@ -178,7 +183,7 @@ def test_agreeing_runs_have_the_same_colours(tmp_path, folders):
 
 
 def test_one_run_over_its_truth(tmp_path, folders, truth):
-    page, _ = compare(folders[:1], truth, tmp_path / "out")
+    page = compare(folders[:1], truth, tmp_path / "out").page
     assert "2 objects" in page.read_text(encoding="utf-8")
 
 

@@ -68,7 +68,7 @@ def test_the_highest_value_is_at_the_top_and_zero_at_the_bottom(tmp_path):
 def test_small_values_have_an_exponent(tmp_path):
     """Labels of the axis have a narrow margin."""
     text = write_curves([write_run(tmp_path / "run", [10.0, 0.0])]).read_text(encoding="utf-8")
-    assert ">1.0e-04</text>" in text
+    assert ">1.0e-4</text>" in text
 
 
 def test_long_curves_are_thinned_out_and_keep_their_end(tmp_path):

@@ -228,3 +228,12 @@ def test_a_deleted_video_leaves_nothing_even_while_it_runs(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_a_text_file_is_no_video(tmp_path):
+    """FFmpeg can draw the characters of a text file."""
+    with client(tmp_path / "jobs") as page:
+        headers = {"X-Filename": "notes.txt"}
+        about = ended(page, page.post("/jobs", content=b"hello " * 99, headers=headers).json()["id"])
+    assert about["state"] == "failed"
+    assert about["message"].startswith("notes.txt: ")

@@ -65,6 +65,9 @@ def compare(
     ] = None,
     source: Source = None,
     device: Device = None,
+    picture: Annotated[
+        bool, typer.Option("--picture", help="Also write compare.webp, an animated picture.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Output folder.")] = Path("output/compare"),
 ) -> None:
     """Show runs on one video side by side: compare.html and compare.mp4, where they differ, where ids switch."""
@@ -75,9 +78,15 @@ def compare(
         if len(inputs) != 1:
             raise UserError("with --weights, compare takes one video")
         folders, source = _predict(inputs[0], weights, device, output), inputs[0]
-    page, video = write(folders, truth, output, source)
-    typer.echo(f"  page  {page}")
-    typer.echo(f"  video {video}")
+    written = write(folders, truth, output, source, picture)
+    names, rows = written.summary
+    for run, *values in rows[1:]:
+        facts = (f"{name.lower()} {value}" for name, value in zip(names[1:], values, strict=True))
+        typer.echo(f"  {run}: {', '.join(facts)}")
+    typer.echo(f"  page  {written.page}")
+    typer.echo(f"  video {written.video}")
+    if written.picture is not None:
+        typer.echo(f"  picture {written.picture}")
 
 
 def _predict(video: str, weights: list[str], device: str | None, output: Path) -> list[Path]:

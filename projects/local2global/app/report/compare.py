@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ...errors import UserError, make_folder
 from ...structures import FrameResult
 from ..draw import draw
 from ..source import Source
-from ..video import VideoWriter
+from ..video import VideoWriter, write_webp
 from .film import find_source, frames_of, make_film, resize
 from .matching import (
     LOST,
@@ -38,24 +39,44 @@ from .truth import read_truth
 
 #: Longer side of a panel of the video, and height of its title, in pixels.
 PANEL_SIDE, TITLE = 640, 28
+#: Longer side of a panel of the animated picture in pixels, and its number of frames.
+PICTURE_SIDE, PICTURE_FRAMES = 320, 100
 _COLUMNS = 3
 _GAP = 4
 _PAPER, _INK = (255, 255, 255), (28, 29, 31)
 
 
+class Comparison(NamedTuple):
+    """What `compare` writes.
+
+    Attributes:
+        page: `compare.html`.
+        video: `compare.mp4`.
+        picture: `compare.webp`, or None.
+        summary: column names and one row of texts per run.
+    """
+
+    page: Path
+    video: Path
+    picture: Path | None
+    summary: tuple[list[str], list[list[str]]]
+
+
 def compare(
-    folders: Sequence[Path], truth: Path | None, output: Path, source: str | None = None
-) -> list[Path]:
-    """Writes `compare.html` and `compare.mp4`.
+    folders: Sequence[Path],
+    truth: Path | None,
+    output: Path,
+    source: str | None = None,
+    picture: bool = False,
+) -> Comparison:
+    """Writes `compare.html`, `compare.mp4` and, on request, `compare.webp`.
 
     Args:
         folders: output folders of `l2g predict` for one video; at least two, or one and a truth.
         truth: annotations in YouTube-VIS form.
-        output: folder of the two files.
+        output: folder of the files.
         source: the video, if it is no longer at the path in the records.
-
-    Returns:
-        The page and the video.
+        picture: also write an animated picture of at most 100 frames.
 
     Raises:
         UserError: if a file cannot be read, or the runs are not of one video.
@@ -77,20 +98,26 @@ def compare(
     rows = _rows(runs, numbers, followers)
     make_folder(output, "--output")
     film = make_film(opened, runs, output / "page.mp4")
+    titles = [run.name for run in runs]
     differences = [difference(o, m) for o, m in zip(overlaps, matches, strict=True)]
+    summary = _summary(runs, differences, followers, truth is not None)
     content = Content(
-        title=f"{runs[0].video}: {' · '.join(run.name for run in runs)}",
+        title=f"{runs[0].video}: {' · '.join(titles)}",
         runs=runs,
         rows=rows,
         moments=[
             *_event_moments(rows, runs),
-            *moments(differences, [r.name for r in runs[1:]], runs[0].name),
+            *moments(differences, titles[1:], titles[0]),
         ],
         moments_note=_note(truth is not None),
-        summary=_summary(runs, differences, followers, truth is not None),
+        summary=summary,
     )
-    page = write_page(output / "compare.html", content, film)
-    return [page, write_video(output / "compare.mp4", opened, runs, numbers)]
+    return Comparison(
+        write_page(output / "compare.html", content, film),
+        write_video(output / "compare.mp4", opened, runs, numbers),
+        write_picture(output / "compare.webp", opened, runs, numbers) if picture else None,
+        summary,
+    )
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -198,6 +225,17 @@ def write_video(
         writer.write(first, 0.0)
         for t, sheet in enumerate(sheets, start=1):
             writer.write(sheet, float(seconds[t]))
+    return path
+
+
+def write_picture(
+    path: Path, source: Source, runs: Sequence[Run], numbers: Sequence[Mapping[int, int]]
+) -> Path:
+    """Writes the sheets as an animation; a long video is shown at equal steps, in its own speed."""
+    step = -(-len(runs[0].times) // PICTURE_FRAMES)
+    sheets = itertools.islice(sheets_of(source, runs, numbers, PICTURE_SIDE), 0, None, step)
+    images = [Image.fromarray(sheet.permute(1, 2, 0).numpy()) for sheet in sheets]
+    write_webp(path, images, round(1000 * step / runs[0].fps))
     return path
 
 

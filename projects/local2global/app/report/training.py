@@ -12,7 +12,6 @@ from typing import Any
 
 from ...errors import UserError
 from ...files import write_text
-from ..draw import colour
 from .compare import distinct_names
 from .page import render
 
@@ -30,6 +29,8 @@ _SINGLE = {
     "time": "seconds per iteration",
 }
 _IGNORED = ("iteration", "data_time", "eta_seconds")
+#: Of the runs: each has a contrast of at least 3 with the light and the dark page.
+_COLOURS = ("#2f7de1", "#d9641e", "#2a9461", "#b05ad1", "#a8811a", "#d94a7b", "#1f93a6", "#7a7f87")
 _DASHES = ("", "5 3", "1.5 2.5", "8 3 2 3")
 
 
@@ -97,9 +98,7 @@ def write_curves(folders: Sequence[Path]) -> Path:
     text = render(
         "training.html",
         ["training.js"],
-        runs=[
-            (name, "#{:02x}{:02x}{:02x}".format(*_colour(i)), str(folders[i])) for i, name in enumerate(names)
-        ],
+        runs=[(name, _COLOURS[i % len(_COLOURS)], str(folders[i])) for i, name in enumerate(names)],
         charts=made,
         box=(WIDTH, HEIGHT, LEFT, BOTTOM),
         data=[{"curves": chart["data"], "range": chart["range"]} for chart in made],
@@ -115,10 +114,6 @@ def _rank(title: str) -> tuple[int, str]:
     return (2, f"{single.index(title)}") if title in single else (0 if title.startswith("loss") else 1, title)
 
 
-def _colour(run: int) -> tuple[int, int, int]:
-    return colour(run + 1)
-
-
 def _chart(title: str, curves: Sequence[Curve]) -> dict[str, Any]:
     """The variables of one chart."""
     iterations = [iteration for curve in curves for iteration, _ in curve.points]
@@ -131,7 +126,7 @@ def _chart(title: str, curves: Sequence[Curve]) -> dict[str, Any]:
         points = curve.points[:: -(-len(curve.points) // POINTS)]
         if points[-1] != curve.points[-1]:
             points = [*points, curve.points[-1]]
-        color = "#{:02x}{:02x}{:02x}".format(*_colour(curve.run))
+        color = _COLOURS[curve.run % len(_COLOURS)]
         path = "L".join(
             f"{LEFT + (x - left) / (right - left) * (WIDTH - LEFT):.1f} "
             f"{(HEIGHT - BOTTOM) * (1 - (min(y, high) - low) / (high - low)):.1f}"
@@ -167,4 +162,4 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) >= 0.01 or value == 0 else f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) >= 0.01 or value == 0 else re.sub("e-0*", "e-", f"{value:.1e}")

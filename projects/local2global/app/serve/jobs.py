@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import math
+import re
 import secrets
 import shutil
 import threading
@@ -174,12 +175,12 @@ class Job:
         self.changes.publish()
         last = time.monotonic()
 
-        def watch(stream: Stream, drawn: Tensor, result: FrameResult) -> None:
+        def watch(stream: Stream, frame: Tensor, drawn: Tensor, result: FrameResult) -> None:
             nonlocal last
             if self._selected is not self._selection:
                 self._selected = self._selection
                 stream.select(*self._selection)
-            self._show(drawn, result)
+            self._show(frame, drawn, result)
             now = time.monotonic()
             count(now - last)
             last = now
@@ -191,10 +192,16 @@ class Job:
             report(self.folder / _NAME)
             self._end("done", "")
         except UserError as error:
-            self._end("failed", str(error).replace(str(self.folder), "").replace(f"{_NAME}: ", ""))
+            self._end("failed", self._public(str(error)))
         except Exception:
             logging.getLogger(__name__).exception("l2g serve: job failed")
             self._end("failed", "the server failed at this video")
+
+    def _public(self, message: str) -> str:
+        """An error as a visitor may see it: with the title instead of the paths of this machine."""
+        upload = re.escape(f"{self.folder}/upload") + r"(\.\w+)?"
+        named = re.sub(upload, lambda _: self.title, message)
+        return named.replace(str(self.folder), "").replace(f"{_NAME}: ", "")
 
     def _limited(self, source: Source) -> Source:
         """The source up to the longest length, under the control of the page."""
@@ -211,11 +218,11 @@ class Job:
                 break
             yield item
 
-    def _show(self, drawn: Tensor, result: FrameResult) -> None:
+    def _show(self, frame: Tensor, drawn: Tensor, result: FrameResult) -> None:
         for identity in set(result.ids.tolist()) - self.thumbnails.keys():
             row = result.ids.tolist().index(identity)
             self.names[identity] = result.class_names[int(result.labels[row])]
-            self.thumbnails[identity] = _thumbnail(drawn, result.masks[row])
+            self.thumbnails[identity] = _thumbnail(frame, result.masks[row])
         objects = [
             {"id": identity, "score": round(score, 3)}
             for identity, score in zip(result.ids.tolist(), result.scores.tolist(), strict=True)

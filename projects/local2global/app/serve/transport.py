@@ -1,7 +1,8 @@
-"""uvicorn with a time limit for clients that open a connection and send no request."""
+"""uvicorn, protected from clients that open connections and send no request."""
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,27 @@ _HEADER_SECONDS = 20.0
 
 
 class ImpatientProtocol(H11Protocol):
-    """Closes a connection whose request is not complete in time; an upload has its own limit."""
+    """Closes a connection whose request is not complete in time; an upload has its own limit.
+
+    Where there are too many connections, a new one replaces the oldest that waits for a request, so that clients
+    without a request do not keep others out.
+    """
 
     def connection_made(self, transport: Any) -> None:
-        """Starts the clock."""
+        """Starts the clock, and makes room."""
         super().connection_made(transport)
+        self.begin = self.loop.time()
         self._check()
+        if len(self.connections) >= (self.limit_concurrency or math.inf):
+            others = [other for other in self.connections if isinstance(other, ImpatientProtocol)]
+            idle = [other for other in others if other is not self and other.idle]
+            if idle:
+                min(idle, key=lambda other: other.begin).transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered; headers may be incomplete."""
+        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
     def _check(self) -> None:
         self.loop.call_later(_HEADER_SECONDS, self._close_if_idle, self.cycle)
@@ -30,8 +46,7 @@ class ImpatientProtocol(H11Protocol):
     def _close_if_idle(self, cycle: object) -> None:
         if self not in self.connections or self.transport.is_closing():
             return
-        idle = self.cycle is cycle and (cycle is None or self.cycle.response_complete)
-        if idle:
+        if self.cycle is cycle and self.idle:
             self.transport.close()
         else:
             self._check()

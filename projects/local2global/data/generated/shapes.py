@@ -136,6 +136,10 @@ PRESETS = {
         group=3,
     ),
 }
+# Three objects of the demo's classes on paths that cross and stay inside the frame.
+PRESETS["crossing"] = replace(
+    PRESETS["demo"], objects=(3, 3), radius=(0.17, 0.27), orbit=(0.35, 0.8), leaving=0.0, period=(40, 60)
+)
 PRESETS["hard_unnamed"] = replace(
     PRESETS["hard"], named=False
 )  # the same videos with one class: identity only

@@ -65,8 +65,10 @@ async function start() {
   root.addEventListener("frame", () => heads.forEach(lane => place(lane.firstElementChild)));
   window.addEventListener("beforeprint", () => player.video.pause());
 
-  bindFilter(rows, player);
-  bindSort(rows);
+  if (rows.length) {
+    bindFilter(rows, player);
+    bindSort(rows);
+  }
   const queries = document.getElementById("queries");
   if (queries) {
     player.queries = JSON.parse(new TextDecoder().decode(await unpack(queries.textContent.trim())));

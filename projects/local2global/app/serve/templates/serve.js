@@ -41,6 +41,7 @@ function begin() {
   $("found").replaceChildren();
   $("none").hidden = false;
   $("progress").removeAttribute("value");
+  $("title").textContent = "";
 }
 
 function reset(message) {
@@ -110,6 +111,7 @@ async function draw(blob) {
 
 function update(about) {
   const { state, frame, frames, position } = about;
+  $("title").textContent = about.title;
   if (frames) { $("progress").max = 1; $("progress").value = frame / frames; }
   else if (state === "running") $("progress").removeAttribute("value");
   const of = frames ? `${frame} of ${frames} frames` : `${frame} frames`;
@@ -124,6 +126,7 @@ function update(about) {
 function objects(about) {
   const scores = new Map(about.objects.map((item) => [item.id, item.score]));
   $("none").hidden = about.known.length > 0;
+  $("none").textContent = about.state === "done" ? "No object was found; a lower score may find some." : "No object yet.";
   for (const item of about.known) {
     let entry = known.get(item.id);
     if (!entry) {
@@ -145,6 +148,10 @@ function objects(about) {
 }
 
 function finish(about) {
+  if (about.state === "failed" && !about.frame) {
+    reset(about.message || "The video could not be processed.");
+    return;
+  }
   stopCamera();
   for (const id of ["pause", "stop", "threshold", "classes"]) $(id).disabled = true;
   $("again").hidden = false;
