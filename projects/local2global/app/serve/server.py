@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 
 from ...errors import UserError
 from ...files import require_space
@@ -257,7 +258,9 @@ class Site:
                 await asyncio.to_thread(job.camera.put, data)
         except UserError as error:
             await socket.close(4000, str(error))
-        except (WebSocketDisconnect, TimeoutError, KeyError):
+        except KeyError:
+            await socket.close(4000, "the camera sent text instead of a JPEG image")
+        except (WebSocketDisconnect, TimeoutError):
             pass
         finally:
             job.camera.close()
@@ -354,6 +357,10 @@ def create_app(
         site.refuse(error.status)
         headers = {"Connection": "close"} if error.status in (408, 413) else {}
         return JSONResponse({"error": str(error)}, error.status, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left_early(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody reads it
 
     @app.middleware("http")
     async def protect(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
