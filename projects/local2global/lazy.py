@@ -151,7 +151,8 @@ def _run(path: str, chain: tuple[str, ...] = ()) -> ModuleType:
         if level:
             return _import_relative(path, (*chain, here), name, fromlist or (), level)
         if name.startswith(f"{CONFIGS}."):
-            return _import_relative(path, (*chain, here), name.removeprefix(f"{CONFIGS}."), fromlist, 0)
+            shipped = name.removeprefix(f"{CONFIGS}.")
+            return _import_relative(path, (*chain, here), shipped, fromlist or (), 0)
         return builtins.__import__(name, globals, locals, fromlist or (), level)
 
     vars(module).update(__file__=path, __builtins__={**vars(builtins), "__import__": import_})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from local2global.config.saved import MAX_NODES, load_resolved, read_yaml, save_resolved
+from local2global.config.saved import MAX_NODES, load_resolved, load_yaml_config, read_yaml, save_resolved
 from local2global.config.targets import current_name, locate, type_error
 from local2global.config.trusted import RUN_PARTS, check_trusted
 from local2global.errors import UserError
@@ -165,6 +165,13 @@ def test_a_yaml_config_calls_no_resolver(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"mine\.yaml: a.*calls a resolver"):
         load_config(path)
+
+
+def test_an_interpolation_without_its_end_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: {b: '${x'}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: a\.b: "):
+        load_yaml_config(path)
 
 
 def bomb(depth=40):

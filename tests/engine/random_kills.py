@@ -2,8 +2,8 @@
 
 A run is a fork of this process, which has imported all modules.  Half of the kills happen at a random time, half at a
 random access to a file of the run.  A killed training is resumed, a third of them are killed again first.  A killed
-prediction is finished from its record, run again, or resumed.  Prints one JSON line per case: {"run", "kills",
-"points", "lost", "debris"}; `lost` and `debris` name differences from a run that was not killed.
+prediction is run again, resumed, or finished from its record and then resumed.  Prints one JSON line per case:
+{"run", "kills", "points", "lost", "debris"}; `lost` and `debris` name differences from a run that was not killed.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def lines(folder: Path) -> list[bytes]:
 
 
 def kill_predictions(root: Path, number: int, draw: random.Random) -> None:
-    """Kill predictions; by turns they are finished from the record, run again, and resumed after more kills."""
+    """Kill predictions; by turns they are finished and then resumed, run again, and resumed after more kills."""
     clip = root / "clip.mp4"
     write_video(clip)
     model = L2G(fake_stream.Fake(), "cpu")
@@ -198,19 +198,16 @@ def kill_predictions(root: Path, number: int, draw: random.Random) -> None:
         moment = kill_at_random(fork, draw, accesses, seconds)
         recorded, expected = lines(folder), lines(whole)
         lost = [] if recorded == expected[: len(recorded)] else ["frames.jsonl is no prefix"]
-        if case % 3 == 0 and recorded:  # there is nothing to finish before the first frame
+        finished = case % 3 == 0 and bool(recorded)  # there is nothing to finish before the first frame
+        if finished:
             Fork(lambda folder=folder: finish(folder), folder, listing)()
             lost += [] if lines(folder) == recorded else ["frames.jsonl changed"]
-        else:
-            if case % 3 == 2:
-                fork = Fork(lambda out=out: model.predict(clip, out, resume=True), folder, listing)
-                while draw.random() < 1 / 3:
-                    fork(fatal=draw.randrange(accesses))
-            fork()
-            lost += [
-                name for name in names(whole) if (folder / name).read_bytes() != (whole / name).read_bytes()
-            ]
-        # A record of a kill before the first fragment of the video has no video.
+        if finished or case % 3 == 2:
+            fork = Fork(lambda out=out: model.predict(clip, out, resume=True), folder, listing)
+            while draw.random() < 1 / 3:
+                fork(fatal=draw.randrange(accesses))
+        fork()
+        lost += [name for name in names(whole) if (folder / name).read_bytes() != (whole / name).read_bytes()]
         debris = sorted(names(folder) - names(whole))
         report(run="predict", kills=1, points=[moment, len(recorded)], lost=lost, debris=debris)
 

@@ -88,7 +88,10 @@ def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()
     """
     content = _load_trusted(path)
     _check_interpolations(content, os.fspath(path), r"\$\{(?!len:)[^{}]*:", "calls a resolver")
-    cfg = DictConfig(content, flags=FLAGS)
+    try:
+        cfg = DictConfig(content, flags=FLAGS)
+    except OmegaConfBaseException as error:  # an interpolation without its end
+        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
     overridden = {re.sub(r"^[+~]+|=.*", "", text, flags=re.DOTALL) for text in overrides}
     base = _select(cfg, "train.output_dir")
     folder = _select(cfg, EVALUATOR_FOLDER)

@@ -252,6 +252,7 @@ def vipseg_annotations(content: Any) -> Any:
             "annotation at position 0: its file name is",
         ),
         (lambda c: c["videos"][0].update(video_id="x" * 3000), "video at position 0: its video_id is"),
+        (lambda c: c["categories"][0].update(id=[None]), "category at position 0: its id is [null]"),
         (lambda c: c["videos"].append(3), "videos at position 2: not a JSON object"),
         (lambda c: c["videos"][0]["images"].append(None), "images at position 2: not a JSON object"),
         (lambda c: c.update(annotations={"a": 1}), '"annotations" is not a list'),

@@ -19,6 +19,7 @@ from .entries import (
     check_category,
     class_list,
     is_file_name,
+    is_id,
     is_int,
     parse_categories,
     parse_size,
@@ -91,8 +92,8 @@ def parse_classes(content: Mapping[str, Any], problems: Problems) -> list[dict[s
         if category.get("isthing") not in (0, 1):
             problem, where = f"isthing is {shown(category.get('isthing'))}", f"category {category.get('id')}"
             problems.error("isthing", where, problem, "Make it 1 for countable things, 0 for stuff")
-        elif category["isthing"]:
-            things.add(category.get("id"))
+        elif category["isthing"] and is_id(category.get("id")):
+            things.add(category["id"])
     listed = [{"id": k, "name": name, "isthing": int(k in things)} for k, name in names.items()]
     return sorted(listed, key=lambda c: (-c["isthing"], c["id"]))
 
