@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import fake_run_folder
 from local2global.app.predict import L2G
+from local2global.app.result_folder import finish
 from local2global.app.video import VideoWriter, open_source
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config, save_resolved
@@ -169,3 +171,17 @@ def test_a_damaged_folder_is_refused_in_one_line(model, clip, tmp_path, damage):
     ) as error:
         model.predict(clip, tmp_path, resume=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["a.jpg"], "names 1 frames, but frames.jsonl has 20"), (["."], "damaged")]
+)
+def test_finish_refuses_names_that_do_not_fit_the_record(tmp_path, names, message):
+    folder = fake_run_folder.write_folder(
+        tmp_path / "run", fake_run_folder.moving(), fake_run_folder.write_source(tmp_path / "clip.mp4", 20)
+    )
+    content = json.loads((folder / "stream.json").read_text())
+    content["video"]["file_names"] = names
+    (folder / "stream.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        finish(folder, ["png"])

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..data.readers.entries import is_file_name
 from ..errors import UserError, make_folder
 from ..files import locked_folder
 from ..results.exports import ALWAYS, EXPORTS, OPTIONAL, check_exports, write_exports
@@ -109,6 +110,10 @@ def _finish(folder: Path, source: Source | None) -> Prediction:
         unknown = {track.category_id for track in tracks} - names.keys()
         if unknown:
             raise UserError(f"{folder}: stream.json has no category {min(unknown)}, which frames.jsonl names")
+        files = content["video"]["file_names"]
+        if files is not None and len(files) < recorded.length:
+            problem = f"stream.json names {len(files)} frames, but frames.jsonl has {recorded.length}"
+            raise UserError(f"{folder}: {problem}")
         times, fps = recorded.times, content["video"]["fps"]
         if recorded.length:
             sound = None if source is None else source.sound
@@ -148,7 +153,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         video, categories = content["video"], content["categories"]
         files = video["file_names"]
         valid = all(type(video[key]) is int for key in ("width", "height")) and isinstance(video["name"], str)
-        valid &= files is None or (isinstance(files, list) and all(isinstance(file, str) for file in files))
+        valid &= files is None or (isinstance(files, list) and all(map(is_file_name, files)))
         valid &= isinstance(video["fps"], (int, float)) and video["fps"] > 0
         valid &= video["name"] not in (".", "..") and not set("/\0") & set(video["name"])
         valid &= all(type(entry["id"]) is int and isinstance(entry["name"], str) for entry in categories)
