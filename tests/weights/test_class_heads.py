@@ -7,7 +7,7 @@ from torch import nn
 
 from local2global.errors import UserError
 from local2global.weights.checkpoint import evaluation_state, load_checkpoint, load_weights, save_checkpoint
-from local2global.weights.class_heads import STUFF, THINGS, coco_rows, match_rows, remap_heads
+from local2global.weights.class_heads import CLASS_HEADS, STUFF, THINGS, coco_rows, match_rows, remap_heads
 
 YTVIS21 = [{"id": 1, "name": "airplane"}, {"id": 23, "name": "motorbike"}, {"id": 26, "name": "person"}]
 YTVIS21 += [{"id": 40, "name": "zebra"}, {"id": 15, "name": "fox"}, {"id": 31, "name": "snowboard"}]
@@ -164,3 +164,10 @@ def test_one_rule_selects_raw_or_averaged_weights(tmp_path, ema, expected):
 def test_missing_averaged_weights_are_refused():
     with pytest.raises(UserError, match=r"a\.pth: no averaged weights"):
         evaluation_state({"model": {}}, AVERAGED, "a.pth")
+
+
+def test_a_head_of_another_width_is_left_to_the_report():
+    """It ended in an error of torch."""
+    name = CLASS_HEADS[0]
+    theirs, ours = {name: torch.zeros(2, 4)}, {name: torch.ones(3, 8)}
+    assert remap_heads(theirs, ours, [None, 0, 1], "by class name") == (theirs, ())

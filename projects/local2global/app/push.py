@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +58,8 @@ def push(
         UserError: if the weights have no config or do not fit it, the Hub refuses, or `output` holds other files of
             these names.
     """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository):
+        raise UserError(f"{repository}: expected OWNER/REPO, such as someone/local2global-ovis")
     path = find_weights(weights)
     state, config = _model(path)
     card = model_card(

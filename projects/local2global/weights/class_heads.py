@@ -138,7 +138,9 @@ def remap_heads(
     copied = [row for row in rows if row is not None]
     size = len(theirs[CLASS_HEADS[0]])
     for name in CLASS_HEADS:
-        if name in theirs and name in ours and len(ours[name]) == len(rows) and len(theirs[name]) == size:
+        if name not in theirs or name not in ours or theirs[name].shape[1:] != ours[name].shape[1:]:
+            continue  # a head of another width is reported, not loaded
+        if len(ours[name]) == len(rows) and len(theirs[name]) == size:
             value = ours[name].clone()
             value[known] = theirs[name][copied].to(value)
             state[name] = value
