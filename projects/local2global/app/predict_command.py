@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -140,7 +140,7 @@ def predict(
     inputs = inputs or []
     overrides = [text for text in inputs if _is_override(text)]
     videos = [text for text in inputs if text not in overrides]
-    options = {
+    options: dict[str, Any] = {
         "threshold": threshold,
         "classes": [name.strip() for name in classes.split(",")] if classes else None,
         "max_objects": max_objects,

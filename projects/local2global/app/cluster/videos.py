@@ -173,7 +173,7 @@ class VideoWorker:
             storage.local_copy(job.input) as path,
             storage.new_folder(self._folder(job)) as folder,
         ):
-            entry = {
+            entry: Entry = {
                 "input": job.input,
                 "name": job.name,
                 "status": "done",
