@@ -269,7 +269,7 @@ def test_a_killed_predict_is_finished_from_its_record(model, tmp_path):
 
 def test_a_disk_without_room_stops_predict_with_the_frames_done(model, clip, tmp_path, monkeypatch):
     """Free space is checked before each frame, so that the files of the finished frames still fit."""
-    free = iter([1 << 30] * 3 + [1 << 20] * 99)
+    free = iter([1 << 30] * 4 + [1 << 20] * 99)  # the first is for the state before frame 0
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=next(free)))
     with pytest.raises(UserError, match=r"frame 3 needs .* has 1\.0 MB left.*; the 3 frames done are in"):
         model.predict(clip, tmp_path)
@@ -468,7 +468,7 @@ def test_mps_is_refused_where_torch_lacks_it():
         ("model.test_size=[0,0]", "model.test_size.*expected .short edge, long edge. in pixels"),
         ("model.segmenter=null", "cannot process a frame"),
         ("~model.tracker", "invalid config: model: .*'tracker'"),
-        ("model.segmenter.decoder.num_layers=0", "cannot process a frame"),
+        ("model.segmenter.decoder.num_layers=0", "num_layers 0: a decoder needs at least 1"),
     ],
 )
 def test_settings_that_no_constructor_checks_are_refused(tmp_path, override, problem):

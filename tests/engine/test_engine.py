@@ -536,7 +536,7 @@ def test_resume_without_the_text_file_continues_from_the_newest_checkpoint(tmp_p
         (tmp_path / name).unlink()
     assert "at iteration 4" in run(tmp_path, resume=True)[0]
     (tmp_path / "last_checkpoint").unlink()
-    assert "model_final.pth at iteration 10" in run(tmp_path, resume=True)[0]
+    assert "model_final.pth, at iteration 10" in run(tmp_path, resume=True)[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a\0b", b"../run/model_final.pth", b"a\nb", None])

@@ -406,7 +406,7 @@ class Parts:
 def test_parts_of_the_videos_are_scored_apart(annotated):
     """YouTube-VIS 2022: the track of the short video is found, that of the long one is not."""
     evaluator = YTVISEvaluator(Parts(annotated), [{"id": 1, "name": "a"}])
-    evaluator._videos = {1: [prediction(1, 1, 0.5, [GOOD, GOOD])], 2: []}
+    evaluator.videos = {1: [prediction(1, 1, 0.5, [GOOD, GOOD])], 2: []}
     scores = evaluator.evaluate()
     assert {task: round(values["AP"]) for task, values in scores.items()} == {
         **({"segm": 50} if annotated else {}),

@@ -281,14 +281,18 @@ def test_names_are_those_of_the_images_of_the_source(tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in OPTIONAL if name != "crops"])
 def test_memory_does_not_grow_with_the_video(tmp_path, name):
     """Ten times the frames need the same memory, up to 200 bytes a frame for names and time stamps."""
-    peaks = []
-    for length in (20, 200):
+
+    def peak(length):
         record = write_record(tmp_path / "frames.jsonl", FRAMES[:1] * length)
         with RecordedTracks(record) as tracks:
             tracemalloc.start()
             write_exports(tmp_path, Recording(tracks, VIDEO, CLASSES), [name])
-            peaks.append(tracemalloc.get_traced_memory()[1])
+            bytes_ = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
+        return bytes_
+
+    # The smaller of two: threads of other tests are counted too.
+    peaks = [min(peak(length), peak(length)) for length in (20, 200)]
     assert peaks[1] - peaks[0] < 200 * 180
 
 

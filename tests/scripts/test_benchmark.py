@@ -75,7 +75,7 @@ def test_a_failing_section_keeps_its_rows_and_reports_the_error(monkeypatch, cap
     assert benchmark.main() == 1
     output = capsys.readouterr()
     assert "2.00" in output.out
-    assert "data (RuntimeError: no kernel image)" in output.err
+    assert "data stopped (RuntimeError: no kernel image)" in output.err
 
 
 def test_a_misused_option_is_one_line(monkeypatch, capsys):

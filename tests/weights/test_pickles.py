@@ -62,16 +62,16 @@ class Runs:
 
 def hidden_in_a_storage():
     inner = io.BytesIO()
-    torch.save(Runs(print, "run"), inner)
+    torch.save(Runs(exec, "print('run')"), inner)
     return Runs(torch.storage._load_from_bytes, inner.getvalue())
 
 
 @pytest.mark.parametrize(
     "evil",
     [
-        Runs(print, "run"),
+        Runs(exec, "print('run')"),
         Runs(eval, "print('run')"),
-        np.array([Runs(print, "run")], dtype=object),
+        np.array([Runs(exec, "print('run')")], dtype=object),
         hidden_in_a_storage(),
         torch.nn.Linear(1, 1),
         Runs(list, "run"),

@@ -210,7 +210,8 @@ def open_record(
                 checkpoint.delete()
                 raise
             _finish(folder, source)
-            checkpoint.save()
+            with suppress(UserError):  # of a full disk: the state that was saved before is continued
+                checkpoint.save()
             done = f"the {writer.count} frames done are in {folder}"
             if isinstance(error, UserError):
                 raise UserError(f"{error}; {done}") from error

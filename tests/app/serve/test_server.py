@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def test_a_token_is_asked_of_everyone(tmp_path):
         assert page.post("/camera").status_code == 201
 
 
-def test_a_port_in_use_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch):
+def test_a_port_in_use_is_one_line_and_leaves_no_folder_and_no_thread(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
     with socket.socket() as taken:
@@ -214,6 +215,7 @@ def test_a_port_in_use_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"127.0.0.1:{port}: cannot listen"):
             serve(weights="run", host="127.0.0.1", port=port)
     assert list(tmp_path.iterdir()) == []
+    assert not any(thread.name == "l2g-serve" for thread in threading.enumerate())
 
 
 def test_a_deleted_video_leaves_nothing_even_while_it_runs(tmp_path):

@@ -296,7 +296,8 @@ def test_a_frame_outside_the_video_is_an_error(t):
 
 def test_an_unknown_preset_is_refused_with_a_list_of_presets():
     with pytest.raises(
-        UserError, match=r'no preset "easy"\. Choose one of: demo, hard, hard_unnamed, demo_unnamed, panoptic'
+        UserError,
+        match=r'no preset "easy"\. Choose one of: demo, hard, crossing, hard_unnamed, demo_unnamed, panoptic',
     ):
         load_shapes("easy", 1)
 

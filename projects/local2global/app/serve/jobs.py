@@ -278,6 +278,9 @@ class Queue:
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="l2g-serve", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread that processes the videos."""
         self._thread.start()
 
     def states(self) -> dict[str, int]:

@@ -173,13 +173,14 @@ class Site:
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        """Deletes expired jobs while the server runs, and all at its end."""
+        """Processes jobs and deletes expired ones while the server runs, and all at its end."""
 
         async def expire() -> None:
             while True:
                 await asyncio.sleep(min(self.limits.keep / 4, 30))
                 await asyncio.to_thread(self.queue.expire)
 
+        self.queue.start()
         task = asyncio.create_task(expire())
         yield
         task.cancel()
