@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+#: Characters of a message; the middle of a longer one is left out.
+MAX_MESSAGE = 1500
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")  # line breaks, and what a terminal would act on
 
 
 class UserError(ValueError):
-    """Invalid input.  The message names the problem, its place and the remedy, and is printed without a traceback."""
+    """Invalid input.  The message names the problem, its place and the remedy, and is printed without a traceback.
+
+    Args:
+        message: becomes one line of at most `MAX_MESSAGE` characters, whatever a stranger's file contributes to it.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = _CONTROL.sub(" ", message)
+        half = MAX_MESSAGE // 2
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}")
 
 
 def wrapped_user_error(error: BaseException) -> UserError | None:

@@ -415,3 +415,20 @@ def test_parts_of_the_videos_are_scored_apart(annotated):
         "segm_mean": 50,
     }
     assert scores["segm_mean"]["APl"] == -1
+
+
+@pytest.mark.parametrize("key", ["videos", "categories"])
+def test_ids_of_two_kinds_are_refused(key):
+    truth = make_truth([(1, 1, 1, [GOOD, GOOD])])
+    truth[key] = [*truth[key], {**truth[key][0], "id": "x"}]
+    with pytest.raises(UserError, match=f"truth, {key}: some ids are numbers and some are texts"):
+        score(truth, [])
+
+
+def test_polygons_in_a_frame_larger_than_any_image_are_refused():
+    """Pycocotools needs four bytes a pixel to join two polygons: 4 GB for this frame."""
+    truth = make_truth([(1, 1, 1, [GOOD, GOOD])])
+    truth["videos"][0].update(height=32768, width=32768)
+    truth["annotations"][0]["segmentations"] = [[[0, 0, 9, 0, 9, 9]] * 2] * 2
+    with pytest.raises(UserError, match="a polygon in a frame of 32768 x 32768, the limit is"):
+        score(truth, [])

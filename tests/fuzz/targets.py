@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from local2global.app import cli
@@ -27,8 +26,8 @@ from local2global.app.video import open_source
 from local2global.config.saved import load_yaml_config
 from local2global.data.check import check_dataset
 from local2global.data.readers.coco import load_coco
-from local2global.data.readers.entries import MAX_SIDE
-from local2global.data.readers.images import read_image, upright_size
+from local2global.data.readers.entries import MAX_SIDE, read_json
+from local2global.data.readers.images import PILLOW_ERRORS, read_image, upright_size
 from local2global.data.readers.rle import count_pixels, decode_outlines, parse_outline
 from local2global.data.readers.vipseg import load_panoptic
 from local2global.data.readers.youtube_vis import load_youtube_vis
@@ -41,6 +40,7 @@ from local2global.evaluation.submission import write_bundle
 from local2global.evaluation.ytvis import report
 from local2global.evaluation.ytvis import score_files as score_tracks
 from local2global.lazy import apply_overrides, load_config
+from local2global.limits import MAX_PIXELS
 from local2global.weights.checkpoint import load_checkpoint, load_weights
 
 Target = Callable[[Path], None]
@@ -176,7 +176,7 @@ def decode_runs(text: str) -> list[int]:
 @target
 def rle(folder: Path) -> None:
     """Masks of training and of scores equal the reference decoder."""
-    content = json.loads((folder / "mask.json").read_text())
+    content = read_json(folder / "mask.json")
     segmentation, size = content["segmentation"], tuple(content["size"])
     for read in (_train_mask, _scored_mask):
         try:
@@ -190,7 +190,7 @@ def rle(folder: Path) -> None:
 
 
 def _train_mask(segmentation: Any, size: tuple[int, int]) -> None:
-    if max(size) > MAX_SIDE:
+    if max(size) > MAX_SIDE or size[0] * size[1] > MAX_PIXELS:
         return
     try:
         outline = parse_outline(segmentation, size)
@@ -282,9 +282,7 @@ def image(folder: Path) -> None:
             read()
         except UserError as error:
             messages.append(str(error))
-    with suppress(
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError
-    ):  # those that the checker reports
+    with suppress(*PILLOW_ERRORS):  # those that the checker reports
         upright_size(path, decode=True)
     if messages:
         raise UserError(messages[0])

@@ -53,7 +53,10 @@ def apply_overrides(
                 OmegaConf.update(cfg, key, variant, merge=False, force_add=action == "add")
             else:
                 OmegaConf.update(cfg, key, value, merge=True, force_add=action == "add")
-        except OmegaConfBaseException as error:
+        except (
+            OmegaConfBaseException,
+            ValueError,
+        ) as error:  # a ValueError for a key of a list that is no number
             raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
     return cfg
 

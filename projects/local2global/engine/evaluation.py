@@ -19,7 +19,7 @@ from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoin
 from ..weights.find import find_weights
 from .metrics import progress_bar
 from .processes import barrier, join, rank, reduce
-from .settings import build, build_model, require
+from .settings import build, build_model, require, train_settings
 
 
 def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module:
@@ -58,6 +58,7 @@ def evaluate(
         data loading.  Only the first process computes scores; others return {}.
     """
     require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train")
+    train_settings(cfg)  # raises for values of the wrong type
     device = join(cfg.train.get("device", "cpu"))
     if model is None:
         model = load_model(cfg, device)

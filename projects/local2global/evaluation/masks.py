@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..errors import UserError
+from ..limits import MAX_PIXELS as LARGEST_IMAGE
 
 #: The largest coordinate of a polygon, in longer sides of the frame.
 MAX_DISTANCE = 10
@@ -122,7 +123,15 @@ def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tu
 
 
 def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
-    """Checks what pycocotools does not: it crashes on coordinates beyond 2^31 / 5 and visits every pixel of an edge."""
+    """Checks what pycocotools does not.
+
+    It crashes on coordinates beyond 2^31 / 5, visits every pixel of an edge, and allocates four bytes a pixel to join
+    two polygons without a check.
+    """
+    if size[0] * size[1] > LARGEST_IMAGE:
+        raise ValueError(
+            f"a polygon in a frame of {size[0]} x {size[1]}, the limit is {LARGEST_IMAGE} pixels in all"
+        )
     for polygon in polygons:
         points = np.array(polygon) if isinstance(polygon, list) else np.array("")
         if points.ndim != 1 or points.dtype.kind not in "iuf" or len(points) < 6 or len(points) % 2:

@@ -6,6 +6,7 @@ The lists are VIPSeg JSON.  The maps are PNGs `<folder>/<video>/<frame>.png` wit
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,8 @@ from .vps import VideoCounts, count_video, summarize, thing_flags
 
 #: What NumPy and zipfile raise for damaged files; RuntimeError for an encrypted one.
 _DAMAGED = (
-    OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, MemoryError, zlib.error, zipfile.BadZipFile
+    OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, tokenize.TokenError, MemoryError, zlib.error,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 Lists = Mapping[str, Mapping[str, Sequence[Segment]]]  # by video and frame name

@@ -71,13 +71,19 @@ def check_truth(truth: Any) -> None:
             continue
         if not isinstance(entries, Sequence) or isinstance(entries, str):
             raise UserError(f"truth: expected a list `{key}`, got {type(entries).__name__}")
-        for index, entry in enumerate(entries):
-            if not isinstance(entry, Mapping):
-                raise UserError(f"truth, {key} entry {index}: expected an object, got {type(entry).__name__}")
-            if "id" not in entry and key != "annotations":
-                raise UserError(f"truth, {key} entry {index}: no key `id`")
-            if "id" in entry and not isinstance(entry["id"], (Integral, str)):
-                raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r:.80}")
+        _check_ids(key, entries)
+
+
+def _check_ids(key: str, entries: Sequence[Any]) -> None:
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise UserError(f"truth, {key} entry {index}: expected an object, got {type(entry).__name__}")
+        if "id" not in entry and key != "annotations":
+            raise UserError(f"truth, {key} entry {index}: no key `id`")
+        if "id" in entry and not isinstance(entry["id"], (Integral, str)):
+            raise UserError(f"truth, {key} entry {index}: `id` must be a number, not {entry['id']!r:.80}")
+    if len({isinstance(entry["id"], str) for entry in entries if "id" in entry}) > 1:
+        raise UserError(f"truth, {key}: some ids are numbers and some are texts. Make all of them numbers")
 
 
 def _videos(truth: Entry) -> dict[Any, _Video]:

@@ -7,10 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from ..readers.archives import ImageFile
-from ..readers.images import exif_hint, upright_size
+from ..readers.images import PILLOW_ERRORS, exif_hint, upright_size
 from .findings import Notes, Options
 
 _BATCH = 256
@@ -62,7 +60,7 @@ def inspect(image: ExpectedImage, decode: bool) -> ImageProblem | None:
         size = upright_size(image.path, decode)
     except FileNotFoundError:
         return ImageProblem("missing-frame", f"no such image file{_hint(image.path)}", restore)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PILLOW_ERRORS as error:
         return ImageProblem("corrupt-image", f"not a readable image ({_short(error)})", restore)
     if image.size is not None and size != image.size:
         problem = f"{_text(size)} pixels (height x width), but its annotations say {_text(image.size)}"

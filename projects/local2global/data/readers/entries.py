@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeGuard
 import orjson
 
 from ...errors import UserError
+from ...limits import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -251,10 +252,11 @@ def _letters(name: str) -> str:
 def parse_size(entry: Mapping[str, Any], where: str, problems: Problems) -> tuple[int, int] | None:
     """(height, width) of a video or an image."""
     height, width = entry.get("height"), entry.get("width")
-    if is_int(height) and is_int(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE:
+    sides = is_int(height) and is_int(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE
+    if sides and height * width <= MAX_PIXELS:
         return height, width
     problem = f"height {shown(height)} and width {shown(width)}"
-    fix = f"Give both in pixels, as integers from 1 to {MAX_SIDE}"
+    fix = f"Give both in pixels, as integers from 1 to {MAX_SIDE}, with a product of at most {MAX_PIXELS}"
     problems.error("no-size", where, problem, fix)
     return None
 

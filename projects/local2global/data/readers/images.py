@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -32,6 +33,19 @@ def image_path(folder: ImageRoot, name: str) -> ImageFile:
     return folder / name.replace("\\", "/") if "\\" in name and not path.is_file() else path
 
 
+#: What Pillow raises for damaged files; the last four for EXIF data.
+PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+)
+
+
 def open_image(path: ImageFile) -> Image.Image:
     """Opens an image file, in a folder or in a zip file."""
     return Image.open(BytesIO(path.read_bytes()) if isinstance(path, ZipPath) else path)
@@ -46,7 +60,7 @@ def reading_image(path: ImageFile) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such image file. Check the image folder of this dataset.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except PILLOW_ERRORS as error:
         problem = f"not a readable image ({error}). Replace the file, or exclude its video."
         raise UserError(f"{path}: {problem}") from error
 

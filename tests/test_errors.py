@@ -1,0 +1,26 @@
+"""Messages of user errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from local2global.errors import MAX_MESSAGE, UserError
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("a/b\nc.png: no such file", "a/b c.png: no such file"),
+        ("two  spaces of a path stay", "two  spaces of a path stay"),
+        ("\x1b[31mred\x00", " [31mred "),
+    ],
+)
+def test_a_message_is_one_line_without_control_characters(message, line):
+    assert str(UserError(message)) == line
+
+
+def test_the_middle_of_a_long_message_is_left_out():
+    line = str(UserError("file.json: " + "x" * 5000 + " Fix it."))
+    assert line.startswith("file.json: xxx")
+    assert line.endswith("xxx Fix it.")
+    assert len(line) == MAX_MESSAGE + len(" ... ")
