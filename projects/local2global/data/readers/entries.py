@@ -252,8 +252,13 @@ def _letters(name: str) -> str:
 def parse_size(entry: Mapping[str, Any], where: str, problems: Problems) -> tuple[int, int] | None:
     """(height, width) of a video or an image."""
     height, width = entry.get("height"), entry.get("width")
-    sides = is_int(height) and is_int(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE
-    if sides and height * width <= MAX_PIXELS:
+    if (
+        is_int(height)
+        and is_int(width)
+        and 0 < height <= MAX_SIDE
+        and 0 < width <= MAX_SIDE
+        and height * width <= MAX_PIXELS
+    ):
         return height, width
     problem = f"height {shown(height)} and width {shown(width)}"
     fix = f"Give both in pixels, as integers from 1 to {MAX_SIDE}, with a product of at most {MAX_PIXELS}"
