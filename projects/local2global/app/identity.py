@@ -116,8 +116,7 @@ def identity(
 def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
     """The weights of runs by name.
 
-    The folder of an ablation stands for its finished runs `row/seedN`, oldest first: in the order of training, in which
-    the first row is the reference.
+    The folder of an ablation is expanded to its finished runs `row/seedN` in the order of training, reference first.
     """
     runs = {}
     for path in paths:

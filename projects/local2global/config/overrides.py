@@ -29,7 +29,7 @@ def apply_overrides(
         overrides: `key=value` for an existing key or a parameter of the node's target, `+key=value` for any other key,
             `++key=value` for either, `~key` to remove a key.  Where a key holds text, an unquoted value is taken
             literally, such as a path with `=` or brackets.
-        variants: by key, words that stand for a whole config node, such as `model.tracker=bypass`.
+        variants: by key, words that select a whole config node, such as `model.tracker=bypass`.
 
     Raises:
         UserError: if an override cannot be parsed, its key does not exist (the message suggests the most similar key),
@@ -221,7 +221,7 @@ def _nearest_key(cfg: DictConfig, key: str) -> str:
 
 
 def _variant(cfg: DictConfig, key: str, value: Any, variants: Variants) -> DictConfig | None:
-    """The config node that the word `value` stands for; None if it is a plain value.
+    """The config node that the word `value` selects; None if it is a plain value.
 
     Raises:
         UserError: if the key is a group of keys and the word names no variant.

@@ -22,7 +22,7 @@ MAX_DISTANCE = 10
 
 Ints = NDArray[np.int64]
 Rle = Mapping[str, Any]
-Place = Callable[[int], str]  # describes frame t of a track in an error message; -1 stands for the track
+Place = Callable[[int], str]  # describes frame t of a track in an error message, or the track for t = -1
 
 MAX_PIXELS = 1 << 31  # pycocotools counts pixels with 32 bits
 

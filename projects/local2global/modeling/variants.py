@@ -76,7 +76,8 @@ class ImageTracker(nn.Module):
 
     It makes image-only weights, such as a released MaskDINO, usable on videos: identities are matched, not learned.
     Queries of a good image segmenter are similar wherever they show the same object (MinVIS; Huang, Yu and Anandkumar,
-    NeurIPS 2022).  Look-alikes are told apart by place.  The affinity of a slot and a detection in [0, 1] is
+    NeurIPS 2022).  Objects that look alike are distinguished by place.  The affinity of a slot and a detection in
+    [0, 1] is
 
         appearance * cosine of the queries + (1 - appearance) * place,
 

@@ -170,7 +170,7 @@ def new_folder(address: str) -> Iterator[Path]:
     parent, _, name = path.rstrip("/").rpartition("/")
     if is_local:
         os.makedirs(parent, exist_ok=True)
-    # On a local disk, the name is one that `locked_folder` deletes after a kill.
+    # `locked_folder` deletes folders with this suffix that a killed process has left on a local disk.
     place = tempfile.mkdtemp(PARTIAL if is_local else None, f"{name}.", parent if is_local else None)
     try:
         folder = Path(place) / name

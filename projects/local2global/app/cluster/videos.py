@@ -250,7 +250,7 @@ def _messages() -> Iterator[list[str]]:
 
 
 def _first_cause(error: UserError) -> UserError:
-    """The error without the outer one that names frames done: they are deleted with the incomplete folder."""
+    """The innermost error.  The outer one names the finished frames, which are deleted with the incomplete folder."""
     while isinstance(error.__cause__, UserError):
         error = error.__cause__
     return error

@@ -30,11 +30,11 @@ def annotation_files(folder: Path) -> Iterator[list[Path]]:
 def find_images(annotations: Path, names: Iterable[str], maps: bool = False) -> ImageRoot | None:
     """The folder with the most of the first few named files; None if no folder has any.
 
-    It lies below the folder of an annotation file, perhaps in a zip file, else below the folder above.
+    The folder of an annotation file is searched first, zip files included, then its parent folder.
 
     Args:
         annotations: the annotation file.
-        names: relative names of some files; `*` stands for several suffixes.
+        names: relative names of some files; `*` matches any of several suffixes.
         maps: whether the files are panoptic maps, which may have the same names as the frames.
     """
     probes = list(islice(names, _PROBES))
@@ -59,7 +59,7 @@ def _folders(root: Path, stem: str, maps: bool) -> Iterator[Path]:
 
 
 def _has(folder: ImageRoot, name: str) -> bool:
-    """Whether a folder has a named file; `*` stands for several suffixes."""
+    """Whether a folder has a named file; `*` matches any of several suffixes."""
     return any(folder.glob(name)) if "*" in name else image_path(folder, name).is_file()
 
 
