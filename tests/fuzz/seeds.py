@@ -50,7 +50,7 @@ def zipped(name: str, data: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A zip file of one entry."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as bundle:
-        bundle.writestr(name, data)
+        bundle.writestr(zipfile.ZipInfo(name), data, method)  # ZipInfo has a fixed date
     return buffer.getvalue()
 
 
@@ -118,7 +118,8 @@ def videos() -> dict[str, bytes]:
     for name, codec in made.items():
         buffer = io.BytesIO()
         kind = {"mkv": "matroska", "ts": "mpegts"}.get(name[2:], name[2:])
-        with av.open(buffer, "w", format=kind) as container:
+        # bitexact: without random identifiers
+        with av.open(buffer, "w", format=kind, options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream(codec, rate=10)
             stream.width, stream.height = 48, 32
             stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
