@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, cast
@@ -53,6 +54,7 @@ Overrides = Annotated[
 def main() -> None:
     """Runs the command line; exits with 0, with 1 after a user error, with 2 after a usage error or a bug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata of images that can be read
     try:
         sys.exit(app(args=arguments, prog_name="l2g", standalone_mode=False))
     except Exception as error:

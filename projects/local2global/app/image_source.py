@@ -8,19 +8,14 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..data.readers.images import rgb_pixels
+from ..data.readers.images import frames_of, open_image, orientation, upright_pixels
 from ..errors import UserError
-from ..limits import check_pixels
 from .source import FOLDER_FPS, MAX_FPS, Source, TimedFrame, at_rate, identity_of, to_tensor
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-
-#: Formats whose further frames are parts of a video.  Those of MPO, a kind of JPEG, are previews and other views.
-_MULTI_FRAME = ("APNG", "GIF", "PNG", "TIFF", "WEBP")
-_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 1 | 4  # TIFF: pages that are thumbnails or transparency masks
 
 
 def open_images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Source:
@@ -30,19 +25,19 @@ def open_images(name: str, paths: Sequence[Path], fps: Fraction | None) -> Sourc
         UserError: if a file cannot be read, differs in size from the first, or is one of several and holds
             several frames.
     """
-    size, pages = _inspect(paths[0])
-    if len(paths) == 1 and len(pages) > 1:
-        return _open_pages(name, paths[0], fps)
+    size, frames = _inspect(paths[0])
+    if len(paths) == 1 and len(frames) > 1:
+        return _open_frames(name, paths[0], fps)
     for path in paths:
-        other, pages = _inspect(path)
+        other, frames = _inspect(path)
         if other != size:
             raise UserError(
                 f"{path}: {other[1]}x{other[0]} pixels, but {paths[0].name} has {size[1]}x{size[0]}; "
                 "the frames of a video must all have one size"
             )
-        if len(pages) > 1:
+        if len(frames) > 1:
             raise UserError(
-                f"{path}: {len(pages)} frames in one of {len(paths)} images; name this file alone to read it "
+                f"{path}: {len(frames)} frames in one of {len(paths)} images; name this file alone to read it "
                 "as a video"
             )
     names = tuple(f"{path.resolve().parent.name}/{path.name}" for path in paths)
@@ -65,7 +60,7 @@ def is_one_size(paths: Sequence[Path]) -> bool:
         found = [_inspect(path) for path in paths]
     except UserError:
         return False
-    return len({size for size, _ in found}) == 1 and all(len(pages) == 1 for _, pages in found)
+    return len({size for size, _ in found}) == 1 and all(len(frames) == 1 for _, frames in found)
 
 
 @contextlib.contextmanager
@@ -81,55 +76,36 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: this image cannot be read ({error}); replace or remove it") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Reading the EXIF block of a PNG decodes the whole image, so the key is checked first.
-    return ImageOps.exif_transpose(image) if "exif" in image.info else image
-
-
 def _inspect(path: Path) -> tuple[tuple[int, int], list[int]]:
     """(height, width) and the indices of the frames of a file."""
-    with _reading(path), Image.open(path) as image:
-        check_pixels(*image.size)
-        pages = _pages(image)
-        upright = _upright(image)
-        return (upright.height, upright.width), pages
+    with _reading(path), open_image(path) as image:
+        frames = frames_of(image)
+        return _upright_size(image), frames
 
 
-def _pages(image: Image.Image) -> list[int]:
-    count = getattr(image, "n_frames", 1) if image.format in _MULTI_FRAME else 1
-    first = 1 if count > 1 and image.info.get("default_image") else 0  # an APNG's fallback is no frame
-    pages = list(range(first, count))
-    if image.format == "TIFF" and count > 1:
-        pages = [page for page in pages if not _subfile_type(image, page) & _REDUCED_OR_MASK] or [0]
-    image.seek(pages[0])
-    return pages
-
-
-def _subfile_type(image: Image.Image, page: int) -> int:
-    image.seek(page)
-    tags = getattr(image, "tag_v2", {})
-    return int(tags.get(_SUBFILE_TYPE, 0))
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if orientation(image) > 4 else (height, width)
 
 
 def _read_image(path: Path) -> Tensor:
-    with _reading(path), Image.open(path) as image:
-        _pages(image)
-        return to_tensor(rgb_pixels(_upright(image)))
+    with _reading(path), open_image(path) as image:
+        frames_of(image)
+        return to_tensor(upright_pixels(image))
 
 
 # --- Several frames in one file ---
 
 
-def _open_pages(name: str, path: Path, fps: Fraction | None) -> Source:
-    with _reading(path), Image.open(path) as image:
-        pages = _pages(image)
-        upright = _upright(image)
-        size = (upright.height, upright.width)
+def _open_frames(name: str, path: Path, fps: Fraction | None) -> Source:
+    with _reading(path), open_image(path) as image:
+        frames = frames_of(image)
+        size = _upright_size(image)
         image.load()  # WebP states the duration of a frame when the frame is decoded
         rate = fps or min(1 / _duration(image), Fraction(MAX_FPS))
     identity = identity_of([path], fps)
-    read = partial(_read_pages, path, size, fps)
-    return Source(name, rate, size, len(pages), read, None, identity, path=path.resolve())
+    read = partial(_read_frames, path, size, fps)
+    return Source(name, rate, size, len(frames), read, None, identity, path=path.resolve())
 
 
 def _duration(image: Image.Image) -> Fraction:
@@ -138,17 +114,16 @@ def _duration(image: Image.Image) -> Fraction:
     return Fraction(milliseconds).limit_denominator(1000) / 1000 if milliseconds > 0 else 1 / FOLDER_FPS
 
 
-def _read_pages(path: Path, size: tuple[int, int], fps: Fraction | None) -> Iterator[TimedFrame]:
+def _read_frames(path: Path, size: tuple[int, int], fps: Fraction | None) -> Iterator[TimedFrame]:
     time = Fraction(0)
-    with _reading(path), Image.open(path) as image:
-        for page in _pages(image):
-            image.seek(page)
-            check_pixels(*image.size)
-            pixels = rgb_pixels(_upright(image))
+    with _reading(path), open_image(path) as image:
+        for index in frames_of(image):
+            image.seek(index)
+            pixels = upright_pixels(image)
             if pixels.shape[:2] != size:
                 height, width = pixels.shape[:2]
                 raise UserError(
-                    f"{path}: frame {page} has {width}x{height} pixels, the first {size[1]}x{size[0]}; "
+                    f"{path}: frame {index} has {width}x{height} pixels, the first {size[1]}x{size[0]}; "
                     "the frames of a video must all have one size"
                 )
             yield to_tensor(pixels), float(time)

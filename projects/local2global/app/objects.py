@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from ..data.readers.images import reading_image
+from ..data.readers.images import open_image, reading_image
 from ..errors import UserError
 from ..evaluation.files import read_json
 from ..evaluation.tracks import check_truth, parse_truth
-from ..limits import check_pixels
 
 #: Objects of one file.  A photo instead of an id map has thousands of colours.
 MAX_OBJECTS = 1000
@@ -52,8 +50,7 @@ def read_objects(path: str | Path, size: tuple[int, int]) -> Tensor:
 
 
 def _read_id_map(path: Path) -> NDArray[np.bool_]:
-    with reading_image(path), Image.open(path) as image:
-        check_pixels(*image.size)
+    with reading_image(path), open_image(path) as image:
         pixels = np.asarray(
             image if image.mode in ("P", "L", "1") or image.mode[0] == "I" else image.convert("RGB")
         )

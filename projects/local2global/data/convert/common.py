@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...errors import UserError
-from ..readers.images import reading_image
+from ..readers.images import open_image, reading_image
 from ..readers.rle import encode_mask
 from ..writers import ImageWriter, YouTubeVisWriter, new_folder
 
@@ -197,7 +196,7 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     Raises:
         UserError: if the file cannot be read, or has several channels.
     """
-    with reading_image(path), Image.open(path) as image:
+    with reading_image(path), open_image(path) as image:
         labels = np.asarray(image)
     if labels.ndim != 2:
         raise UserError(f"{path}: {labels.shape[2]} channels; expected one number per pixel.")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ...errors import UserError
-from ..readers.images import image_size, reading_image
+from ..readers.images import image_size, open_image, reading_image
 from .common import (
     Converted,
     SourceVideo,
@@ -118,7 +117,7 @@ def _tracks(
 
 def _read_objects(path: Path) -> NDArray[np.int64]:
     """(H, W) object numbers of a mask: palette indices, or 1 where a grey or two-tone image is not black."""
-    with reading_image(path), Image.open(path) as image:
+    with reading_image(path), open_image(path) as image:
         mode = image.mode
         if mode in ("RGB", "RGBA"):
             # Some two-tone masks of DAVIS 2016 were published as colour images.

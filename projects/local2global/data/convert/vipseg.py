@@ -18,7 +18,7 @@ from PIL import Image
 from ...config.class_lists import VIPSEG_CLASSES
 from ...errors import UserError
 from ...results.segment_ids import Ids, segment_id, write_ids
-from ..readers.images import reading_image
+from ..readers.images import open_image, reading_image, upright_pixels
 from ..writers import QUALITY, describe_segments, new_folder, vipseg_file, write_json
 from .common import Converted, folder_of, folders, match_frames, natural
 
@@ -153,10 +153,11 @@ class _Video:
         target = self.out / "images" / self.masks.name / image.name
         with (
             reading_image(mask),
-            Image.open(mask) as labels,
+            open_image(mask) as labels,
             reading_image(image),
-            Image.open(image) as picture,
+            open_image(image) as file,
         ):
+            picture = Image.fromarray(upright_pixels(file))
             if picture.size != labels.size:
                 both = f"{labels.height}x{labels.width} for a frame of {picture.height}x{picture.width}"
                 raise UserError(f"{mask}: a mask of {both}.")
@@ -165,7 +166,7 @@ class _Video:
             if picture.size == size:
                 shutil.copyfile(image, target)
             else:
-                resized = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+                resized = picture.resize(size, Image.Resampling.BILINEAR)
                 resized.save(target, quality=QUALITY)
         if values.ndim != 2:
             raise UserError(f"{mask}: {values.shape[2]} channels; raw masks have one number per pixel.")

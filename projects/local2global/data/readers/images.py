@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,9 +48,75 @@ PILLOW_ERRORS = (
 )
 
 
+#: Formats that are opened.  Pillow knows others, of which EPS starts another program.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+
+#: Formats whose further frames are parts of a video.  Those of MPO, a kind of JPEG, are previews and other views.
+_MULTI_FRAME = ("APNG", "AVIF", "GIF", "PNG", "TIFF", "WEBP")
+_SUBFILE_TYPE, _REDUCED_OR_MASK = 254, 1 | 4  # TIFF: pages that are thumbnails or transparency masks
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+
+_EXIF_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # of `Image.info`
+_TAIL = 1 << 17  # bytes at the end of a PNG that are searched for EXIF data
+
+
 def open_image(path: ImageFile) -> Image.Image:
-    """Opens an image file, in a folder or in a zip file."""
-    return Image.open(BytesIO(path.read_bytes()) if isinstance(path, ZipPath) else path)
+    """Opens an image file, in a folder or in a zip file.
+
+    Raises:
+        OSError: or another error of Pillow, if the file cannot be read.
+    """
+    image = Image.open(BytesIO(path.read_bytes()) if isinstance(path, ZipPath) else path, formats=_formats())
+    check_pixels(*image.size)
+    return image
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
+def frames_of(image: Image.Image) -> list[int]:
+    """The indices of the frames of an open image; the first is selected."""
+    count = getattr(image, "n_frames", 1) if image.format in _MULTI_FRAME else 1
+    first = 1 if count > 1 and image.info.get("default_image") else 0  # an APNG's fallback is no frame
+    frames = list(range(first, count))
+    if image.format == "TIFF" and count > 1:
+        frames = [frame for frame in frames if not _subfile_type(image, frame) & _REDUCED_OR_MASK] or [0]
+    image.seek(frames[0])
+    return frames
+
+
+def _subfile_type(image: Image.Image, frame: int) -> int:
+    image.seek(frame)
+    return int(getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0))
+
+
+def _select_only_frame(image: Image.Image) -> None:
+    count = len(frames_of(image))
+    if count > 1:
+        raise ValueError(f"{count} frames in one file, expected a still image")
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an image that is not yet decoded, 1 to 8; 1 if Pillow rotates it, or it has none."""
+    if image.format == "TIFF" or (image.format == "PNG" and not _may_have_exif(image)):
+        return 1
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
+
+
+def _may_have_exif(image: Image.Image) -> bool:
+    """Whether a PNG may have EXIF data, perhaps after its pixels; `getexif` would decode it."""
+    file = getattr(image, "fp", None)
+    if _EXIF_KEYS & image.info.keys() or file is None:
+        return True
+    place = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+    tail = file.read(_TAIL)
+    file.seek(place)
+    return b"eXIf" in tail or b"Orientation" in tail or b"Raw profile" in tail
 
 
 @contextmanager
@@ -78,14 +146,39 @@ def read_image(path: ImageFile, shrink: int = 1) -> Tensor:
         UserError: if the file is missing, truncated, or not an image.
     """
     with reading_image(path), open_image(path) as image:
+        _select_only_frame(image)
         width, height = image.size
-        check_pixels(width, height)
         divides = width % shrink == 0 == height % shrink
-        if shrink > 1 and divides and image.getexif().get(ORIENTATION, 1) == 1:
+        if shrink > 1 and divides and orientation(image) == 1:
             image.draft("RGB", (width // shrink, height // shrink))
-        pixels = rgb_pixels(ImageOps.exif_transpose(image))
+        pixels = upright_pixels(image)
     # A view, not a copy: the crop that is drawn from it is copied once.
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def upright_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of the current frame of an image file, rotated upright.
+
+    Raises:
+        ValueError: if the values are out of range or their range is unknown.
+    """
+    _check_frame(image)
+    return rgb_pixels(ImageOps.exif_transpose(image))
+
+
+def _check_frame(image: Image.Image) -> None:
+    """Refuses a frame that is too large, and TIFFs whose values Pillow passes on without their meaning."""
+    check_pixels(*image.size)
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or not image.mode.startswith("I"):
+        return
+    bits, sample_format = tags.get(_BITS, (1,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if tuple(bits) != (16,) or tuple(sample_format) != (1,):
+        raise ValueError(
+            f"a TIFF of {'signed ' * (2 in sample_format)}{bits[0]}-bit integers; convert it to 16 bits"
+        )
+    if tags.get(_PHOTOMETRIC) == 0:
+        raise ValueError("a 16-bit TIFF in which 0 is white; convert it to one in which 0 is black")
 
 
 def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
@@ -125,7 +218,7 @@ def read_sized(path: ImageFile, size: tuple[int, int], shrink: int = 1) -> Tenso
 def exif_hint(path: ImageFile, size: tuple[int, int]) -> str:
     """A sentence if only the EXIF rotation of a readable file makes its size differ from `size`, else ""."""
     with open_image(path) as image:
-        if image.size[::-1] == size and image.getexif().get(ORIENTATION, 1) > 4:
+        if image.size[::-1] == size and orientation(image) > 4:
             return (
                 " Its EXIF data rotate it by 90 degrees: annotate the rotated image, or remove the EXIF data."
             )
@@ -143,10 +236,10 @@ def upright_size(path: ImageFile, decode: bool = False) -> tuple[int, int]:
         OSError: or another error of Pillow, if the file cannot be read.
     """
     with open_image(path) as image:
-        # Reading the EXIF block of a PNG decodes the file, so `info` is checked first.
-        rotated = "exif" in image.info and image.getexif().get(ORIENTATION, 1) > 4
+        _select_only_frame(image)
+        _check_frame(image)
+        rotated = orientation(image) > 4
         width, height = image.size
-        check_pixels(width, height)
         if decode:
             if image.format == "JPEG":
                 # Every byte is parsed, but few pixels are computed.
