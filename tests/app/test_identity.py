@@ -164,6 +164,16 @@ def test_the_folder_of_an_ablation_stands_for_its_runs_in_the_order_of_training(
     assert list(runs) == ["baseline/seed0", "baseline/seed1", "aligner/seed0", str(single)]
 
 
+def test_two_runs_of_one_name_are_refused(tmp_path):
+    """Two ablations with the same rows would silently become one."""
+    for folder in ("a", "b"):
+        weights = tmp_path / folder / "row" / "seed0" / "model_final.pth"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+    with pytest.raises(UserError, match="b: a run named row/seed0 was given before"):
+        named_runs([tmp_path / "a", tmp_path / "b"])
+
+
 def _scores(ap, kept):
     return {"AP": (ap, ap - 1, ap + 1), "kept %": (kept, 0, 100)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -143,7 +144,7 @@ def test_a_file_that_is_no_video_leaves_nothing(worker, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video" * 100)
     job = Job(str(broken), "broken")
-    assert [(found.length, found.entry) for found in worker().inspect([job])] == [(0, None)]
+    assert [(found.size, found.entry) for found in worker().inspect([job])] == [(800, None)]
     with pytest.raises(UserError, match="this video cannot be read"):
         worker().predict(job)
     assert list((tmp_path / "out").iterdir()) == []
@@ -211,10 +212,72 @@ def test_an_upload_that_fails_leaves_no_folder(worker, memory, tmp_path, monkeyp
 
 
 def test_a_killed_upload_is_recognised_by_the_missing_marker(memory):
-    memory.pipe({"/out/half/video.mp4": b"x", "/out/whole/video.mp4": b"x", "/out/whole/done.json": b"{}"})
-    for name in ("half", "whole", "never begun"):
+    memory.pipe({"/out/half/stream.json": b"x", "/out/half/video.mp4": b"x", "/out/theirs/video.mp4": b"x"})
+    memory.pipe({"/out/whole/video.mp4": b"x", "/out/whole/done.json": b"{}"})
+    for name in ("half", "whole", "theirs", "never begun"):
         storage.discard_incomplete(f"memory://out/{name}")
-    assert memory.find("/out") == ["/out/whole/done.json", "/out/whole/video.mp4"]
+    assert memory.find("/out") == ["/out/theirs/video.mp4", "/out/whole/done.json", "/out/whole/video.mp4"]
+
+
+@pytest.mark.parametrize("place", ["disk", "memory://out"])
+def test_a_folder_of_other_files_is_not_replaced(worker, memory, tmp_path, place):
+    """`--output .` beside clip.mp4 and a folder `clip` with its frames."""
+    output = str(tmp_path / "out") if place == "disk" else place
+    theirs = f"{output}/clip/00001.jpg"
+    build = worker(output)
+    fsspec.core.url_to_fs(output)[0].makedirs(f"{output}/clip", exist_ok=True)
+    storage.write_bytes(theirs, b"theirs")
+    with pytest.raises(UserError, match="clip: holds no output of l2g predict, and is not replaced"):
+        build.predict(Job(str(write_clip(tmp_path / "clip.mp4")), "clip"))
+    assert storage.read_bytes(theirs) == b"theirs"
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"input": ', "null", "\x00"])
+def test_a_damaged_entry_is_no_entry(worker, tmp_path, content):
+    job = Job(str(write_clip(tmp_path / "clip.mp4")), "clip")
+    worker().predict(job)
+    (tmp_path / "out" / "clip" / "done.json").write_text(content)
+    assert not is_done(worker(), job)
+
+
+def test_an_address_may_end_with_a_slash(tmp_path):
+    assert storage.absolute("memory://out/") == "memory://out"
+    assert storage.absolute(f"{tmp_path}/") == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["...mp4", "clip.l2g-tmp.mp4"])
+def test_a_name_that_no_output_folder_can_have_is_refused(model, tmp_path, name):
+    """The folder of `...mp4` would be "..", which is that above the output folder."""
+    clip = write_clip(tmp_path / "clip.mp4").rename(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    for predict in (lambda: list(name_jobs([str(clip)])), lambda: model.predict(clip, tmp_path / "out")):
+        with pytest.raises(UserError, match=r"which is no name for one\. Rename it"):
+            predict()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "out"])
+    assert next(iter(name_jobs(["manifest.jsonl.mp4"]))).name == "manifest.jsonl-2"
+
+
+def test_a_remote_video_is_downloaded_and_hashed_once(worker, memory, tmp_path, monkeypatch):
+    memory.pipe("/in/clip.mp4", write_clip(tmp_path / "clip.mp4").read_bytes())
+    downloads, hashes, get = [], [], memory.get
+    monkeypatch.setattr(
+        type(memory), "get", lambda *args, **kwargs: downloads.append(args[1]) or get(*args[1:], **kwargs)
+    )
+    content_hash = storage.content_hash
+    monkeypatch.setattr(storage, "content_hash", lambda path: hashes.append(path) or content_hash(path))
+    (inspected,) = worker().inspect([Job("memory://in/clip.mp4", "clip")])
+    assert inspected.size == memory.size("/in/clip.mp4")
+    worker().predict(inspected.job)
+    assert (len(downloads), len(hashes)) == (1, 1)
+
+
+def test_a_video_that_is_incomplete_has_a_warning_in_its_entry(worker, tmp_path, monkeypatch):
+    job = Job(str(write_clip(tmp_path / "clip.mp4")), "clip")
+    predict = L2G.predict
+    monkeypatch.setattr(L2G, "predict", lambda *a, **k: dataclasses.replace(predict(*a, **k), announced=9))
+    assert worker().predict(job)["messages"] == [
+        "l2g: clip: the file declares 9 frames, 6 could be read; is it complete?"
+    ]
 
 
 def test_names_are_those_of_one_process(tmp_path):
@@ -247,7 +310,7 @@ def test_pieces_begin_at_key_frames_and_hold_every_frame_once(worker, model, tmp
     clip = write_clip(tmp_path / "clip.mp4", 35, step=0)
     cut = worker(pieces=2.0)
     found = cut.inspect([Job(str(clip), "clip")])
-    assert [(i.job.name, i.job.span, i.length) for i in found] == [
+    assert [(i.job.name, i.job.span, i.size) for i in found] == [
         ("clip-0000", (0.0, 2.0), 20),
         ("clip-0001", (2.0, None), 15),
     ]
@@ -309,6 +372,8 @@ def test_without_ray_one_line_names_the_extra(monkeypatch, capsys, tmp_path):
     [
         (["--ray", "auto", "--jsonl", "-"], "--jsonl: not an option of --ray; see docs/cluster.md"),
         (["--ray", "auto", "--resume"], "--resume: not an option of --ray; see docs/cluster.md"),
+        (["--ray", "auto", "--only-objects"], "--only-objects: not an option of --ray; see docs/cluster.md"),
+        (["--ray", "nowhere"], "--ray nowhere: expected HOST:PORT, local or auto"),
         (["--workers", "2"], "--workers: not an option of one process; see docs/cluster.md"),
         (
             ["--output", "s3://b/o"],

@@ -40,10 +40,15 @@ def test_options_are_numbers_and_names():
     }
 
 
-@pytest.mark.parametrize("text", ["gpu", "nodes=two", "gpus=0", "=3"])
+@pytest.mark.parametrize("text", ["gpu", "nodes=two", "gpus=0", "=3", "", "gpus=1,", "cluster=moon"])
 def test_a_wrong_option_is_one_line(text):
     with pytest.raises(UserError, match=r"^--slurm .*expected"):
         parse(text)
+
+
+def test_an_option_that_is_given_twice_is_refused():
+    with pytest.raises(UserError, match=r"^--slurm gpus=1,gpus=2: gpus is given twice"):
+        parse("gpus=1,gpus=2")
 
 
 def write_config(folder: Path, run: Path, *overrides: str) -> Path:

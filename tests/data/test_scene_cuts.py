@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
 import torch
 
-from local2global.data.scene_cuts import SceneCuts, cut_to
+from local2global.data.scene_cuts import SceneCuts, can_cut, cut_to
 from local2global.structures import Clip, ClipTargets
 
 
@@ -47,6 +48,14 @@ def test_clips_are_cut_as_often_as_asked():
 @pytest.mark.parametrize("length", [1, 2])
 def test_short_clips_have_no_room_for_an_interruption(length):
     assert patterns(SceneCuts(end=0, interrupt=1), length).keys() == {"a" * length}
+
+
+def test_a_video_is_not_cut_to_itself_and_frames_have_one_size():
+    first, same = clip(10, visible=[[1, 1]]), clip(10, visible=[[1, 1]])
+    assert not can_cut(first, same)
+    second = clip(50, visible=[[1, 1]])
+    assert can_cut(first, second)
+    assert not can_cut(first, dataclasses.replace(second, frames=torch.zeros(2, 3, 4, 4)))
 
 
 def test_a_returning_video_continues_where_it_stopped():

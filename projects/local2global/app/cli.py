@@ -14,6 +14,7 @@ import typer
 
 from .. import __version__
 from ..config.find import find_config_file
+from ..configs import FOLDER
 from ..errors import UserError, wrapped_user_error
 from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
@@ -172,7 +173,13 @@ def train(
 ) -> None:
     """Train a model; the output folder holds config, weights, metrics and curves."""
     path = find_config_file(config)
+    if (its is not None or json is not None) and not plan:
+        raise UserError(f"{'--json' if its is None else '--its'}: only with --plan")
     if plan:
+        if slurm is not None:
+            raise UserError(
+                "--plan: computes on this machine; leave --slurm out, and give all GPUs as --gpus"
+            )
         _plan(path, overrides or [], gpus, its, json)
         return
     if slurm is not None and not dry_run:
@@ -331,7 +338,7 @@ def identity(
     if json is not None:
         write_json(json, table)
     typer.echo(as_markdown(table))
-    if pairs := seeds_as_markdown(table, _configs(), against):
+    if pairs := seeds_as_markdown(table, FOLDER, against):
         typer.echo(f"\n{pairs}")
 
 
@@ -347,7 +354,7 @@ def tables(
     """Print the paper's tables beside the scores of runs."""
     from .tables import as_markdown, build_table, read_rows, read_runs, write_table
 
-    lines = build_table(read_rows(_configs()), read_runs(runs or []))
+    lines = build_table(read_rows(FOLDER), read_runs(runs or []))
     for path in output or []:
         write_table(path, lines)
     typer.echo(as_markdown(lines), nl=False)
@@ -440,11 +447,6 @@ def convert(
 
     for line in run(weights, output, config, overrides or [], to, partial):
         typer.echo(line)
-
-
-def _configs() -> Path:
-    """The folder of the configs that come with the package."""
-    return next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
 
 
 def _relaunch(arguments: list[str], processes: int) -> None:

@@ -117,14 +117,20 @@ def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
     """The weights of runs by name.
 
     The folder of an ablation is expanded to its finished runs `row/seedN` in the order of training, reference first.
+
+    Raises:
+        UserError: if a path holds no weights, or two runs have one name.
     """
-    runs = {}
+    runs: dict[str, Path] = {}
     for path in paths:
         finished = sorted(path.glob("*/seed*/model_final.pth"), key=lambda file: file.stat().st_mtime)
-        for weights in finished:
-            runs[f"{weights.parent.parent.name}/{weights.parent.name}"] = weights
-        if not finished:
-            runs[str(path)] = find_weights(path)
+        found = {f"{file.parent.parent.name}/{file.parent.name}": file for file in finished}
+        found = found or {str(path): find_weights(path)}
+        if both := sorted(found.keys() & runs.keys()):
+            raise UserError(
+                f"{path}: a run named {both[0]} was given before. Compare two ablations one by one."
+            )
+        runs |= found
     return runs
 
 

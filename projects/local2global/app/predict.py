@@ -38,7 +38,7 @@ from .checkpoint import Checkpoint, check_run, fingerprint
 from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record, read_about
-from .source import Frame, to_frame
+from .source import Frame, check_name, to_frame
 from .stream import Filter, Stream, StreamingModel, latest, prefetch
 from .video import Source, open_source, open_writer
 
@@ -265,6 +265,7 @@ class L2G:
         start = time.perf_counter()
         save = check_exports(save)
         opened = source if isinstance(source, Source) else open_source(source)
+        check_name(opened.name, opened.path or opened.name)
         if opened.identity is None and "crops" in save:
             raise UserError(
                 f"{opened.name}: crops read the frames twice, but a camera or a pipe has them once"

@@ -148,7 +148,8 @@ def predict(
         "save": formats,
     }
     if ray is not None:
-        _refuse("--ray", batch=batch, resume=resume, live=live, jsonl=jsonl, objects=objects)
+        one = {"batch": batch, "resume": resume, "live": live, "jsonl": jsonl}
+        _refuse("--ray", **one, objects=objects, only_objects=only_objects)
         from .cluster.predict import predict_videos
         from .cluster.videos import Settings
 
@@ -191,7 +192,7 @@ def _refuse(mode: str, **options: object) -> None:
     """
     for name, value in options.items():
         if value not in (None, False):
-            raise UserError(f"--{name}: not an option of {mode}; see docs/cluster.md")
+            raise UserError(f"--{name.replace('_', '-')}: not an option of {mode}; see docs/cluster.md")
 
 
 def _weights(name: str | None) -> str:
@@ -283,6 +284,7 @@ def _open(
     inputs: list[str], fps: float | None, choose: Callable[[Source], Source], skip_errors: bool
 ) -> tuple[list[Source], int]:
     """Opens all inputs; returns the sources, with unique names, and the number of skipped inputs."""
+    from .source import unique_name
     from .video import open_source
 
     sources: dict[str, Source] = {}
@@ -296,10 +298,7 @@ def _open(
             failed += 1
             typer.echo(f"l2g: {error}", err=True)
             continue
-        name, number = source.name, 1
-        while name in sources:  # sources of different folders may have one name
-            number += 1
-            name = f"{source.name}-{number}"
+        name = unique_name(source.name, sources)  # sources of different folders may have one name
         sources[name] = replace(source, name=name)
     if failed and not sources:
         raise UserError(f"none of {failed} inputs can be opened")
@@ -413,12 +412,8 @@ def _report(prediction: Prediction, err: bool = False) -> None:
     say(f"  tracks  {prediction.tracks}")
     for path in prediction.saved:
         say(f"  saved   {path}")
-    if prediction.frames < (prediction.announced or 0):
-        typer.echo(
-            f"l2g: {prediction.folder.name}: the file declares {prediction.announced} frames, "
-            f"{prediction.frames} could be read; is it complete?",
-            err=True,
-        )
+    if prediction.warning:
+        typer.echo(prediction.warning, err=True)
 
 
 def _nothing(prediction: Prediction) -> str:

@@ -71,6 +71,16 @@ class Prediction:
         return picture if picture.is_file() else self.folder / "video.mp4"
 
     @property
+    def warning(self) -> str | None:
+        """A line if fewer frames could be read than the source declares."""
+        if self.frames >= (self.announced or 0):
+            return None
+        return (
+            f"l2g: {self.folder.name}: the file declares {self.announced} frames, "
+            f"{self.frames} could be read; is it complete?"
+        )
+
+    @property
     def tracks(self) -> Path:
         """The tracks in the form of YouTube-VIS truth."""
         return self.folder / "annotations.json"

@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..files import atomic_path
 from ..structures import Clip, FrameResult
 from .draw import Look, draw
+from .source import unique_name
 from .video import VideoWriter
 
 FPS = 4  # frames per second of an overlay video: slow enough to inspect every mask
@@ -141,11 +142,8 @@ def write_pictures(samples: Iterable[Sample], folder: Path) -> list[Path]:
         drawn = draw_sample(sample, 8)
         if drawn is None:
             continue
-        name, number = Path(drawn.title).name, 1
+        name = unique_name(Path(drawn.title).name, [path.stem for path in written])
         path = folder / f"{name}.png"
-        while path in written:
-            number += 1
-            path = folder / f"{name}-{number}.png"
         rows = [Drawn(drawn.title, drawn.frames[i : i + 4]) for i in range(0, len(drawn.frames), 4)]
         write_clips(rows, path, cell=480)
         written.append(path)

@@ -21,6 +21,8 @@ from ..lazy import load_config
 
 #: Whole numbers of the option and their defaults.
 NUMBERS = {"nodes": 1, "gpus": 1, "cpus": 8, "minutes": 1440}
+#: submitit's executors: Slurm, or processes on this machine.
+CLUSTERS = ("slurm", "local")
 #: Requeues after a time limit; submitit's default of 3 ends a training after three days.
 REQUEUES = 1000
 #: Slurm sends the signal this many seconds before the time limit; a step and a checkpoint must fit.
@@ -31,14 +33,20 @@ def parse(text: str) -> dict[str, Any]:
     """The values of `--slurm`: whole numbers of `NUMBERS`, `cluster`, and options of sbatch.
 
     Raises:
-        UserError: for text that is not KEY=VALUE,KEY=VALUE, or a number that is not positive.
+        UserError: for text that is not KEY=VALUE,KEY=VALUE, a repeated key, a number that is not positive, or an
+            unknown cluster.
     """
-    options: dict[str, Any] = {**NUMBERS, "cluster": "slurm"}
-    for part in filter(None, text.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip() or not value.strip():
-            raise UserError(f"--slurm {part}: expected KEY=VALUE, such as partition=gpu,nodes=2,gpus=8")
-        options[key.strip()] = value.strip()
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        key, _, value = map(str.strip, part.partition("="))
+        if not key or not value:
+            raise UserError(f"--slurm {text}: expected KEY=VALUE, such as partition=gpu,nodes=2,gpus=8")
+        if key in given:
+            raise UserError(f"--slurm {text}: {key} is given twice")
+        given[key] = value
+    options = {**NUMBERS, "cluster": "slurm"} | given
+    if options["cluster"] not in CLUSTERS:
+        raise UserError(f"--slurm cluster={options['cluster']}: expected one of {', '.join(CLUSTERS)}")
     for key in NUMBERS:
         if not str(options[key]).isdecimal() or int(options[key]) < 1:
             raise UserError(f"--slurm {key}={options[key]}: expected a positive whole number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data.augment import resize_frames, shortest_edge_size
 from ..data.readers.images import rgb_pixels
 from ..errors import UserError
+from ..files import PARTIAL
 from ..limits import check_pixels
 
 FOLDER_FPS = Fraction(10)  # image files carry no rate; datasets of frames are sampled at 5 to 10 per second
@@ -153,6 +154,26 @@ def _check_selection(start: float, end: float | None, every: int, size: int | No
         raise UserError(f"start {start} s, end {end} s: expected 0 <= start < end")
     if every < 1 or (size is not None and size < 1):
         raise UserError(f"every {every}, size {size}: expected numbers of at least 1")
+
+
+def check_name(name: str, place: object) -> None:
+    """Check that a name can be that of an output folder inside another folder.
+
+    Args:
+        name: of a source.
+        place: the file or address that it comes from, for the message.
+
+    Raises:
+        UserError: if it is no part of a path, as the ".." of a file "...mp4", or that of a temporary file.
+    """
+    if name in ("", ".", "..") or set("/\0") & set(name) or name.endswith(PARTIAL):
+        raise UserError(f"{place}: its output folder would be '{name}', which is no name for one. Rename it.")
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
+    """The name, or the first of NAME-2, NAME-3 and so on, that is not taken."""
+    names = itertools.chain((name,), (f"{name}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def identity_of(paths: Iterable[Path], *options: object) -> str:

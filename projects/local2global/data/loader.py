@@ -27,7 +27,7 @@ from .augment import resize_shortest_edge
 from .clips import Augmentation, choose_frames, make_clip
 from .datasets import VideoDataset, VideoRecord
 from .holdout import PartOfVideos
-from .scene_cuts import SceneCuts, cut_to
+from .scene_cuts import SceneCuts, can_cut, cut_to
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class TrainClips(Dataset[ClipOrErrors]):
         ahead = int(torch.randint(1, 1000, (), generator=generator))
         second = self._read(position + ahead, (*key, 1))
         errors = first.errors + second.errors
-        if second.clip is None or second.clip.frames[0].shape != first.clip.frames[0].shape:
+        if second.clip is None or not can_cut(first.clip, second.clip):
             return ClipOrErrors(first.clip, errors)
         return ClipOrErrors(cut_to(first.clip, second.clip, other), errors)
 

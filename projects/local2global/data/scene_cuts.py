@@ -46,6 +46,11 @@ class SceneCuts:
         return other
 
 
+def can_cut(first: Clip, second: Clip) -> bool:
+    """Whether two clips show different videos in frames of one size.  A video cut to itself has two ids per object."""
+    return second.video_id != first.video_id and second.frames[0].shape == first.frames[0].shape
+
+
 def cut_to(first: Clip, second: Clip, other: list[bool]) -> Clip:
     """A clip of two videos.  Each continues where it stopped: only as many frames are used as it has places.
 

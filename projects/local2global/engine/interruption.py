@@ -24,7 +24,7 @@ class Interruption:
 
     Attributes:
         requested: this process received a signal.
-        received: the signal; None before.
+        received: the signal, SIGUSR2 if it was among several; None before.
         agreed: some process received a signal; equal on all processes (the trainer synchronises it).
     """
 
@@ -56,4 +56,6 @@ class Interruption:
             signal.signal(number, self._previous[signal.Signals(number)])
             signal.raise_signal(number)
         self._first = self._first if self.requested else time.monotonic()
-        self.requested, self.received = True, signal.Signals(number)
+        self.requested = True
+        if self.received is None or number == SIGNALS[-1]:  # Slurm may send SIGTERM beside SIGUSR2
+            self.received = signal.Signals(number)

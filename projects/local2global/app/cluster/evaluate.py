@@ -12,7 +12,7 @@ from rich.progress import Progress
 from ...data.loader import VideoLoader
 from ...engine.evaluation import load_model, process, results_config, share_dataset
 from ...engine.processes import join
-from ...engine.settings import build, require
+from ...engine.settings import build, require, train_settings
 from ...errors import UserError
 from ..output import progress_bar
 from .pool import Pool, capacity, connected, resources_of
@@ -35,7 +35,7 @@ class EvaluationWorker:
         Raises:
             UserError: if weights or data cannot be read on this machine.
         """
-        self.model = load_model(self.cfg, join(self.cfg.train.get("device", "cpu")))
+        self.model = load_model(self.cfg, join(train_settings(self.cfg).device))
         self.loader, self.evaluator = _parts(self.cfg)
 
     def evaluate(self, index: int) -> tuple[dict[Any, Any], int]:
@@ -65,8 +65,7 @@ def evaluate_videos(cfg: DictConfig, address: str, workers: int | None = None) -
     longest_first = sorted(range(len(loader)), key=lambda index: -loader.videos[index].length)
     frames, begin = 0, time.perf_counter()
     with connected(address, workers):
-        device = cfg.train.get("device", "cpu")
-        resources = resources_of(device)
+        resources = resources_of(train_settings(cfg).device)
         cfg = cfg.copy()
         cfg.train.device = "cuda" if "num_gpus" in resources else "cpu"
         with Pool(EvaluationWorker, [cfg], workers or capacity(resources), resources) as pool:

@@ -6,18 +6,21 @@ import heapq
 import itertools
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from ...errors import UserError
 
 ATTEMPTS = 5  # of a task, until it counts as failed
 PAUSE = 1.0  # seconds before the second attempt, doubled before every further one
 _LONGEST_PAUSE = 60.0
+_ANSWER = 10.0  # seconds in which the head node must accept a connection
 _FAILED_STARTS = 10  # actors in a row that do not start: the cluster is broken
 
 Task = TypeVar("Task")
@@ -47,6 +50,8 @@ def connected(address: str, workers: int | None) -> Iterator[None]:
     if address == "local":
         _start_local(cores, quiet)
     else:
+        if address != "auto":
+            _check_reachable(address)
         try:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -57,6 +62,23 @@ def connected(address: str, workers: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Check that a server listens at HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+        UserError: if none does.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if not parts.hostname or not parts.port:
+            raise UserError(f"--ray {address}: expected HOST:PORT, local or auto")
+        socket.create_connection((parts.hostname, parts.port), _ANSWER).close()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ray {address}: no Ray cluster answers ({error})") from error
 
 
 def _start_local(cores: int, quiet: dict[str, Any]) -> None:
@@ -172,12 +194,12 @@ class Pool:
         """Waits for one actor, or until an attempt is due; yields the attempt that has ended, with its result."""
         import ray
 
-        pause = max(0.0, waiting[0].due - time.monotonic()) if waiting else 1.0
+        pause = max(0.0, waiting[0].due - time.monotonic()) if waiting and self._idle else 1.0
         references = [*self._running, *self._starting]
         if not references:
             time.sleep(pause)
             return
-        for reference in ray.wait(references, num_returns=1, timeout=min(pause, 1.0) or 0.01)[0]:
+        for reference in ray.wait(references, num_returns=1, timeout=min(pause, 1.0))[0]:
             if reference in self._starting:
                 self._started(reference)
                 continue

@@ -20,12 +20,14 @@ from ...errors import UserError
 from ...files import delete_partial_files, locked_folder
 from ..image_source import IMAGE_SUFFIXES
 from ..output import progress_bar
+from ..source import check_name, unique_name
 from . import storage
 from .pool import Pool, capacity, connected, resources_of
 from .videos import Entry, Inspected, Job, Settings, VideoWorker
 
 _CHUNK = 16  # videos that one task inspects
 _PUBLISH = 60.0  # seconds between two versions of the manifest
+MANIFEST = "manifest.jsonl"
 _COUNTED = ("done", "unchanged", "failed")
 
 
@@ -65,7 +67,7 @@ class Manifest:
 
     def __init__(self, output: str) -> None:
         """Reads nothing."""
-        self.address = f"{output}/manifest.jsonl"
+        self.address = f"{output}/{MANIFEST}"
         self._names: set[int] = set()  # hashes, which are smaller than the names
         self._published = time.monotonic()
         self._file = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed by `close`
@@ -83,7 +85,7 @@ class Manifest:
         """Writes the lines of this run, and those of earlier runs for other names."""
         self._file.flush()
         with tempfile.TemporaryDirectory(prefix="l2g-") as folder:
-            whole = Path(folder) / "manifest.jsonl"
+            whole = Path(folder) / MANIFEST
             with whole.open("wb") as file, storage.opened(self.address) as earlier:
                 file.writelines(line for line in earlier if hash(_name(line)) not in self._names)
                 self._file.seek(0)
@@ -110,19 +112,17 @@ def name_jobs(inputs: Iterable[str]) -> Iterator[Job]:
     """Jobs with unique names, which are those that one process gives to the same inputs.
 
     Raises:
-        UserError: if an input is an image.
+        UserError: if an input is an image, or its name can not be that of a folder.
     """
-    taken: set[str] = set()
+    taken = {MANIFEST}
     for address in inputs:
         path = Path(address.rstrip("/"))
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir():
             raise UserError(f"{address}: --ray takes videos and folders of frames; name the folder")
         folder = storage.local_path(address)
         stem = path.name if folder is not None and folder.is_dir() else path.stem
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}-{number}"
+        name = unique_name(stem, taken)
+        check_name(name, address)
         taken.add(name)
         yield Job(address, name)
 
@@ -165,7 +165,7 @@ def predict_videos(
         )
         raise
     _show(tallies)
-    typer.echo(f"manifest: {settings.output}/manifest.jsonl")
+    typer.echo(f"manifest: {settings.output}/{MANIFEST}")
     if failed := tallies["failed"].videos:
         raise UserError(f"{failed} of {sum(tally.videos for tally in tallies.values())} videos failed")
 
@@ -204,10 +204,10 @@ def _outcomes(pool: Pool, jobs: list[Job], display: _Display) -> Iterator[tuple[
             if inspected.entry is not None:
                 yield "unchanged", inspected.entry
             else:
-                todo.append((inspected.length, -next(rising), inspected.job))
+                todo.append((inspected.size, -next(rising), inspected.job))
     todo.sort()
-    longest_first = (todo.pop()[-1] for _ in range(len(todo)))
-    for job, result in pool.run("predict", longest_first):
+    largest_first = (todo.pop()[-1] for _ in range(len(todo)))
+    for job, result in pool.run("predict", largest_first):
         if isinstance(result, Exception):
             error = (str(result).strip().splitlines() or [type(result).__name__])[0]
             yield "failed", {"input": job.input, "name": job.name, "status": "failed", "error": error}

@@ -1,7 +1,7 @@
 """Files by address: local paths, and everything that fsspec opens, such as s3://, gs://, hf:// and memory://.
 
 An output folder appears whole: on a local disk it is renamed when it is complete, elsewhere its files are uploaded and
-`MARKER` is the last one.
+`MARKER` is the last one.  A folder that this package has not made is never replaced or deleted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ...errors import UserError
-from ...files import PARTIAL, atomic_path
+from ...errors import UserError, make_folder
+from ...files import PARTIAL, atomic_path, cannot_write
 
 MARKER = "done.json"
+_FIRST = "stream.json"  # uploaded first: a folder with one of both was made by this package
 _BLOCK = 1 << 20
 
 
@@ -40,9 +41,10 @@ def locate(address: str) -> tuple[Any, str]:
 
 
 def absolute(address: str) -> str:
-    """A local path as an absolute path; other addresses unchanged."""
+    """A local path as an absolute path; other addresses without a slash at their end."""
     fs, path = locate(address)
-    return path if isinstance(fs, LocalFileSystem) else address
+    is_root = address.endswith("://")
+    return path if isinstance(fs, LocalFileSystem) else address if is_root else address.rstrip("/")
 
 
 def local_path(address: str) -> Path | None:
@@ -155,7 +157,7 @@ def sizes(folder: Path | str) -> dict[str, int]:
 
 @contextmanager
 def new_folder(address: str) -> Iterator[Path]:
-    """A local folder whose files become those of `address` when the block ends; existing ones are replaced.
+    """A local folder whose files become those of `address` when the block ends; those of an earlier run are replaced.
 
     After an exception the address is unchanged, or, if the upload had begun, does not exist.
 
@@ -164,31 +166,52 @@ def new_folder(address: str) -> Iterator[Path]:
 
     Yields:
         a path of an empty place, whose last part is that of the address; the block creates the folder.
+
+    Raises:
+        UserError: if the address holds other files, or cannot be written.
     """
     fs, path = locate(address)
     is_local = isinstance(fs, LocalFileSystem)
     parent, _, name = path.rstrip("/").rpartition("/")
+    if fs.exists(path) and not _is_output(fs, path) and (fs.isfile(path) or fs.ls(path, detail=False)):
+        raise UserError(
+            f"{address}: holds no output of l2g predict, and is not replaced. Choose another --output."
+        )
     if is_local:
-        os.makedirs(parent, exist_ok=True)
+        make_folder(Path(parent), "--output")
     # `locked_folder` deletes folders with this suffix that a killed process has left on a local disk.
     place = tempfile.mkdtemp(PARTIAL if is_local else None, f"{name}.", parent if is_local else None)
     try:
         folder = Path(place) / name
         yield folder
         if is_local:
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(folder, path)
+            _replace(folder, path)
         else:
             _upload(fs, folder, path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def _is_output(fs: Any, path: str) -> bool:
+    """Whether a folder was made by `new_folder`, perhaps incompletely."""
+    return any(fs.exists(f"{path}/{file}") for file in (_FIRST, MARKER))
+
+
+def _replace(folder: Path, path: str) -> None:
+    """Renames a folder to a path on the same disk; an earlier folder is deleted."""
+    try:
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+        os.replace(folder, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def _upload(fs: Any, folder: Path, path: str) -> None:
-    """Uploads a folder in place of an earlier one, the marker last."""
+    """Uploads a folder in place of an earlier one, `_FIRST` first and `MARKER` last."""
     try:
         _remove(fs, path)
-        for file in sorted(sizes(folder), key=lambda name: (name == MARKER, name)):
+        for file in sorted(sizes(folder), key=lambda name: (name != _FIRST, name == MARKER, name)):
             target = f"{path}/{file}"
             fs.makedirs(fs._parent(target), exist_ok=True)
             fs.put_file(str(folder / file), target)
@@ -208,7 +231,7 @@ def _remove(fs: Any, path: str) -> None:
 def discard_incomplete(address: str) -> None:
     """Deletes a folder without a marker, which a killed upload has left.  Folders on a local disk are always whole."""
     fs, path = locate(address)
-    if not isinstance(fs, LocalFileSystem) and not fs.exists(f"{path}/{MARKER}"):
+    if not isinstance(fs, LocalFileSystem) and _is_output(fs, path) and not fs.exists(f"{path}/{MARKER}"):
         _remove(fs, path)
 
 

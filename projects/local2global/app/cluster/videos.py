@@ -28,6 +28,20 @@ from . import storage
 Entry = dict[str, Any]
 """A line of `manifest.jsonl`, and the content of `done.json`."""
 
+_KEYS = {
+    "input",
+    "name",
+    "status",
+    "hash",
+    "version",
+    "span",
+    "settings",
+    "model",
+    "frames",
+    "objects",
+    "outputs",
+}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -70,19 +84,21 @@ class Job:
         input: address of a video file or of a folder of frames.
         name: of the output folder.
         span: start and end of a piece in seconds, or None; the end is None where the video ends.
+        hash: of the content, if it is known.
     """
 
     input: str
     name: str
     span: tuple[float, float | None] | None = None
+    hash: str | None = None
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A job with its number of frames, 0 if unknown; and with its entry if it is done."""
+    """A job with its bytes, or with its frames if it is a piece, 0 if unknown; and with its entry if it is done."""
 
     job: Job
-    length: int
+    size: int
     entry: Entry | None = None
 
 
@@ -115,45 +131,43 @@ class VideoWorker:
         }
 
     def inspect(self, jobs: Sequence[Job]) -> list[Inspected]:
-        """The jobs, or their pieces, with their lengths; and with their entries if they are done."""
+        """The jobs, or their pieces, with their sizes; and with their entries if they are done."""
         return [inspected for job in jobs for inspected in self._inspect(job)]
 
     def _inspect(self, job: Job) -> Iterator[Inspected]:
         try:
-            if self.settings.pieces is None and (entry := self._entry(job)) is not None:
-                yield Inspected(job, entry["frames"], entry)
+            if self.settings.pieces is None:
+                entry = self._entry(job)
+                yield Inspected(job, sum(storage.sizes(job.input).values()) if entry is None else 0, entry)
                 return
             with storage.local_copy(job.input) as path:
                 source = open_source(path, self.settings.fps)
-                spans = [] if self.settings.pieces is None else _spans(path, self.settings)
+                spans = _spans(path, self.settings)
+                job = replace(job, hash=storage.content_hash(path))
         except (OSError, UserError):
             yield Inspected(job, 0)  # `predict` meets the same error, and reports it
             return
         for number, (start, end) in enumerate(spans):
-            piece = Job(job.input, f"{job.name}-{number:04}", (start, end))
+            piece = replace(job, name=f"{job.name}-{number:04}", span=(start, end))
             length = (source.length or 0) if end is None else round(end * source.fps)
             yield Inspected(piece, length - round(start * source.fps), self._entry(piece))
         if not spans:
-            yield Inspected(job, source.length or 0)
+            yield Inspected(job, source.length or 0, self._entry(job))
 
     def _entry(self, job: Job) -> Entry | None:
         """The entry of a job that is done; `done.json` is written again if the input has only moved."""
         folder = self._folder(job)
-        try:
-            entry: Entry = json.loads(storage.read_bytes(f"{folder}/{storage.MARKER}") or b"{}")
-        except ValueError:
-            return None
+        entry = _read_entry(folder)
         made_with = {**self._made_with, "span": job.span and list(job.span)}
-        if any(entry.get(key) != value for key, value in made_with.items()):
+        if entry is None or any(entry[key] != value for key, value in made_with.items()):
             return None
         found = storage.sizes(folder)
         if any(found.get(name) != size for name, size in entry["outputs"].items()):
             return None
         version = storage.version(job.input)
         if version is None or entry["version"] != version or entry["input"] != job.input:
-            with storage.local_copy(job.input) as path:
-                if storage.content_hash(path) != entry["hash"]:
-                    return None
+            if (job.hash or _hash(job.input)) != entry["hash"]:
+                return None
             entry |= {"input": job.input, "version": version}
             storage.write_bytes(f"{folder}/{storage.MARKER}", json.dumps(entry, indent=1).encode())
         return entry
@@ -177,7 +191,7 @@ class VideoWorker:
                 "input": job.input,
                 "name": job.name,
                 "status": "done",
-                "hash": storage.content_hash(path),
+                "hash": job.hash or storage.content_hash(path),
                 "version": storage.version(job.input),
                 "span": job.span and list(job.span),
                 **self._made_with,
@@ -193,7 +207,7 @@ class VideoWorker:
                 "frames": prediction.frames,
                 "objects": dict(prediction.objects),
                 "outputs": storage.sizes(folder),
-                "messages": messages,
+                "messages": [*messages, *filter(None, (prediction.warning,))],
             }
             write_text(folder / storage.MARKER, json.dumps(entry, indent=1))
         return entry
@@ -209,6 +223,21 @@ class VideoWorker:
             source = replace(source, path=job.input)
         start, end = job.span or (settings.start, settings.end)
         return select(source, start, end, settings.every, settings.size)
+
+
+def _read_entry(folder: str) -> Entry | None:
+    """The entry in an output folder; None if it has none, or a damaged one."""
+    try:
+        entry = json.loads(storage.read_bytes(f"{folder}/{storage.MARKER}") or b"")
+    except ValueError:
+        return None
+    is_whole = isinstance(entry, dict) and entry.keys() >= _KEYS and isinstance(entry["outputs"], dict)
+    return entry if is_whole else None
+
+
+def _hash(address: str) -> str:
+    with storage.local_copy(address) as path:
+        return storage.content_hash(path)
 
 
 def _spans(path: Path, settings: Settings) -> list[tuple[float, float | None]]:
