@@ -55,7 +55,7 @@ def test_a_video_is_not_cut_to_itself_and_frames_have_one_size():
     assert not can_cut(first, same)
     second = clip(50, visible=[[1, 1]])
     assert can_cut(first, second)
-    assert not can_cut(first, dataclasses.replace(second, frames=torch.zeros(2, 3, 4, 4)))
+    assert not can_cut(first, dataclasses.replace(second, frames=torch.zeros(2, 3, 4, 4, dtype=torch.uint8)))
 
 
 def test_a_returning_video_continues_where_it_stopped():
