@@ -44,7 +44,7 @@ def parse(text: str) -> dict[str, Any]:
         if key in given:
             raise UserError(f"--slurm {text}: {key} is given twice")
         given[key] = value
-    options = {**NUMBERS, "cluster": "slurm"} | given
+    options: dict[str, Any] = {**NUMBERS, "cluster": "slurm"} | given
     if options["cluster"] not in CLUSTERS:
         raise UserError(f"--slurm cluster={options['cluster']}: expected one of {', '.join(CLUSTERS)}")
     for key in NUMBERS:
