@@ -13,6 +13,7 @@ from local2global.errors import MAX_MESSAGE, UserError
         ("a/b\nc.png: no such file", "a/b c.png: no such file"),
         ("two  spaces of a path stay", "two  spaces of a path stay"),
         ("\x1b[31mred\x00", " [31mred "),
+        ("malformed node: <ast.Name object at 0x7faf0d7b8b80>", "malformed node: <ast.Name object>"),
     ],
 )
 def test_a_message_is_one_line_without_control_characters(message, line):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 #: Characters of a message; the middle of a longer one is left out.
 MAX_MESSAGE = 1500
-_ADDRESS = re.compile(r"<(?:\w+\.)*(\w+) object at 0x[0-9a-f]+>")  # an object in a library's message
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")  # line breaks, and what a terminal would act on
 
 
@@ -19,9 +19,14 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = _CONTROL.sub(" ", _ADDRESS.sub(r"\1", message))
-        half = MAX_MESSAGE // 2
-        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}")
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message without control characters, addresses of objects, and the middle of more than `MAX_MESSAGE`."""
+    line = _CONTROL.sub(" ", _ADDRESS.sub("", message))
+    half = MAX_MESSAGE // 2
+    return line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
 def wrapped_user_error(error: BaseException) -> UserError | None:

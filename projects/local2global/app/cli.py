@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
 from functools import partial
@@ -15,7 +14,7 @@ import typer
 from .. import __version__
 from ..config.find import find_config_file
 from ..configs import FOLDER
-from ..errors import UserError, wrapped_user_error
+from ..errors import UserError, one_line, wrapped_user_error
 from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
 from .report.commands import compare, report
@@ -82,10 +81,10 @@ def _fail(error: Exception) -> NoReturn:
         file = f"{error.filename}: " if error.filename else ""
         message, status = f"l2g: {file}{error.strerror or error}", 1
     else:
-        first_line = (str(error).strip().splitlines() or [""])[0]
+        first_line = one_line((str(error).strip().splitlines() or [""])[0])
         hint = "(run again with --debug for the traceback)"
         message, status = f"l2g: unexpected {type(error).__name__}: {first_line} {hint}", 2
-    typer.echo(re.sub(r" at 0x[0-9a-f]+", "", message), err=True)  # an object's address says nothing
+    typer.echo(message, err=True)
     sys.exit(status)
 
 
