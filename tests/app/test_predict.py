@@ -463,10 +463,10 @@ def test_mps_is_refused_where_torch_lacks_it():
     ("override", "problem"),
     [
         ("model.segmenter.num_queries=300", "300 local queries, but .* 12 position embeddings"),
-        ("model.classes=3", "invalid config: model: .*'int' object is not iterable"),
-        ("model.test_size=4", "invalid config: model: .*'int' object is not iterable"),
+        ("model.classes=3", "model.classes=3: expected a list"),
+        ("model.test_size=4", "model.test_size=4: expected a list"),
         ("model.test_size=[0,0]", "model.test_size.*expected .short edge, long edge. in pixels"),
-        ("model.segmenter=null", "cannot process a frame"),
+        ("model.segmenter=null", "model.segmenter=None: expected a component with a _target_"),
         ("~model.tracker", "invalid config: model: .*'tracker'"),
         ("model.segmenter.decoder.num_layers=0", "num_layers 0: a decoder needs at least 1"),
     ],

@@ -1,16 +1,29 @@
 """A yaml config is data: it builds listed callables only, with arguments of the right type."""
 
 import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 from local2global.config.saved import MAX_NODES, load_resolved, load_yaml_config, read_yaml, save_resolved
-from local2global.config.targets import current_name, locate, type_error
-from local2global.config.trusted import RUN_PARTS, check_trusted
+from local2global.config.targets import check_arguments, current_name, locate, type_error
+from local2global.config.trusted import RUN_PARTS
+from local2global.data.augment import ClipAugmentation, Turn
+from local2global.data.clips import Augmentation
+from local2global.data.datasets import VideoDataset
+from local2global.data.generated.shapes import load_shapes
+from local2global.data.loader import Curriculum, build_train_loader
+from local2global.data.scene_cuts import SceneCuts
 from local2global.errors import UserError
 from local2global.lazy import load_config, resolve
+from local2global.modeling.tracker import Tracker
+from local2global.modeling.variants import ImageTracker, OlderSlotsFirst
 from miniatures import write_videos
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -129,22 +142,72 @@ def test_arguments_are_checked_by_the_annotations(tmp_path, target, arguments, m
 
 
 @pytest.mark.parametrize(
-    ("value", "annotation", "expected"),
+    ("value", "kind", "expected"),
     [
-        (1, "int", ""),
-        (1, "float", ""),
-        (1.0, "int", "a whole number"),
-        (True, "int", "a whole number"),
-        (None, "int | None", ""),
-        (None, "int", "a whole number"),
-        ("x", "str | Path | None", ""),
-        ("x", "bool | int", "true or false or a whole number"),
-        ("x", "Sequence[int]", ""),
-        ("x", "", ""),
+        (1, int, ""),
+        (1, float, ""),
+        (1.0, int, "a whole number"),
+        (math.nan, float, "a number"),
+        (True, int, "a whole number"),
+        ([1], int, "a whole number"),
+        ({"a": 1}, str, "text"),
+        ("a\0", Path, "text"),
+        (None, int | None, ""),
+        (None, int, "a whole number"),
+        ("x", str | Path | None, ""),
+        ("x", bool | int, "true or false or a whole number"),
+        ("max", Literal["max", "mean"], ""),
+        ("min", Literal["max", "mean"], "one of max, mean"),
+        ([1, 2], Sequence[int], ""),
+        ([1, "x"], Sequence[int], "a list whose values are each a whole number"),
+        ("x", Sequence[str], "a list such as [1,2]"),
+        ([1, 2], tuple[int, int], ""),
+        ([1, 2, 3], tuple[int, int], "a list of 2 values"),
+        ([1, 2, 3], tuple[int, ...], ""),
+        ({"a": 1}, Mapping[str, float], ""),
+        ({"a": "x"}, Mapping[str, float], "a number"),
+        ([{"id": 1}], Sequence[Mapping[str, Any]], ""),
+        (["a"], Sequence[Mapping[str, Any]], "a list whose values are each a mapping"),
+        ("x", Any, ""),
+        ("x", Tensor, ""),
+        ("${x}", int, ""),
+        (["${x}", "???"], Sequence[int], ""),
+        (torch.float32, int, ""),
     ],
 )
-def test_plain_annotations_are_checked_and_others_are_not(value, annotation, expected):
-    assert type_error(value, annotation) == expected
+def test_plain_types_lists_and_mappings_are_checked_and_other_types_are_not(value, kind, expected):
+    assert type_error(value, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "expected"),
+    [
+        (SceneCuts, SceneCuts, ""),
+        (SceneCuts, SceneCuts | None, ""),
+        (OlderSlotsFirst, Tracker | ImageTracker, ""),
+        (Turn, SceneCuts, "a component of type SceneCuts"),
+        (Turn, SceneCuts | None, "a component of type SceneCuts or null"),
+        (load_shapes, VideoDataset, ""),
+        (load_shapes, SceneCuts, "a component of type SceneCuts"),
+        (ClipAugmentation, Augmentation, ""),
+        (SceneCuts, Augmentation, "a component of type Augmentation"),
+        (SceneCuts, int, "a whole number"),
+        (SceneCuts, Callable[[int], int], "a component that can be called"),
+        (torch.nn.ReLU, Callable[[int], int], ""),
+        (max, SceneCuts, ""),
+        ("no.such.thing", SceneCuts, ""),
+    ],
+)
+def test_a_component_is_checked_by_what_its_target_makes(target, kind, expected):
+    assert type_error({"_target_": target}, kind) == expected
+
+
+def test_every_component_of_a_list_is_checked():
+    node = {"_target_": Curriculum, "loaders": [{"_target_": build_train_loader}, 3], "starts": [0]}
+    with pytest.raises(
+        UserError, match=r"^train\.loaders=.*: expected a list whose values are each a component"
+    ):
+        check_arguments(node, "train")
 
 
 # --- Yaml files ---
@@ -211,14 +274,14 @@ def test_aliases_of_moderate_size_are_read(tmp_path):
 def test_a_part_of_a_model_cannot_be_a_plain_value(value):
     node = {"_target_": "local2global.modeling.model.Local2Global", "segmenter": value}
     with pytest.raises(UserError, match=r"c\.yaml: model\.segmenter=.*expected a component with a _target_"):
-        check_trusted(node, "c.yaml: model", is_model=True)
+        check_arguments(node, "c.yaml: model")
 
 
 def test_a_part_of_a_class_that_extends_another_cannot_be_a_plain_value():
     """The parameter is the extended class's; the extending class passes keywords on."""
     node = {"_target_": "local2global.modeling.variants.OlderSlotsFirst", "positions": 1.5}
     with pytest.raises(UserError, match=r"positions=1\.5: expected a component"):
-        check_trusted(node, "c.yaml: model.tracker", is_model=True)
+        check_arguments(node, "c.yaml: model.tracker")
     node = {"_target_": "local2global.modeling.criterion.Criterion", "supervision": [1]}
     with pytest.raises(UserError, match=r"supervision=.*expected a component"):
-        check_trusted(node, "c.yaml: model.criterion", is_model=True)
+        check_arguments(node, "c.yaml: model.criterion")

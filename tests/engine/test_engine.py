@@ -238,8 +238,8 @@ def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
         ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such weights"),
         ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be created (Not a directory)"),
         ("model=null", "the config has no 'model'"),
-        ("lr_multiplier=3", "lr_multiplier: expected a schedule with a _target_, got int 3"),
-        ("dataloader.train=3", "dataloader.train: expected a loader, got int"),
+        ("lr_multiplier=3", "lr_multiplier=3: expected a schedule, a component with a _target_"),
+        ("dataloader.train=3", "dataloader.train=3: expected a loader, a component with a _target_"),
         ("dataloader.train=null", "the config has no 'dataloader.train'"),
     ],
 )

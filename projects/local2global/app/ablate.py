@@ -212,12 +212,13 @@ def plan(
     Raises:
         UserError: if an override is refused, or the config has no evaluator.
     """
+    from ..engine.evaluation import evaluates
     from ..lazy import load_config
 
     runs = []
     for number, setting in itertools.product(range(seeds), grid(overrides, rows)):
         cfg = load_config(config, setting.overrides)
-        if "evaluator" not in cfg.get("dataloader", {}):
+        if not evaluates(cfg):
             raise UserError(f"{config}: no dataloader.evaluator, so there are no scores to compare")
         seed = max(int(cfg.train.get("seed", 0)), 0) + number
         keys = _short_names(list(setting.values)).values()

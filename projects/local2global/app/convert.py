@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.find import find_config_file
 from ..engine.run_folder import refuse_run
-from ..engine.settings import build_model
+from ..engine.settings import build
 from ..errors import UserError, make_folder
 from ..files import write_text
 from ..lazy import apply_overrides, load_config, load_resolved, save_resolved, variants_of
@@ -122,7 +122,7 @@ def convert(
     else:
         cfg = image_config(content, source, overrides)
     refuse_run(output, "--output")
-    model = build_model(cfg)
+    model = build(cfg, "model")
     state = evaluation_state(content, None, source)
     report = load_weights(model, state, strict=False, source=source, partial=partial)
     make_folder(output, "--output")

@@ -23,7 +23,7 @@ from ..config.targets import target_name
 from ..data.clips import Augmentation
 from ..data.views import View
 from ..engine.memory import peak_memory
-from ..engine.settings import PRECISIONS, build, build_model, require, train_settings
+from ..engine.settings import PRECISIONS, build, require, train_settings
 from ..errors import UserError
 from ..randomness import keyed_generator
 from ..structures import Clip, ClipTargets
@@ -230,7 +230,7 @@ def plan(cfg: DictConfig, gpus: int = 1, its: float | None = None) -> dict[str, 
             f"--gpus {gpus}: {key}.total_batch_size={batch} cannot be divided equally among them."
         )
     sources = read_sources(cfg, key)
-    model: Any = build_model(cfg).train()
+    model: Any = build(cfg, "model").train()
     parts = parts_of(model)
     dtype = PRECISIONS[settings.amp.dtype] if settings.amp.enabled else None
     costs = count_steps(model, dtype)

@@ -94,8 +94,6 @@ class L2G:
         else:
             config = image_config(content, str(weights), overrides)
         model = build(config, "model")
-        if not isinstance(model, nn.Module):
-            raise UserError(f"{weights}: 'model' of the config.yaml beside it describes no model")
         load_weights(model, content, source=str(weights))
         _check_model(model)
         loaded = cls(model, place)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -96,8 +95,6 @@ def _model(path: Path) -> tuple[dict[str, Tensor], DictConfig]:
         raise UserError(f"{path}: {project.name} weights have no config. Convert them first: l2g convert")
     config = load_resolved(find_config(path), ("model",))
     model = build(config, "model")
-    if not isinstance(model, torch.nn.Module):
-        raise UserError(f"{path}: 'model' of the config.yaml beside it describes no model")
     load_weights(model, evaluation_state(content, None, str(path)), source=str(path))
     return {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}, config
 

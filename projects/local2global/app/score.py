@@ -171,10 +171,10 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
         UserError: if the evaluator writes no results, or a challenge would refuse them.
     """
     from ..engine.evaluation import results_config
+    from ..engine.settings import build
     from ..evaluation.submission import write_bundle
-    from ..lazy import instantiate
 
-    evaluator = instantiate(results_config(cfg).dataloader.evaluator)
+    evaluator = build(results_config(cfg), "dataloader.evaluator")
     truth = getattr(evaluator, "truth", None)
     if not isinstance(truth, Mapping) or "videos" not in truth:  # e.g. panoptic truth
         if path is not None:

@@ -13,8 +13,9 @@ from ..data.augment import ClipAugmentation, Identity
 from ..data.check import Options, check_dataset
 from ..data.datasets import VideoDataset
 from ..data.loader import TrainLoader, build_train_loader
+from ..engine.settings import build
 from ..errors import UserError
-from ..lazy import instantiate, load_config
+from ..lazy import load_config
 from .sheets import draw_clip, write_clips
 
 Classes = list[dict[str, Any]]
@@ -39,7 +40,7 @@ def config_loader(path: Path, overrides: Sequence[str], iteration: int) -> tuple
         if "num_workers" in node:
             node.num_workers = 0
     classes = [{"id": c["id"], "name": c["name"]} for c in cfg.model.classes]
-    loader = cast(TrainLoader, instantiate(cfg.dataloader.train))
+    loader = cast(TrainLoader, build(cfg, "dataloader.train"))
     loader.seek(iteration, cfg.get("train", {}).get("accumulate", 1))
     return loader, classes
 

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError
-from .targets import nearest, parameters, type_error
+from .targets import check_arguments, nearest, parameters, shown, type_error
 
 Variants = Mapping[str, Mapping[str, Any]]
 
@@ -58,6 +58,8 @@ def apply_overrides(
             ValueError,
         ) as error:  # a ValueError for a key of a list that is no number
             raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
+    if overrides:
+        check_arguments(OmegaConf.to_container(cfg, structured_config_mode=SCMode.DICT_CONFIG), "")
     return cfg
 
 
@@ -93,12 +95,12 @@ def _parse(text: str) -> tuple[str, Any, str]:
     try:
         [override] = OverridesParser.create().parse_overrides([text])
     except ValueError as error:  # an integer of thousands of digits
-        raise UserError(f"{_shown(text)} is not an override: {str(error).split(';')[0]}") from error
+        raise UserError(f"'{shown(text)}' is not an override: {str(error).split(';')[0]}") from error
     except HydraException as error:
         reason = " ".join(str(error).splitlines()[1:2])
         reason = "" if set(reason) <= set(" ^") or "http" in reason else f": {reason}"
         raise UserError(
-            f"{_shown(text)} is not an override such as key=value{reason}. "
+            f"'{shown(text)}' is not an override such as key=value{reason}. "
             "Quote a value with special characters: key='\"value\"'."
         ) from error
     if override.is_sweep_override() or override.package is not None:
@@ -106,12 +108,6 @@ def _parse(text: str) -> tuple[str, Any, str]:
     added = override.is_add() or override.is_force_add()
     action = "delete" if override.is_delete() else "add" if added else ""
     return override.key_or_group, override.value(), action
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: one line, at most 100 characters."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 # --- Config nodes ---
@@ -174,14 +170,11 @@ def _check_type(cfg: DictConfig, key: str, value: Any) -> None:
     if value is None or "${" in str(value):
         return
     target = node.get("_target_") if isinstance(node, DictConfig) and "_target_" in node else None
-    annotation = parameters(target).get(name, "") if target is not None else ""
-    if isinstance(present, (bool, int, float, str)):
-        annotation = annotation or {"int": "float"}.get(type(present).__name__, type(present).__name__)
-    expected = type_error(value, annotation)
-    if isinstance(present, ListConfig) and not isinstance(value, list) and not annotation:
-        expected = "a list such as [1,2]"
-    if expected:
-        raise UserError(f"{key}={value}: expected {expected}")
+    kind = parameters(target).get(name, Any) if target is not None else Any
+    if kind is Any and isinstance(present, (bool, int, float, str, ListConfig)):
+        kind = {int: float, ListConfig: list[Any]}.get(type(present), type(present))
+    if expected := type_error(value, kind):
+        raise UserError(f"{key}={shown(value)}: expected {expected}")
 
 
 def _check_parents(cfg: DictConfig, key: str) -> None:
@@ -247,5 +240,5 @@ def _delete(cfg: DictConfig, key: str, value: Any) -> None:
     if name not in keys:
         raise UserError(f"no key '{key}'.{_nearest_key(cfg, key)}")
     if value is not None and _child(node, name) != value:
-        raise UserError(f"'~{key}': its value is {_shown(_child(node, name))}, not {_shown(value)}")
+        raise UserError(f"'~{key}': its value is {shown(repr(_child(node, name)))}, not {shown(repr(value))}")
     del node[int(name) if isinstance(node, ListConfig) else name]

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError, wrapped_user_error
 from ..files import write_text
-from .targets import FLAGS, nearest, target_name
+from .targets import FLAGS, check_arguments, nearest, target_name
 from .trusted import UNSAVED, check_trusted
 
 #: Largest size of a yaml file in bytes, and largest number of nodes after expanding its aliases.
@@ -156,6 +156,7 @@ def _load_trusted(path: str | os.PathLike[str], only: Sequence[str] = ()) -> dic
         if name not in loaded:
             raise UserError(f"{path}: no '{name}' in it.{nearest(name, list(map(str, loaded)))}")
         check_trusted(loaded[name], f"{path}: {name}", is_model=name == "model")
+        check_arguments(loaded[name], f"{path}: {name}")
     return {name: loaded[name] for name in only or loaded}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, get_origin
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ..errors import UserError
 
@@ -91,15 +93,19 @@ def short_name(target: Any) -> str | None:
     return name
 
 
-def parameters(target: Any) -> dict[str, str]:
-    """Names and annotations of the keyword parameters of a target, a callable or a dotted name."""
+def parameters(target: Any) -> dict[str, Any]:
+    """Names and types of the keyword parameters of a target, a callable or a dotted name; `Any` for an unknown type."""
     try:
         target = locate(target) if isinstance(target, str) else target
         signature = inspect.signature(target)
     except (TypeError, ValueError, ImportError, UserError):
         return {}
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = {p.name: _annotation(p) for p in signature.parameters.values() if p.kind in by_keyword}
+    found = {
+        p.name: _evaluated(p.annotation, target)
+        for p in signature.parameters.values()
+        if p.kind in by_keyword
+    }
     passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
     if inspect.isclass(target) and passes_on and len(target.__mro__) > 2:
         # The class passes its further keywords to the class that it extends.
@@ -107,58 +113,128 @@ def parameters(target: Any) -> dict[str, str]:
     return found
 
 
-def _annotation(parameter: inspect.Parameter) -> str:
-    annotation = parameter.annotation
-    if annotation is inspect.Parameter.empty:
-        return ""
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-
-
-def type_error(value: Any, annotation: str) -> str:
-    """What a plain value should have been according to an annotation; "" if it is accepted.
-
-    Only annotations made of `bool`, `int`, `float`, `str`, `Path` and `None` are checked.
-    """
-    names = {name.strip() for name in annotation.split("|")}
-    if not re.fullmatch(r"[\w |]+", annotation) or not names <= set(_TYPES):
-        return ""
-    if value is None or isinstance(value, bool):
-        accepted = ("None" if value is None else "bool") in names
-    elif isinstance(value, (int, float)):
-        accepted = "float" in names or ("int" in names and isinstance(value, int))
-    else:
-        accepted = isinstance(value, str) and bool(names & {"str", "Path"})
-    return "" if accepted else " or ".join(dict.fromkeys(_TYPES[name] for name in sorted(names)))
-
-
-def needs_component(target: Any, annotation: str) -> bool:
-    """Whether a parameter of a target is annotated with classes only, so that no plain value is an argument for it."""
-    names = [name.strip() for name in annotation.split("|") if name.strip() != "None"]
-    return bool(names) and all(_is_component(target, name) for name in names)
-
-
-def _is_component(target: Any, name: str) -> bool:
-    """Whether a name in the module of a target is a callable type, or a class of this package or of torch's layers."""
-    if name.startswith("Callable["):
-        return True
-    first, *rest = name.split(".")
+def _evaluated(annotation: Any, target: Any) -> Any:
+    """The type that an annotation of a target names; `Any` if there is none."""
+    # A dataclass has parameters of the class that it extends, perhaps of another module.
     for owner in getattr(target, "__mro__", (target,)):
-        found = vars(sys.modules[owner.__module__]).get(first)
-        for part in rest:
-            found = getattr(found, part, None)
-        if found is not None:
-            is_class = inspect.isclass(found) and within(found.__module__, ("local2global", "torch.nn"))
-            return is_class or get_origin(found) is Callable
-    return False
+        module = sys.modules.get(getattr(owner, "__module__", ""))
+        if isinstance(annotation, str) and module is not None:
+            with suppress(NameError, AttributeError, TypeError, SyntaxError):
+                annotation = eval(annotation, vars(module))
+    return Any if isinstance(annotation, str) or annotation is inspect.Parameter.empty else annotation
 
 
-_TYPES = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "Path": "text",
-    "None": "null",
+# --- Types of arguments ---
+
+
+def check_arguments(value: Any, where: str) -> None:
+    """Check the arguments of all components below a config key against the parameters of their targets.
+
+    Args:
+        value: plain dicts, lists and values.  Interpolations are accepted: resolve them first to check their values.
+        where: the key, for messages.
+
+    Raises:
+        UserError: for an argument of the wrong type.
+    """
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            check_arguments(item, f"{where}[{i}]")
+    elif isinstance(value, dict):
+        types = parameters(value["_target_"]) if "_target_" in value else {}
+        for name, item in value.items():
+            key = f"{where}.{name}" if where else str(name)
+            if expected := type_error(item, types.get(name, Any)):
+                raise UserError(f"{key}={shown(item)}: expected {expected}")
+            check_arguments(item, key)
+
+
+def type_error(value: Any, kind: Any) -> str:
+    """What a config value should have been as an argument of a type; "" if it is accepted.
+
+    Checked are plain types, `Literal`, lists, mappings, callables, and classes of this package and of torch's layers.
+    Other types accept everything.  Interpolations, missing values (???) and objects are accepted for every type.
+    """
+    if get_origin(kind) in (Union, UnionType):
+        errors = [type_error(value, choice) for choice in get_args(kind)]
+        return "" if "" in errors else " or ".join(dict.fromkeys(errors))
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return ""
+    if isinstance(value, dict) and "_target_" in value:
+        return _component_error(value["_target_"], kind)
+    if not isinstance(value, (bool, int, float, str, list, tuple, dict, NoneType)):
+        return ""
+    return _plain_error(value, kind)
+
+
+def _plain_error(value: Any, kind: Any) -> str:
+    """`type_error` of a value that is no component, for a type that is no union."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "" if value in inner else f"one of {', '.join(map(str, inner))}"
+    if inner and origin in (list, tuple, Sequence, Collection):
+        return _list_error(value, inner if origin is tuple and Ellipsis not in inner else inner[:1])
+    if inner and origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            return "a mapping"
+        return next(filter(None, (type_error(item, inner[1]) for item in value.values())), "")
+    if kind not in _PLAIN:
+        return "a component with a _target_" if origin is Callable or _is_part(kind) else ""
+    accepted, words = _PLAIN[kind]
+    is_valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    return "" if is_valid and value == value and "\0" not in str(value) else words
+
+
+def _list_error(value: Any, inner: Sequence[Any]) -> str:
+    """`type_error` for a list: of elements of one type, or with a type for each element."""
+    if not isinstance(value, (list, tuple)):
+        return "a list such as [1,2]"
+    if len(inner) not in (1, len(value)):
+        return f"a list of {len(inner)} values"
+    errors = (type_error(item, inner[i if len(inner) > 1 else 0]) for i, item in enumerate(value))
+    return next((f"a list whose values are each {error}" for error in errors if error), "")
+
+
+def _component_error(target: Any, kind: Any) -> str:
+    """`type_error` of a component; "" if the type of the object that it makes is not known."""
+    with suppress(ImportError, UserError):
+        target = locate(target) if isinstance(target, str) else target
+    returned = getattr(target, "__annotations__", {}).get("return", "")
+    made = target if inspect.isclass(target) else _evaluated(returned, target)
+    if not _is_part(made):
+        return ""
+    names = {*dir(made), *getattr(made, "__dataclass_fields__", ())}
+    if get_origin(kind) is Callable:
+        return "" if "__call__" in names else "a component that can be called"
+    if not _is_part(kind):
+        return _plain_error(made, kind)
+    if getattr(kind, "_is_protocol", False):
+        methods = {name for name, member in vars(kind).items() if inspect.isfunction(member)}
+        fits = methods - {"__init__", "__subclasshook__"} <= names
+    else:
+        fits = issubclass(made, kind)
+    return "" if fits else f"a component of type {kind.__name__}"
+
+
+def _is_part(kind: Any) -> bool:
+    """Whether a type is a class of this package or of torch's layers."""
+    return inspect.isclass(kind) and within(kind.__module__, ("local2global", "torch.nn"))
+
+
+def shown(value: Any) -> str:
+    """A value for a message: one line, at most 100 characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+#: Values that are accepted for plain types, and what messages call them.
+_PLAIN: dict[Any, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: ((int, float), "a number"),
+    str: (str, "text"),
+    Path: (str, "text"),
+    NoneType: (NoneType, "null"),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
-from .targets import current_name, locate, needs_component, parameters, type_error, within
+from .targets import current_name, locate, within
 
 #: Callables of this package outside `modeling`, by module.
 _RUN_PARTS = {
@@ -41,7 +41,7 @@ UNSAVED = "_unsaved_"
 
 
 def check_trusted(value: Any, where: str, *, is_model: bool) -> None:
-    """Check every target, argument and interpolation of a yaml config.
+    """Check every target of a yaml config.
 
     Args:
         value: the content below one key.
@@ -49,13 +49,15 @@ def check_trusted(value: Any, where: str, *, is_model: bool) -> None:
         is_model: whether it lies below `model`.
 
     Raises:
-        UserError: if a target may not be built, an argument has the wrong type, or an interpolation calls a resolver.
+        UserError: if a target may not be built.
     """
     if isinstance(value, Mapping):
         if UNSAVED in value:
             raise UserError(f"{where}: could not be saved ({value[UNSAVED]}). Use the original config file")
         if "_target_" in value and not isinstance(value["_target_"], Mapping):
-            _check_call(value, where, is_model)
+            name = value["_target_"]
+            if not _is_trusted(name, is_model):
+                raise UserError(f"{where}: a yaml config may not build '{name}'. Use the original .py config")
         for name, item in value.items():
             check_trusted(item, f"{where}.{name}", is_model=is_model)
     elif isinstance(value, list):
@@ -63,39 +65,19 @@ def check_trusted(value: Any, where: str, *, is_model: bool) -> None:
             check_trusted(item, f"{where}[{i}]", is_model=is_model)
 
 
-def _check_call(node: Mapping[Any, Any], where: str, is_model: bool) -> None:
-    name = node["_target_"]
-    target = _trusted_target(name, is_model)
-    if target is None:
-        raise UserError(f"{where}: a yaml config may not build '{name}'. Use the original .py config")
-    annotations = parameters(target)
-    for key, value in node.items():
-        if key == "_target_" or (isinstance(value, str) and "${" in value):
-            continue
-        annotation = annotations.get(key, "")
-        expected = "" if isinstance(value, (Mapping, list)) else type_error(value, annotation)
-        built = isinstance(value, Mapping) and "_target_" in value
-        if not built and not (value is None and "None" in annotation) and needs_component(target, annotation):
-            expected = "a component with a _target_"
-        if expected:
-            given = " ".join(str(value).split())  # one line
-            raise UserError(f"{where}.{key}={given}: expected {expected}")
-
-
-def _trusted_target(name: Any, is_model: bool) -> Any:
-    """The target, if it may be built; None otherwise.
+def _is_trusted(name: Any, is_model: bool) -> bool:
+    """Whether a target may be built.
 
     The name is checked before anything is imported, then the module that defines the object: `torch.nn.os.system` is
     not torch's.
     """
     if not isinstance(name, str):
-        return None
+        return False
     name = current_name(name)
+    if not is_model and name in RUN_PARTS:
+        return True
     classes = _MODEL_CLASSES if is_model else (*_MODEL_CLASSES, *_RUN_CLASSES)
-    listed = not is_model and name in RUN_PARTS
-    if not listed and not within(name, (*classes, *_ALIASES)):
-        return None
+    if not within(name, (*classes, *_ALIASES)):
+        return False
     target = locate(name)
-    if listed or (inspect.isclass(target) and within(str(target.__module__), classes)):
-        return target
-    return None
+    return inspect.isclass(target) and within(str(target.__module__), classes)

@@ -19,7 +19,7 @@ from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoin
 from ..weights.find import find_weights
 from .metrics import progress_bar
 from .processes import barrier, join, rank, reduce
-from .settings import build, build_model, require, train_settings
+from .settings import build, require, train_settings
 
 
 def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module:
@@ -35,10 +35,16 @@ def load_model(cfg: DictConfig, device: torch.device | str = "cpu") -> nn.Module
         )
     path = find_weights(name)
     content = load_checkpoint(path)
-    model = build_model(cfg)
+    model: nn.Module = build(cfg, "model")
     state = evaluation_state(content, cfg.train.get("model_ema") or {}, str(path))
     load_weights(model, state, source=str(path))
     return model.to(device)
+
+
+def evaluates(cfg: DictConfig) -> bool:
+    """Whether the config has an evaluator, which a training runs at its end and periodically."""
+    dataloader = cfg.get("dataloader")
+    return isinstance(dataloader, DictConfig) and dataloader.get("evaluator") is not None
 
 
 def evaluate(

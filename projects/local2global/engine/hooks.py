@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..weights.checkpoint import check_weights, save_checkpoint
-from .evaluation import evaluate, results_config, share_dataset
+from .evaluation import evaluate, evaluates, results_config, share_dataset
 from .metrics import flatten, print_table
 from .processes import barrier, gather, rank, reduce
 from .rng import preserve_random_state
@@ -95,9 +95,7 @@ def evaluate_periodically(trainer: Trainer) -> None:
     evaluator's `output_dir`.
     """
     done, period = trainer.iteration + 1, trainer.settings.eval_period
-    if "evaluator" not in trainer.cfg.dataloader or (
-        done < trainer.max_iter and (not period or done % period)
-    ):
+    if not evaluates(trainer.cfg) or (done < trainer.max_iter and (not period or done % period)):
         return
     with (
         preserve_random_state(trainer.device),

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ..errors import UserError
 from ..files import write_text
-from .evaluation import evaluate, load_model
+from .evaluation import evaluate, evaluates, load_model
 from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
 from .metrics import RunLog
 from .processes import gather, join, peer_errors, rank
@@ -55,7 +55,9 @@ def train(
         raise UserError(
             "--resume continues the run in the output folder, --overwrite replaces it: give one of them."
         )
-    require(cfg, "model", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
+    scored = ("dataloader.test", "dataloader.evaluator") if evaluates(cfg) else ()
+    parts = ("model", "optimizer", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
+    require(cfg, *parts, *scored)
     cfg = copy.deepcopy(cfg)
     settings = train_settings(cfg)
     first_iteration = FirstIteration()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from types import NoneType
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ..config.targets import check_arguments, shown
 from ..errors import UserError, wrapped_user_error
 from ..lazy import instantiate
 
@@ -154,11 +157,37 @@ def _hint(name: str, known: Mapping[str, Any], where: str) -> str:
     return f"Did you mean '{where}.{near[0]}'?" if near else f"The keys are: {', '.join(known)}."
 
 
+@runtime_checkable
+class Evaluator(Protocol):
+    """What evaluation needs of `dataloader.evaluator`, as detectron2's `DatasetEvaluator` has it."""
+
+    def reset(self) -> None:
+        """Forget earlier outputs."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """Add the outputs of a model."""
+
+    def evaluate(self) -> Any:
+        """The scores."""
+
+
+#: What a part of a config makes.
+_PARTS: dict[str, tuple[Any, str]] = {
+    "model": (nn.Module, "a torch module"),
+    "optimizer": (torch.optim.Optimizer, "an optimizer"),
+    "optimizer.params": (object, "parameter groups"),
+    "lr_multiplier": (Callable, "a schedule"),
+    "dataloader.train": (Iterable, "a loader"),
+    "dataloader.test": (Iterable, "a loader"),
+    "dataloader.evaluator": (Evaluator, "an evaluator"),
+}
+
+
 def require(cfg: DictConfig, *keys: str) -> None:
-    """Check that the config has every part in `keys`, given as dotted names.
+    """Check that the config has every part in `keys`, given as dotted names, with arguments of the right types.
 
     Raises:
-        UserError: naming the first missing part.
+        UserError: naming the first missing part, or the first argument of the wrong type.
     """
     for key in keys:
         node: Any = cfg
@@ -166,31 +195,43 @@ def require(cfg: DictConfig, *keys: str) -> None:
             node = node[name] if isinstance(node, Mapping) and name in node else None
         if node is None:
             raise UserError(f"the config has no '{key}'; this command reads {', '.join(keys)}.")
+    for key in keys:
+        _checked(cfg, key)
+
+
+def _checked(cfg: DictConfig, key: str) -> Any:
+    """The config node under a dotted name, after a check of all arguments, also of those behind interpolations."""
+    try:
+        plain = node = OmegaConf.select(cfg, key)
+        if OmegaConf.is_config(node):
+            plain = OmegaConf.to_container(node, resolve=True, structured_config_mode=SCMode.DICT_CONFIG)
+    except OmegaConfBaseException as error:
+        problem = f"invalid config: {error.full_key or key}: {str(error).splitlines()[0]}"
+        raise wrapped_user_error(error) or UserError(problem) from error
+    check_arguments(plain, key)
+    is_plain = isinstance(plain, (bool, int, float, str, list, dict, NoneType))
+    if key in _PARTS and is_plain and not (isinstance(plain, dict) and "_target_" in plain):
+        raise UserError(f"{key}={shown(plain)}: expected {_PARTS[key][1]}, a component with a _target_")
+    return node
 
 
 def build(cfg: DictConfig, key: str) -> Any:
     """Instantiate the config node under the dotted name `key`.
 
     Raises:
-        UserError: if a constructor rejects a value of the config.
+        UserError: if an argument has the wrong type, a constructor rejects a value, or another object is made than
+            `key` needs.
     """
+    node = _checked(cfg, key)
     try:
-        return instantiate(OmegaConf.select(cfg, key))
+        made = instantiate(node)
     except Exception as error:
         if (cause := wrapped_user_error(error)) is not None:
             raise cause from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "" if reason.startswith(key) else f"{key}: "
         raise UserError(f"invalid config: {where}{reason}") from error
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
-    """Instantiate `cfg.model`.
-
-    Raises:
-        UserError: as `build`, and if the config describes no model.
-    """
-    model = build(cfg, "model")
-    if not isinstance(model, nn.Module):
-        raise UserError(f"invalid config: model is {type(model).__name__}, expected a torch module")
-    return model
+    kind, words = _PARTS.get(key, (object, ""))
+    if not isinstance(made, kind):
+        raise UserError(f"invalid config: {key} is {type(made).__name__}, expected {words}")
+    return made

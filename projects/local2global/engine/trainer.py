@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .interruption import Interruption
 from .metrics import RunLog
 from .processes import gather, rank, reduce, world_size
 from .rng import preserve_random_state, random_state, restore_random_state, seed_all
-from .settings import autocast_dtype, build, build_model
+from .settings import autocast_dtype, build
 
 
 class Trainer:
@@ -58,20 +58,13 @@ class Trainer:
         self.scores: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
 
-        self.model: nn.Module = build_model(cfg).to(device)
+        self.model: nn.Module = build(cfg, "model").to(device)
         with_model = copy.deepcopy(cfg)
         with_model.optimizer.params.model = self.model
         self.optimizer: torch.optim.Optimizer = build(with_model, "optimizer")
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.schedule: Callable[[float], float] = build(cfg, "lr_multiplier")
-        if not callable(self.schedule):
-            kind = type(self.schedule).__name__
-            raise UserError(
-                f"lr_multiplier: expected a schedule with a _target_, got {kind} {self.schedule!s:.40}"
-            )
         self.loader = build(cfg, "dataloader.train")
-        if not isinstance(self.loader, Iterable):
-            raise UserError(f"dataloader.train: expected a loader, got {type(self.loader).__name__}")
         amp = cfg.train.amp
         self.precision = autocast_dtype(amp, device)
         if amp.enabled and self.precision is None:
