@@ -297,6 +297,35 @@ def test_frames_lost_at_the_start_are_counted(tmp_path, caplog):
     assert 4 <= int(lost[1]) <= 12 - len(frames) <= 8
 
 
+def test_frames_decoded_in_part_are_counted(tmp_path, caplog):
+    """The decoder guesses what it cannot read, and delivers all frames."""
+    noise = [torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8) for _ in range(6)]
+    path = encode(tmp_path / "guessed.mkv", noise, None, g="6", bf="0")
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][2]
+    middle = packet.pos + packet.size // 2
+    content[middle : middle + 50] = b"\xff" * 50
+    path.write_bytes(content)
+    assert len(list(open_source(path))) == 6
+    assert "guessed.mkv: at least 1 frame decoded in part: the data are damaged" in caplog.text
+
+
+def test_frames_that_an_edit_list_hides_do_not_count(tmp_path):
+    """A video cut without encoding begins with frames that are decoded and not shown."""
+    whole = encode(tmp_path / "whole.mkv", [plain(COLOURS[i % 3]) for i in range(8)], None, g="8", bf="0")
+    path = tmp_path / "cut.mp4"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None:
+                packet.pts = packet.dts = packet.pts - 300  # ms: the first three frames have negative times
+                packet.stream = stream
+                target.mux(packet)
+    source = open_source(path)
+    assert (source.length, len(list(source))) == (5, 5)
+
+
 def test_a_whole_video_has_no_lost_frames(tmp_path, caplog):
     """B-frames arrive out of order, and the container declares no count."""
     frames = [torch.randint(0, 255, (3, 48, 64), dtype=torch.uint8) for _ in range(30)]

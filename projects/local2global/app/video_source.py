@@ -158,7 +158,12 @@ class Video:
         declared = stream.average_rate or stream.guessed_rate
         usable = declared is not None and 0 < declared <= MAX_FPS
         rate = fps or (Fraction(declared) if usable else FOLDER_FPS)
-        return cls(place, _pixel_aspect(stream, place), stream.frames or None, rate, fps is not None)
+        length = stream.frames
+        if length and stream.container.format.name.startswith(
+            "mov"
+        ):  # without frames that an edit list hides
+            length = sum(not entry.is_discard for entry in stream.index_entries)
+        return cls(place, _pixel_aspect(stream, place), length or None, rate, fps is not None)
 
     def frames(self, container: Any, stream: Any) -> Iterator[TimedFrame]:
         """Decodes the frames, at least one; lost frames are counted and logged at the end."""
@@ -180,11 +185,11 @@ class Video:
         if count == 0:
             raise UserError(f"{self.place}: this video has no frames that can be decoded")
         # Fewer frames than the container declares are reported at the end of `l2g predict`.
-        if losses.count and count >= (self.length or 0):
-            plural = "frame" if losses.count == 1 else "frames"
-            _log.warning(
-                "l2g: %s: at least %d %s lost: the data are damaged", self.place, losses.count, plural
-            )
+        lost = losses.count if count >= (self.length or 0) else 0
+        counts = {"lost": lost, "decoded in part": losses.damaged}
+        found = [f"{n} {'frame' if n == 1 else 'frames'} {kind}" for kind, n in counts.items() if n]
+        if found:
+            _log.warning("l2g: %s: at least %s: the data are damaged", self.place, " and ".join(found))
 
     def _step(self, frame: Any, previous: int | None) -> Fraction:
         """Seconds between a frame and the previous frame, whose time stamp is `previous`."""
@@ -300,7 +305,7 @@ class _Span:
 
 @dataclass
 class _Losses:
-    """Counts the packets without a frame, by their time stamps.
+    """Counts the damaged frames, and the packets without a frame, by their time stamps.
 
     A packet counts if its time stamp is far from the frames before and after it.  So second fields and hidden
     reference frames, which yield no frame of their own, do not count.
@@ -308,22 +313,29 @@ class _Losses:
     Attributes:
         interval: smallest interval between frames so far, in seconds.
         count: number of lost frames.
+        damaged: number of frames of which the decoder guessed a part, or whose packet is incomplete.
     """
 
     interval: Fraction
     count: int = 0
+    damaged: int = 0
+    _incomplete: set[int | None] = field(default_factory=set)
     _pending: set[int] = field(default_factory=set)
     _last: int | None = None
     _time_base: Fraction = Fraction(1)
 
     def sent(self, packet: Any) -> None:
         """A packet was passed to the decoder."""
+        if packet.is_corrupt:
+            self._incomplete.add(packet.pts)
         if packet.pts is not None and packet.size and not packet.is_discard:
             self._time_base = packet.time_base
             self._pending.add(packet.pts)
 
-    def received(self, pts: int | None) -> None:
+    def received(self, frame: Any) -> None:
         """A frame was decoded; frames come in the order of their time stamps."""
+        pts: int | None = frame.pts
+        self.damaged += frame.is_corrupt or pts in self._incomplete
         if pts is None:
             return
         self._pending.discard(pts)
@@ -354,7 +366,7 @@ def _decoded(container: Any, stream: Any, losses: _Losses) -> Iterator[Any]:
         except av.error.FFmpegError:
             continue
         for frame in frames:
-            losses.received(frame.pts)
+            losses.received(frame)
             yield frame
     losses.end()
 
