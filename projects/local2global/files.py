@@ -97,6 +97,12 @@ def require_space(folder: str | Path, size: int, what: str, remedy: str = "") ->
         )
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a path from a file of strangers, appended to a folder, leads to a place in this folder."""
+    parts = name.replace("\\", "/").split("/")
+    return parts[0] != "" and ".." not in parts and ":" not in parts[0]
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to `path` when the block ends and deleted if the block raises.

@@ -447,9 +447,10 @@ def test_an_invalid_cocovid_annotation_is_refused(tmp_path, entry, change, probl
     assert not (tmp_path / "out").exists()
 
 
-def test_cocovid_video_names_cannot_leave_the_output_folder(tmp_path):
+@pytest.mark.parametrize("name", ["..", "a\0b", "x" * 300])
+def test_cocovid_video_names_cannot_leave_the_output_folder(tmp_path, name):
     content = cocovid(tmp_path / "C")
-    content["videos"][0]["name"], content["videos"][1]["name"] = "../../goat", ".."
+    content["videos"][0]["name"], content["videos"][1]["name"] = "../../goat", name
     (tmp_path / "C" / "cocovid.json").write_text(json.dumps(content))
     convert_cocovid(tmp_path / "C", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out" / "JPEGImages").iterdir()) == ["..-..-goat", "video2"]

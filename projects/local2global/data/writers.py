@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_folder, write_text
+from ..files import atomic_folder, stays_inside, write_text
 from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord, annotation_entry
 
@@ -89,6 +89,8 @@ class YouTubeVisWriter:
             tracks: {segmentations, category_id, iscrowd (default 0)} of each object; `segmentations` is a list of RLEs
                 or None.  Other keys are ignored, and ids are renumbered from 1.
         """
+        if not stays_inside(name):
+            raise UserError(f"{name}: a video's name that leads out of its folder. Rename the video.")
         folder = self._folder / "JPEGImages" / name
         folder.mkdir(parents=True)
         files = []

@@ -180,6 +180,8 @@ def _true_track(entry: Entry, video: _Video, oddities: Oddities) -> Track:
     _check_frames(masks, video, name, oddities)
     if entry["id"] == 0:
         oddities.note("a track with id 0 never counts as found; number tracks from 1", name)
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise UserError(f"{name}: `iscrowd` is {entry['iscrowd']!r:.40}; make it 0 or 1")
     if "iscrowd" not in entry:
         oddities.note("no key `iscrowd`; taken as 0", name)
     if "areas" not in entry:

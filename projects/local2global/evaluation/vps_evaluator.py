@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
-from ..files import atomic_path, require_space
+from ..files import atomic_path, require_space, stays_inside
 from ..results.segment_ids import write_ids
 from .files import read_json
 from .gather import gather, is_first
@@ -96,6 +96,9 @@ class VPSEvaluator:
         self._positions = [known[identity] for identity in self.categories]
         self._things = thing_flags(self.truth.categories)
         self.output_dir = None if output_dir is None else Path(output_dir)
+        for name in self.truth.frames:
+            if not stays_inside(name):
+                raise UserError(f"video {name}: a name that leads out of the output folder; rename the video")
         self.reset()
 
     def reset(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from local2global.data.readers.coco import load_coco
 from local2global.data.readers.layouts import load_annotated, load_split, load_vipseg
 from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.errors import UserError
+from local2global.evaluation.vps_evaluator import TruthFiles, VPSEvaluator
 from miniatures import SIZE, write_images, write_json, write_panoptic, write_videos
 
 CLASSES = [{"id": 1, "name": "cat"}, {"id": 7, "name": "dog"}]
@@ -104,6 +106,56 @@ def test_hostile_json_is_refused(tmp_path, text, problem):
     assert problem in error_of(lambda: load_youtube_vis(tmp_path, file))
     assert problem in error_of(lambda: load_annotated(tmp_path, file))
     assert [f.kind for f in check(file).errors] == ["not-json"]
+
+
+def test_surrogates_in_bytes_are_not_text(videos):
+    """The bytes that UTF-8 would have for half of a pair; `json` accepts them."""
+    file = videos[1]
+    file.write_bytes(file.read_bytes().replace(b"cat", b"c\xed\xa0\x80t"))
+    assert "is not UTF-8 text" in error_of(lambda: load_youtube_vis(*videos))
+    assert [f.kind for f in check(file).errors] == ["not-json"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_other_encodings_of_json_are_read(videos, encoding):
+    videos[1].write_text(videos[1].read_text(), encoding=encoding)
+    assert len(load_youtube_vis(*videos).videos) == 3
+
+
+@pytest.mark.parametrize("crowd", ["0", "false", 1.5, -1, None, [0], {}])
+def test_an_iscrowd_that_is_no_flag_is_refused(videos, images, crowd):
+    """Every one of these but null would be true in Python, and the object would vanish from training."""
+    edited(videos[1], lambda c: c["annotations"][0].update(iscrowd=crowd))
+    edited(images[1], lambda c: c["annotations"][0].update(iscrowd=crowd))
+    assert 'annotation 1 (video 1, "video1"): iscrowd is ' in error_of(lambda: load_youtube_vis(*videos))
+    assert "annotation 101 (image 1): iscrowd is " in error_of(lambda: load_coco(*images))
+    for folder, file in (videos, images):
+        assert "iscrowd" in {f.kind for f in check(file, images=folder).errors}
+
+
+def test_a_pipe_in_place_of_a_frame_is_refused(videos):
+    """Reading it would wait for a writer."""
+    path = videos[0] / "video1" / "00000.jpg"
+    path.unlink()
+    os.mkfifo(path)
+    video = load_youtube_vis(*videos).videos[0]
+    assert "00000.jpg: not a readable image (not a file)" in error_of(lambda: video.frame(0))
+
+
+@pytest.mark.parametrize("name", ["/tmp/outside", "../outside", "a/../../outside", "..", "..\\outside"])
+def test_a_vipseg_video_cannot_be_named_like_a_place_outside(tmp_path, name):
+    """`l2g eval` writes the maps of a video below its name."""
+    write_panoptic(tmp_path, "val", PANOPTIC)
+    file = tmp_path / "panoptic_gt_VIPSeg_val.json"
+    truth = TruthFiles(file, tmp_path, load_vipseg(tmp_path, "val"))
+
+    def change(content: dict[str, Any]) -> None:
+        content["videos"][0]["video_id"] = content["annotations"][0]["video_id"] = name
+
+    edited(file, change)
+    assert "its video_id is " in error_of(lambda: load_vipseg(tmp_path, "val"))
+    with pytest.raises(UserError, match="leads out of the output folder"):
+        VPSEvaluator(truth, PANOPTIC, tmp_path / "out")
 
 
 def test_escaped_surrogate_pairs_are_text(videos):

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from pycocotools import mask as rle
 
-from ..readers.entries import Problems, is_int, shown
+from ..readers.entries import Problems, is_crowd, is_int, shown
 
 _TINY = 64
 """Pixels below which rounding alone may put an area or a box far off."""
@@ -27,13 +27,10 @@ def check_backslashes(names: Iterable[str], problems: Problems) -> None:
 
 def check_crowd(annotation: Mapping[str, Any], where: str, problems: Problems) -> bool:
     """Whether an annotation is an ignore region; reports a missing or invalid `iscrowd`."""
-    crowd = annotation.get("iscrowd")
     if "iscrowd" not in annotation:
         fix = 'Add "iscrowd": 0, or 1 for an ignore region'
         problems.error("no-iscrowd", where, "no iscrowd, which the official scorers require", fix)
-    elif crowd not in (0, 1):
-        problems.error("iscrowd", where, f"iscrowd is {shown(crowd)}", "Make it 0 or 1")
-    return bool(crowd)
+    return bool(is_crowd(annotation, where, problems))
 
 
 def check_id(entry: Mapping[str, Any], where: str, problems: Problems) -> None:

@@ -9,7 +9,17 @@ from typing import Any
 
 from ...errors import UserError
 from ..readers.coco import as_videos
-from ..readers.entries import RaiseProblems, check_category, is_id, parse_categories, read_json, shown, walk
+from ..readers.entries import (
+    RaiseProblems,
+    check_category,
+    is_crowd,
+    is_folder_name,
+    is_id,
+    parse_categories,
+    read_json,
+    shown,
+    walk,
+)
 from ..readers.formats import COCOVID, format_of, read_content
 from ..readers.images import image_path, image_size
 from ..readers.places import annotation_files, find_images
@@ -89,7 +99,7 @@ def _videos(
                 _add(tracks, t, annotation, entries, names, place, problems)
         paths = [image_path(folder, entries[image_id].files[0]) for image_id in image_ids]
         name = str(video.get("name") or paths[0].parent.name).replace("/", "-").replace("\\", "-")
-        name = name if name.strip(".") else where.replace(" ", "")
+        name = name if is_folder_name(name) and name.strip(".") else where.replace(" ", "")
         yield SourceVideo(name, paths, image_size(paths[0]), tracks)
 
 
@@ -126,7 +136,7 @@ def _add(
     outlines = parse_masks(annotation, image, where, problems)
     assert outlines is not None, "an error was raised"
     assert image.size is not None
-    crowd = bool(annotation.get("iscrowd"))
+    crowd = bool(is_crowd(annotation, where, problems))
     instance = _integer(annotation, "instance_id", where, problems)
     (counts,) = rasterise(outlines, image.size)
     if counts is None:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeGuard
 import orjson
 
 from ...errors import UserError
+from ...files import stays_inside
 from ...limits import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def read_json(path: Path) -> Any:
         with suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
         # Slower; it accepts NaN and other encodings than UTF-8, and tells where a file is damaged.
-        content = json.loads(text)
+        content = json.loads(text.decode(json.detect_encoding(text)))
         if b"\\ud" in text or b"\\uD" in text:
             # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.
             json.dumps(content, ensure_ascii=False).encode()
@@ -151,6 +152,20 @@ def is_file_name(value: Any) -> TypeGuard[str]:
         return False
     path = PurePosixPath(value)
     return bool(path.name) and all(len(part.encode()) <= MAX_PART for part in path.parts)
+
+
+def is_folder_name(value: Any) -> TypeGuard[str]:
+    """Whether a JSON value can name a folder of outputs."""
+    return is_file_name(value) and stays_inside(value)
+
+
+def is_crowd(entry: Mapping[str, Any], where: str, problems: Problems) -> bool | None:
+    """Whether an annotation or a segment is an ignore region; None if its `iscrowd` is invalid."""
+    crowd = entry.get("iscrowd", 0)
+    if crowd in (0, 1):
+        return bool(crowd)
+    problems.error("iscrowd", where, f"iscrowd is {shown(crowd)}", "Make it 0 or 1")
+    return None
 
 
 def shown(value: Any) -> str:

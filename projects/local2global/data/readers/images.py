@@ -66,6 +66,8 @@ def open_image(path: ImageFile) -> Image.Image:
     Raises:
         OSError: or another error of Pillow, if the file cannot be read.
     """
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise OSError("not a file")  # a pipe would wait for its writer
     image = Image.open(BytesIO(path.read_bytes()) if isinstance(path, ZipPath) else path, formats=_formats())
     check_pixels(*image.size)
     return image

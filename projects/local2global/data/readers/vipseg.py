@@ -18,7 +18,9 @@ from .entries import (
     RaiseProblems,
     check_category,
     class_list,
+    is_crowd,
     is_file_name,
+    is_folder_name,
     is_id,
     is_int,
     parse_categories,
@@ -99,9 +101,9 @@ def parse_classes(content: Mapping[str, Any], problems: Problems) -> list[dict[s
 
 
 def _text_id(entry: Mapping[str, Any], key: str, taken: Any, where: str, problems: Problems) -> str | None:
-    """An id that names a file or a folder and is not in `taken`."""
+    """An id that names a folder, or a file in it, and is not in `taken`."""
     identity = entry.get(key)
-    if not is_file_name(identity):
+    if not is_folder_name(identity):
         fix = "Give it a unique name, as text"
         problems.error("empty-id", where, f"its {key} is {shown(identity)}", fix)
         return None
@@ -291,7 +293,7 @@ def _instances(
         parsed = parse_segments(video, identity, positions, problems) if video.annotations else {}
         frame = []
         for number, segment in parsed.items():
-            if not segment.get("iscrowd"):
+            if not is_crowd(segment, f"video {video.name}, image {identity}, segment {number}", problems):
                 label = positions[segment["category_id"]]
                 key = (label, number if classes[label]["isthing"] else None)
                 frame.append((number, rows.setdefault(key, len(rows))))

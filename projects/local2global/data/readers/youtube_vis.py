@@ -18,6 +18,7 @@ from .entries import (
     annotation_problems,
     check_category,
     class_list,
+    is_crowd,
     is_file_name,
     is_id,
     parse_size,
@@ -224,10 +225,13 @@ class AnnotationFile:
         for where, annotation, valid in walk(self.content, "annotations", "annotation", problems):
             video = find_video(annotation, self.videos, where, problems, self.word)
             if video is not None:
-                valid &= check_category(annotation, known, f"{where} ({video.title})", problems)
+                at = f"{where} ({video.title})"
+                valid &= check_category(annotation, known, at, problems)
+                crowd = is_crowd(annotation, at, problems)
+                valid &= crowd is not None
             if video is None or not valid:
                 skipped += 1
-            elif video.id in selected and (crowds or not annotation.get("iscrowd")):
+            elif video.id in selected and (crowds or not crowd):
                 outlines = parse_masks(annotation, video, where, problems)
                 if outlines is None:
                     skipped += 1
