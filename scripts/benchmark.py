@@ -136,11 +136,16 @@ def parse() -> argparse.Namespace:
         "--quick", action="store_true", help="3 rounds, small sizes: about two minutes a section"
     )
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu (the default, except for the section gpu) or cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--markdown", type=Path, help="write the printed table to this file")
     options = parser.parse_args()
+    if options.device is None and "gpu" in options.sections:
+        parser.error(
+            "the section gpu needs a GPU: add --device cuda, or --device cpu to try it out at small size"
+        )
+    options.device = options.device or "cpu"
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     return options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def wrapped_user_error(error: BaseException) -> UserError | None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Check that a number lies in [low, high].
+
+    Args:
+        name: the parameter, such as "SceneCuts.end".
+        value: its value.
+        low: smallest allowed value.
+        high: largest allowed value.
+
+    Raises:
+        UserError: if it does not.
+    """
+    if not low <= value <= high:
+        limits = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        raise UserError(f"{name}={value}: expected {limits}")
 
 
 def make_folder(folder: Path, setting: str) -> None:

@@ -199,6 +199,9 @@ def test_any_row_can_be_the_one_compared_with():
     assert "-1.00" in lines[3]
     with pytest.raises(UserError, match="--against c: the rows are a, b"):
         seeds_as_markdown(table, CONFIGS, against="c")
+    with pytest.raises(UserError, match="--against c: there are no runs of an ablation"):
+        seeds_as_markdown({"tracker": _scores(20, 5)}, CONFIGS, against="c")
+    assert seeds_as_markdown({"tracker": _scores(20, 5)}, CONFIGS) == ""
 
 
 def test_runs_without_seeds_have_no_table_of_rows():

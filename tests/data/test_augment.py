@@ -24,6 +24,7 @@ from local2global.data.augment import (
     shortest_edge_size,
 )
 from local2global.data.views import View
+from local2global.errors import UserError
 from local2global.randomness import keyed_generator
 
 SMALL_ZOOM = ZoomCrop(1.0, RandomShortestEdge((30, 50), 90), DriftingCrop(20, 44))
@@ -358,3 +359,26 @@ def test_shrinking_is_antialiased():
     )
     small = resize_shortest_edge(frame, 16, 100)
     assert (small.int() - 127).abs().max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClipAugmentation(edges=()), "the number of edges=0: expected at least 1"),
+        (lambda: ClipAugmentation(edges=(32, -1)), "edges=-1: expected at least 1"),
+        (lambda: ClipAugmentation(flip=2), "the probability of a flip=2: expected a number from 0 to 1"),
+        (lambda: RandomShortestEdge((32,), 0), "max_size=0: expected at least 1"),
+        (lambda: DriftingCrop(20, 10), r"DriftingCrop\.high=10: expected at least 20"),
+        (lambda: ZoomCrop(float("nan")), r"ZoomCrop\.probability=nan: expected a number from 0 to 1"),
+        (lambda: Turn(-1.0), r"Turn\.degrees=-1\.0: expected a number from 0 to 360"),
+        (lambda: Turn(centre=(0, 2)), r"Turn\.centre=2: expected a number from 0 to 1"),
+        (
+            lambda: LargeScaleJitter(low=2.0, high=1.0),
+            r"LargeScaleJitter\.high=1\.0: expected a number from 2",
+        ),
+        (lambda: ColourJitter(contrast=-0.1), r"ColourJitter\.contrast=-0\.1: expected a number from 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

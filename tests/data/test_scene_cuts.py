@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from local2global.data.scene_cuts import SceneCuts, can_cut, cut_to
+from local2global.errors import UserError
 from local2global.structures import Clip, ClipTargets
 
 
@@ -87,3 +88,10 @@ def test_the_clips_themselves_are_not_changed():
 def test_clips_of_different_length_are_refused():
     with pytest.raises(ValueError, match="equal length"):
         cut_to(clip(10, visible=[[1, 1]]), clip(50, visible=[[1, 1, 1]]), [False, True])
+
+
+def test_fractions_out_of_range_are_refused_by_name():
+    with pytest.raises(UserError, match=r"SceneCuts\.end=-0\.5: expected a number from 0 to 1"):
+        SceneCuts(end=-0.5, interrupt=0)
+    with pytest.raises(UserError, match=r"SceneCuts\.end \+ interrupt=1\.1: expected a number from 0 to 1"):
+        SceneCuts(end=0.6, interrupt=0.5)

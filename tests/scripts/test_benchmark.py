@@ -86,6 +86,15 @@ def test_a_misused_option_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_section_gpu_runs_on_a_cpu_only_on_request(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "gpu"])
+    with pytest.raises(SystemExit):
+        benchmark.parse()
+    assert "the section gpu needs a GPU: add --device cuda, or --device cpu" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "gpu", "--device", "cpu"])
+    assert benchmark.parse().device == "cpu"
+
+
 def test_all_on_a_gpu_leaves_out_the_sections_of_the_cpu():
     everything = benchmark.select(["all"], CPU)
     assert everything == list(benchmark.SECTIONS)

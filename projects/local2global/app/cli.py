@@ -321,7 +321,7 @@ def identity(
     """Compare how runs keep identities with untrained propagation, linking and an oracle of the same segmenter."""
     from rich.console import Console
 
-    from .identity import as_markdown, read_table, seeds_as_markdown
+    from .identity import as_markdown, named_runs, read_table, row_of_comparison, seeds_as_markdown
     from .identity import identity as run
     from .output import write_json
 
@@ -333,6 +333,7 @@ def identity(
         from ..lazy import load_config
 
         cfg = load_config(find_config_file(config))
+        row_of_comparison(named_runs(runs or []), against)  # before hours of computing
         table = run(cfg, weights, runs or [], videos, length, Console(stderr=True))
     if json is not None:
         write_json(json, table)

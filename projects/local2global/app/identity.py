@@ -342,6 +342,26 @@ def as_markdown(table: Table) -> str:
     return markdown_table(["", *scores], rows)
 
 
+_SEED = re.compile(r"(.+)/seed(\d+)")
+
+
+def row_of_comparison(runs: Iterable[str], against: str | None) -> str | None:
+    """The row of an ablation that the others are compared with: `against`, or the first; None without rows.
+
+    Args:
+        runs: names of runs; those of an ablation are `row/seedN`.
+        against: the value of --against.
+
+    Raises:
+        UserError: there is no such row.
+    """
+    rows = list(dict.fromkeys(match[1] for name in runs if (match := _SEED.fullmatch(name))))
+    if against is not None and against not in rows:
+        known = f"the rows are {', '.join(rows)}" if rows else "there are no runs of an ablation (row/seedN)"
+        raise UserError(f"--against {against}: {known}")
+    return against or next(iter(rows), None)
+
+
 def seeds_as_markdown(table: Table, configs: Path, against: str | None = None) -> str:
     """The rows of an ablation: means over seeds, and paired differences from one row; empty without an ablation.
 
@@ -355,15 +375,13 @@ def seeds_as_markdown(table: Table, configs: Path, against: str | None = None) -
     """
     results: dict[str, dict[int, dict[str, float]]] = {}
     for name, scores in table.items():
-        if match := re.fullmatch(r"(.+)/seed(\d+)", name):
+        if match := _SEED.fullmatch(name):
             results.setdefault(match[1], {})[int(match[2])] = {
                 k: value for k, (value, _, _) in scores.items()
             }
-    if not results:
+    first = row_of_comparison(table, against)
+    if first is None:
         return ""
-    first = against or next(iter(results))
-    if first not in results:
-        raise UserError(f"--against {first}: the rows are {', '.join(results)}")
     paired: Results = {first: results[first], **results}
     paper = {row.names: row.scores for row in read_rows(configs) if row.names[0] == 3}
     cells = []

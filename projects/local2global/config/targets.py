@@ -152,7 +152,7 @@ def check_arguments(value: Any, where: str) -> None:
 def type_error(value: Any, kind: Any) -> str:
     """What a config value should have been as an argument of a type; "" if it is accepted.
 
-    Checked are plain types, `Literal`, lists, mappings, callables, and classes of this package and of torch's layers.
+    Checked are plain types, `Literal`, lists, mappings, callables, and classes of `_is_part`.
     Other types accept everything.  Interpolations, missing values (???) and objects are accepted for every type.
     """
     if get_origin(kind) in (Union, UnionType):
@@ -217,8 +217,8 @@ def _component_error(target: Any, kind: Any) -> str:
 
 
 def _is_part(kind: Any) -> bool:
-    """Whether a type is a class of this package or of torch's layers."""
-    return inspect.isclass(kind) and within(kind.__module__, ("local2global", "torch.nn"))
+    """Whether a type is a class of this package, of torch's layers or of a schedule."""
+    return inspect.isclass(kind) and within(kind.__module__, ("local2global", "torch.nn", "fvcore"))
 
 
 def shown(value: Any) -> str:

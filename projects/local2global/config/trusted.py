@@ -15,7 +15,8 @@ from .targets import current_name, locate, within
 
 #: Callables of this package outside `modeling`, by module.
 _RUN_PARTS = {
-    "data.augment": "ClipAugmentation DriftingCrop Identity LargeScaleJitter RandomShortestEdge Turn ZoomCrop",
+    "data.augment": "ClipAugmentation ColourJitter DriftingCrop Identity LargeScaleJitter RandomShortestEdge Turn "
+    "ZoomCrop",
     "data.excerpts": "excerpts",
     "data.generated.shapes": "load_shapes",
     "data.holdout": "holdout",

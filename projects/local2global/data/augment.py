@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import check_range
 from .views import View
 
 #: ITU-R BT.601 weights of red, green and blue in luma.
@@ -89,6 +90,12 @@ class RandomShortestEdge:
     edges: Sequence[int]
     max_size: int
 
+    def __post_init__(self) -> None:
+        check_range("the number of edges", len(self.edges), 1)
+        for edge in self.edges:
+            check_range("edges", edge, 1)
+        check_range("max_size", self.max_size, 1)
+
     def view(self, view: View, generator: torch.Generator) -> View:
         """The resized view."""
         edge = self.edges[_integer(0, len(self.edges) - 1, generator)]
@@ -108,6 +115,10 @@ class DriftingCrop:
 
     low: int = 384
     high: int = 600
+
+    def __post_init__(self) -> None:
+        check_range("DriftingCrop.low", self.low, 1)
+        check_range("DriftingCrop.high", self.high, self.low)
 
     def view(self, view: View, generator: torch.Generator) -> View:
         """The cropped view."""
@@ -137,6 +148,9 @@ class ZoomCrop:
     resize: RandomShortestEdge = field(default_factory=lambda: RandomShortestEdge((400, 500, 600), 1333))
     crop: DriftingCrop = field(default_factory=DriftingCrop)
 
+    def __post_init__(self) -> None:
+        check_range("ZoomCrop.probability", self.probability, 0, 1)
+
     def view(self, view: View, generator: torch.Generator) -> View:
         """The resized and cropped view, or the unchanged one."""
         if not _chance(self.probability, generator):
@@ -149,6 +163,9 @@ class RandomFlip:
     """Mirrors the whole clip left to right with a given probability."""
 
     probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("the probability of a flip", self.probability, 0, 1)
 
     def view(self, view: View, generator: torch.Generator) -> View:
         """The mirrored or unchanged view."""
@@ -168,6 +185,11 @@ class Turn:
 
     degrees: float = 15.0
     centre: tuple[float, float] = (0.4, 0.6)
+
+    def __post_init__(self) -> None:
+        check_range("Turn.degrees", self.degrees, 0, 360)
+        for end in self.centre:
+            check_range("Turn.centre", end, 0, 1)
 
     def view(self, view: View, generator: torch.Generator) -> View:
         """The view of rotated frames."""
@@ -195,6 +217,12 @@ class LargeScaleJitter:
     low: float = 0.1
     high: float = 2.0
     flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("LargeScaleJitter.side", self.side, 1)
+        check_range("LargeScaleJitter.low", self.low, 0)
+        check_range("LargeScaleJitter.high", self.high, self.low, 100)
+        RandomFlip(self.flip)
 
     def view(self, view: View, generator: torch.Generator) -> View:
         """The scaled view, cropped or padded to a square."""
@@ -228,6 +256,10 @@ class ColourJitter:
     contrast: float = 0.2
     saturation: float = 0.2
 
+    def __post_init__(self) -> None:
+        for name in ("brightness", "contrast", "saturation"):
+            check_range(f"ColourJitter.{name}", getattr(self, name), 0, 1)
+
     def recolour(self, frames: Tensor, generator: torch.Generator) -> Tensor:
         """(T, 3, H, W) uint8 frames with changed colours."""
         spreads = (self.brightness, self.contrast, self.saturation)
@@ -260,6 +292,10 @@ class ClipAugmentation:
     flip: float = 0.5
     jitter: ColourJitter | None = None
     turn: Turn | None = None
+
+    def __post_init__(self) -> None:
+        RandomShortestEdge(self.edges, self.max_size)
+        RandomFlip(self.flip)
 
     def view(self, view: View, generator: torch.Generator) -> View:
         """The augmented view."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..randomness import keyed_generator
 from ..structures import Clip
 from .augment import resize_shortest_edge
@@ -269,9 +269,10 @@ class TrainLoader:
         if total <= 0 or total % world_size:
             problem = f"cannot be divided equally among {world_size} processes: make it a multiple"
             raise UserError(f"total_batch_size {total} {problem}.")
-        for name, value, least in (("num_workers", num_workers, 0), ("clip_length", clips.clip_length, 1)):
-            if value < least:
-                raise UserError(f"{name} {value}: expected at least {least}.")
+        check_range("num_workers", num_workers, 0)
+        check_range("clip_length", clips.clip_length, 1)
+        check_range("window", clips.window, 0)
+        check_range("tries", clips.tries, 0)
         per_rank = total // world_size
         self.clips = clips
         self.num_workers = num_workers
@@ -473,7 +474,13 @@ def build_test_loader(
         num_workers: threads that decode ahead during iteration.
         rank: this process; None uses torch.distributed's.
         world_size: the number of processes; None uses torch.distributed's.
+
+    Raises:
+        UserError: for a size or number out of range.
     """
+    check_range("short_edge", short_edge, 1)
+    check_range("max_size", max_size, 1)
+    check_range("num_workers", num_workers, 0)
     rank, world_size = _processes(rank, world_size)
     videos = tuple(dataset.videos[i] for i in range(rank, len(dataset), world_size))
     return VideoLoader(videos, short_edge, max_size, num_workers)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import check_range
 from ..structures import Clip, ClipTargets
 
 
@@ -27,6 +28,11 @@ class SceneCuts:
 
     end: float
     interrupt: float
+
+    def __post_init__(self) -> None:
+        check_range("SceneCuts.end", self.end, 0, 1)
+        check_range("SceneCuts.interrupt", self.interrupt, 0, 1)
+        check_range("SceneCuts.end + interrupt", self.end + self.interrupt, 0, 1)
 
     def draw(self, length: int, generator: torch.Generator) -> list[bool]:
         """Whether each of `length` frames shows the other video; the first frame never does."""

@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from omegaconf import DictConfig, OmegaConf, SCMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -197,6 +197,19 @@ def require(cfg: DictConfig, *keys: str) -> None:
             raise UserError(f"the config has no '{key}'; this command reads {', '.join(keys)}.")
     for key in keys:
         _checked(cfg, key)
+    if "dataloader.evaluator" in keys:
+        scored, predicted = (
+            OmegaConf.select(cfg, f"{key}.classes") for key in ("dataloader.evaluator", "model")
+        )
+        if (
+            isinstance(scored, ListConfig)
+            and isinstance(predicted, ListConfig)
+            and len(scored) != len(predicted)
+        ):
+            problem = (
+                f"dataloader.evaluator.classes: {len(scored)} classes, but the model has {len(predicted)}"
+            )
+            raise UserError(f"{problem}. Set both to one list: classes='${{model.classes}}'.")
 
 
 def _checked(cfg: DictConfig, key: str) -> Any:

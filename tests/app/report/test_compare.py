@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
 from PIL import Image
 
 from fake_run_folder import SIZE, entry, square, write_folder, write_source
+from local2global.app.predict import L2G
+from local2global.app.report import commands
 from local2global.app.report.compare import compare, distinct_names
 from local2global.app.report.matching import Follower, Overlaps, difference, follow, match, measure, moments
 from local2global.app.report.run import Run
@@ -190,6 +193,18 @@ def test_one_run_over_its_truth(tmp_path, folders, truth):
 def test_one_run_alone_is_refused(tmp_path, folders):
     with pytest.raises(UserError, match="two output folders of l2g predict, or one and --truth"):
         compare(folders[:1], None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_weights_are_loaded_before_any_is_run(tmp_path, source, monkeypatch):
+    def load(path, device):
+        if path == "missing.pth":
+            raise UserError("missing.pth: no such weights")
+        return SimpleNamespace(predict=None)
+
+    monkeypatch.setattr(L2G, "from_pretrained", load)
+    with pytest.raises(UserError, match=r"missing\.pth: no such weights"):
+        commands.compare([str(source)], weights=["run.pth", "missing.pth"], output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -97,12 +97,12 @@ def _predict(video: str, weights: list[str], device: str | None, output: Path) -
     from .compare import distinct_names
 
     opened = open_source(video)
+    models = [L2G.from_pretrained(path, device) for path in weights]  # weights are checked before any is run
     folders = []
-    for path, name in zip(weights, distinct_names([Path(text) for text in weights]), strict=True):
+    names = distinct_names([Path(text) for text in weights])
+    for path, name, model in zip(weights, names, models, strict=True):
         place = output / name.replace("/", "-")
         typer.echo(f"{path}:")
-        predict_all(
-            partial(L2G.from_pretrained(path, device).predict, output_dir=place), [opened], batch=False
-        )
+        predict_all(partial(model.predict, output_dir=place), [opened], batch=False)
         folders.append(place / opened.name)
     return folders

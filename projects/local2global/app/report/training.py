@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...engine.metrics import read_entries
 from ...errors import UserError
 from ...files import write_text
 from .compare import distinct_names
@@ -49,27 +49,18 @@ def is_training(folder: Path) -> bool:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """(iteration, value) by name; values that are not finite and an incomplete last line are left out.
+    """(iteration, value) by name; values that are not finite and damaged lines are left out.
 
     Raises:
-        UserError: if the file holds no entry, or a complete line is invalid.
+        UserError: if the file holds no entry.
     """
     values: dict[str, list[tuple[int, float]]] = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                entry = json.loads(line)
-                iteration = int(entry["iteration"])
-                pairs = [(str(name), value) for name, value in entry.items() if name not in _IGNORED]
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-                raise UserError(f"{path}:{number}: not an entry of a training's metrics") from error
-            for name, value in pairs:
-                if isinstance(value, (int, float)) and abs(value) < 1e300:
-                    values.setdefault(name, []).append((iteration, float(value)))
+    for entry in read_entries(path):
+        for name, value in entry.items():
+            if name not in _IGNORED and isinstance(value, (int, float)) and abs(value) < 1e300:
+                values.setdefault(name, []).append((entry["iteration"], float(value)))
     if not values:
-        raise UserError(f"{path}: no entry yet")
+        raise UserError(f"{path}: no entry of a training's metrics")
     return values
 
 
