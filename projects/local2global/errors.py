@@ -54,7 +54,7 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
         UserError: if it does not.
     """
     if not low <= value <= high:
-        limits = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+        limits = f"at least {low:,}" if high == math.inf else f"a number from {low:,} to {high:,}"
         raise UserError(f"{name}={value}: expected {limits}")
 
 

@@ -120,9 +120,21 @@ def test_settings_share_seeds_and_have_separate_folders(config, tmp_path):
     assert all(run.cfg.train.output_dir == str(run.folder) for run in runs)
 
 
-def test_a_misspelt_key_is_refused_before_training(config, tmp_path):
-    with pytest.raises(UserError, match=r"no key 'optimizer\.lrr'"):
-        ablate(config, ["optimizer.lrr=1,2"], 1, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1,2", r"no key 'optimizer\.lrr'"),
+        ("train.log_period=0", r"train\.log_period=0: expected a positive whole number"),
+        (
+            "dataloader.train.batch=${train.output_dir},2",
+            r"dataloader\.train\.batch=.*: expected a whole number",
+        ),
+        ("+dataloader.evaluator.truht=x", r"dataloader\.evaluator: Evaluator has no parameter 'truht'"),
+    ],
+)
+def test_a_mistake_in_one_setting_is_refused_before_training(config, tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        ablate(config, [override], 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

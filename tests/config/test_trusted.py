@@ -147,6 +147,7 @@ def test_arguments_are_checked_by_the_annotations(tmp_path, target, arguments, m
         (1, int, ""),
         (1, float, ""),
         (1.0, int, "a whole number"),
+        (1 << 70, int, "a smaller number"),
         (math.nan, float, "a number"),
         (True, int, "a whole number"),
         ([1], int, "a whole number"),
@@ -200,6 +201,12 @@ def test_plain_types_lists_and_mappings_are_checked_and_other_types_are_not(valu
 )
 def test_a_component_is_checked_by_what_its_target_makes(target, kind, expected):
     assert type_error({"_target_": target}, kind) == expected
+
+
+def test_an_argument_that_a_target_does_not_have_is_refused():
+    with pytest.raises(UserError, match=r"^cuts: SceneCuts has no parameter 'ends'\. Did you mean 'end'\?"):
+        check_arguments({"_target_": SceneCuts, "ends": 0.5}, "cuts")
+    check_arguments({"_target_": OlderSlotsFirst, "aligner": None}, "passes on further keywords")
 
 
 def test_every_component_of_a_list_is_checked():
@@ -262,6 +269,34 @@ def test_yaml_bombs_are_refused_in_one_line(tmp_path, text, message):
         with pytest.raises(UserError, match=message) as error:
             load(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: {c: 1, c: 2}", r":2: 'c' is set more than once"),
+        ("a: 010", r":1: '010' is a number of base 8 or 60"),
+        ("a: [x, 1:30]", r":1: '1:30' is a number of base 8 or 60"),
+        ("a: 2020-01-01", r":1: a timestamp of yaml is no setting"),
+        ("a: !!binary aGVsbG8=", r":1: a binary of yaml is no setting"),
+        ("a: !!set {x}", r":1: a set of yaml is no setting"),
+        ("a: " + "9" * 5000, "not yaml: Exceeds the limit"),
+    ],
+)
+def test_values_that_yaml_reads_as_something_else_are_refused(tmp_path, text, message):
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_yaml(path)
+
+
+def test_quoted_text_and_plain_numbers_are_read(tmp_path):
+    path = tmp_path / "plain.yaml"
+    path.write_text(
+        "a: ['010', '1:30', 0, -0.5, 0x1F, 1_000, .inf, 0.05, no, '=']\nb: &b {c: 1}\nd: {<<: *b, e: 2}"
+    )
+    assert read_yaml(path)["a"] == ["010", "1:30", 0, -0.5, 31, 1000, math.inf, 0.05, False, "="]
+    assert read_yaml(path)["d"] == {"c": 1, "e": 2}
 
 
 def test_aliases_of_moderate_size_are_read(tmp_path):

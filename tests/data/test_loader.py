@@ -246,9 +246,9 @@ def test_a_mixture_does_not_depend_on_the_number_of_processes():
     assert_same(batches(3, dataset=mixture), together)
 
 
-@pytest.mark.parametrize(("option", "value"), [("num_workers", -1), ("clip_length", 0)])
+@pytest.mark.parametrize(("option", "value"), [("num_workers", -1), ("clip_length", 0), ("window", -1)])
 def test_numbers_that_are_too_small_are_refused_by_name(option, value):
-    with pytest.raises(UserError, match=f"{option}={value}: expected at least"):
+    with pytest.raises(UserError, match=f"{option}={value}: expected"):
         batches(1, **{option: value})
 
 

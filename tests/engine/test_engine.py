@@ -234,7 +234,7 @@ def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
         ("train.eval_period=often", "train.eval_period=often: expected a whole number, 0 or more"),
         ("train.checkpointer.max_to_keep=-1", "train.checkpointer.max_to_keep=-1: expected a whole number"),
         ("optimizer.lr=fast", "invalid config: optimizer: "),
-        ("model.nois=1", "invalid config: model: "),
+        ("model.nois=1", "model: Model has no parameter 'nois'. Did you mean 'noise'?"),
         ("train.init_checkpoint=nowhere.pth", "nowhere.pth: no such weights"),
         ("train.output_dir=/dev/null/run", "/dev/null/run: this folder cannot be created (Not a directory)"),
         ("model=null", "the config has no 'model'"),

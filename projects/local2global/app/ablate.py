@@ -213,6 +213,7 @@ def plan(
         UserError: if an override is refused, or the config has no evaluator.
     """
     from ..engine.evaluation import evaluates
+    from ..engine.loop import checked
     from ..lazy import load_config
 
     runs = []
@@ -220,6 +221,7 @@ def plan(
         cfg = load_config(config, setting.overrides)
         if not evaluates(cfg):
             raise UserError(f"{config}: no dataloader.evaluator, so there are no scores to compare")
+        checked(cfg)  # a mistake ends the ablation before the first run
         seed = max(int(cfg.train.get("seed", 0)), 0) + number
         keys = _short_names(list(setting.values)).values()
         default = "_".join([cfg.train.get("output_dir", "output"), "ablation", *keys])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import UserError, wrapped_user_error
 from ..files import write_text
-from .targets import FLAGS, check_arguments, nearest, target_name
+from .targets import FLAGS, check_arguments, nearest, shown, target_name
 from .trusted import UNSAVED, check_trusted
 
 #: Largest size of a yaml file in bytes, and largest number of nodes after expanding its aliases.
@@ -177,8 +178,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a yaml file of plain values.
 
     Raises:
-        UserError: if the file cannot be read, is not yaml, has tags of Python objects, or is larger than
-            `MAX_BYTES` or `MAX_NODES`.
+        UserError: if the file cannot be read, is not yaml, has tags of Python objects, values of `_oddity`, or is
+            larger than `MAX_BYTES` or `MAX_NODES`.
     """
     path = os.fspath(path)
     try:
@@ -186,25 +187,53 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
             raise UserError(f"{path}: larger than {MAX_BYTES} bytes, which is no config")
         loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        if node is not None and _count_nodes(node, {}) > MAX_NODES:
+        if node is None:
+            return None
+        counts: dict[yaml.Node, int] = {}
+        if _count_nodes(node, counts) > MAX_NODES:
             raise UserError(f"{path}: more than {MAX_NODES} values, or aliases that expand to as many")
-        return None if node is None else loader.construct_document(node)
+        for each in counts:
+            if problem := _oddity(each):
+                raise UserError(f"{path}:{each.start_mark.line + 1}: {problem}")
+        return loader.construct_document(node)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, numbers of thousands of digits
         raise UserError(f"{path}: not yaml: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply") from error
 
 
-def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+#: Types of yaml that no setting has.
+_ODD_TYPES = ("binary", "omap", "pairs", "set", "timestamp")
+
+
+def _oddity(node: yaml.Node) -> str:
+    """What is read as something else than it looks like, or replaces another key; "" for other nodes.
+
+    YAML 1.1 reads `010` as 8, `1:30` as 90, and `2020-01-01` as a date.
+    """
+    kind = node.tag.removeprefix("tag:yaml.org,2002:")
+    if isinstance(node, yaml.MappingNode):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [name for name, count in names.items() if count > 1]
+        if twice:
+            return f"'{shown(twice[0])}' is set more than once in one mapping"
+    elif kind in ("int", "float") and re.match(r"[-+]?0[0-9_]|.*:", node.value):
+        return f"'{shown(node.value)}' is a number of base 8 or 60 in yaml: write it in decimal, or quote it"
+    return f"a {kind} of yaml is no setting: quote text" if kind in _ODD_TYPES else ""
+
+
+def _count_nodes(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
     """Number of nodes after expanding aliases; above `MAX_NODES` if a node contains itself."""
-    if id(node) not in counts:
-        counts[id(node)] = MAX_NODES + 1  # applies while the children are being counted
+    if node not in counts:
+        counts[node] = MAX_NODES + 1  # applies while the children are being counted
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             children = [child for item in node.value for child in item]
         elif isinstance(node, yaml.SequenceNode):
             children = list(node.value)
-        counts[id(node)] = 1 + sum(_count_nodes(child, counts) for child in children)
-    return counts[id(node)]
+        counts[node] = 1 + sum(_count_nodes(child, counts) for child in children)
+    return counts[node]

@@ -17,6 +17,9 @@ from ..errors import UserError
 #: Flags that detectron2 sets on every config node: values may be any objects.
 FLAGS = {"allow_objects": True}
 
+#: Bound of whole numbers: torch reads seeds and sizes as 64-bit integers.
+MAX_INTEGER = 1 << 62
+
 #: Modules, and single names, that moved since version 0.1.  Saved runs name the old places.
 MOVED = {
     "coco": "weights.class_heads",
@@ -135,18 +138,35 @@ def check_arguments(value: Any, where: str) -> None:
         where: the key, for messages.
 
     Raises:
-        UserError: for an argument of the wrong type.
+        UserError: for an unknown argument, or one of the wrong type.
     """
     if isinstance(value, list):
         for i, item in enumerate(value):
             check_arguments(item, f"{where}[{i}]")
     elif isinstance(value, dict):
         types = parameters(value["_target_"]) if "_target_" in value else {}
+        if "_target_" in value:
+            _check_names(value, where)
         for name, item in value.items():
             key = f"{where}.{name}" if where else str(name)
             if expected := type_error(item, types.get(name, Any)):
                 raise UserError(f"{key}={shown(item)}: expected {expected}")
             check_arguments(item, key)
+
+
+def _check_names(node: dict[Any, Any], where: str) -> None:
+    """Refuse an argument that the target of a component does not have."""
+    target = node["_target_"]
+    try:
+        target = locate(target) if isinstance(target, str) else target
+        known = inspect.signature(target).parameters
+    except (TypeError, ValueError, ImportError):
+        return  # reported where the component is built
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for name in () if takes_any else node:
+        if name != "_target_" and name not in known:
+            owner = getattr(target, "__qualname__", target)
+            raise UserError(f"{where}: {owner} has no parameter '{name}'.{nearest(str(name), list(known))}")
 
 
 def type_error(value: Any, kind: Any) -> str:
@@ -182,6 +202,8 @@ def _plain_error(value: Any, kind: Any) -> str:
         return "a component with a _target_" if origin is Callable or _is_part(kind) else ""
     accepted, words = _PLAIN[kind]
     is_valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    if is_valid and kind is int and abs(value) >= MAX_INTEGER:
+        return "a smaller number"
     return "" if is_valid and value == value and "\0" not in str(value) else words
 
 

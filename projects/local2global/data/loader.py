@@ -266,11 +266,12 @@ class TrainLoader:
         self, clips: TrainClips, num_workers: int, rank: int, world_size: int, prefetch: int = 2
     ) -> None:
         total = clips.total_batch_size
-        if total <= 0 or total % world_size:
+        check_range("total_batch_size", total, 1, 100_000)
+        if total % world_size:
             problem = f"cannot be divided equally among {world_size} processes: make it a multiple"
             raise UserError(f"total_batch_size {total} {problem}.")
         check_range("num_workers", num_workers, 0)
-        check_range("clip_length", clips.clip_length, 1)
+        check_range("clip_length", clips.clip_length, 1, 1000)
         check_range("window", clips.window, 0)
         check_range("tries", clips.tries, 0)
         per_rank = total // world_size

@@ -30,6 +30,20 @@ from .trainer import Trainer
 __all__ = ["evaluate", "load_model", "train"]
 
 
+def checked(cfg: DictConfig) -> DictConfig:
+    """A copy of a config with all keys of `train`, after a check of every part that a training reads.
+
+    Raises:
+        UserError: if a part is missing, or a value has the wrong type or is out of range.
+    """
+    scored = ("dataloader.test", "dataloader.evaluator") if evaluates(cfg) else ()
+    parts = ("model", "optimizer", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
+    require(cfg, *parts, *scored)
+    cfg = copy.deepcopy(cfg)
+    train_settings(cfg)
+    return cfg
+
+
 def train(
     cfg: DictConfig, *, resume: bool = False, overwrite: bool = False, progress: Console | None = None
 ) -> dict[str, Any]:
@@ -55,11 +69,8 @@ def train(
         raise UserError(
             "--resume continues the run in the output folder, --overwrite replaces it: give one of them."
         )
-    scored = ("dataloader.test", "dataloader.evaluator") if evaluates(cfg) else ()
-    parts = ("model", "optimizer", "optimizer.params", "lr_multiplier", "dataloader.train", "train")
-    require(cfg, *parts, *scored)
-    cfg = copy.deepcopy(cfg)
-    settings = train_settings(cfg)
+    cfg = checked(cfg)
+    settings = cfg.train
     first_iteration = FirstIteration()
     folder = Path(settings.output_dir)
     with ExitStack() as stack:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import check_range
+
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norms of all dimensions, SyncBatchNorm
     nn.GroupNorm,
@@ -40,7 +42,12 @@ def parameter_groups(
 
     Raises:
         ValueError: if there is no model, or it has no trainable parameter.
+        UserError: if a number is negative.
     """
+    numbers = dict(base_lr=base_lr, weight_decay=weight_decay, backbone_multiplier=backbone_multiplier)
+    decays = dict(norm_weight_decay=norm_weight_decay, embedding_weight_decay=embedding_weight_decay)
+    for name, number in {**numbers, **decays}.items():
+        check_range(name, number, 0)
     if model is None:
         raise ValueError("no model: the trainer sets `optimizer.params.model` before it builds the optimizer")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

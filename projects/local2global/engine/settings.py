@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..config.targets import check_arguments, shown
+from ..config.targets import MAX_INTEGER, check_arguments, shown
 from ..errors import UserError, wrapped_user_error
 from ..lazy import instantiate
 
@@ -56,9 +56,6 @@ _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "train.clip_grad.params.norm_type": (lambda value: value > 0, "a positive number"),
     "train.model_ema.decay": (lambda value: 0 <= value < 1, "a number from 0 up to, but not, 1"),
 }
-
-#: Bound of whole numbers: torch reads seeds as 64-bit integers.
-_MAXIMUM = 1 << 62
 
 #: Keys whose content is passed on unchecked.
 _FREE = ("train.wandb.params",)
@@ -143,7 +140,7 @@ def _expected(value: Any, default: Any, minimum: int | None) -> str:
     if isinstance(default, float):
         return "" if is_number else "a number"
     if isinstance(default, int):
-        if isinstance(value, int) and abs(value) >= _MAXIMUM:
+        if isinstance(value, int) and abs(value) >= MAX_INTEGER:
             return "a smaller number"
         least = -math.inf if minimum is None else minimum
         kinds = {None: "a whole number", 0: "a whole number, 0 or more"}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from ..errors import check_range
 from ..randomness import keyed_generator
 from ..structures import Clip, FrameFeatures, FramePredictions, LayerPredictions
 from .layers import mask_logits
@@ -146,6 +147,8 @@ class Criterion(nn.Module):
         terms = {**LABEL_LOSSES, **MASK_LOSSES, **BOX_LOSSES}
         if set(self.weights) != set(terms):
             raise ValueError(f"weights: expected {sorted(terms)}, got {sorted(self.weights)}")
+        for name, weight in self.weights.items():
+            check_range(f"weights.{name}", weight, 0)
         self.matcher, self.sampler, self.supervision = matcher, sampler, supervision
         self.things = things
 

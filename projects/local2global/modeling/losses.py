@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
+from ..errors import check_range
 from ..structures import constant
+
+#: Largest number of points per mask: the pixels of a mask of 4096 x 4096.
+MAX_POINTS = 1 << 24
 
 #: Weights of the loss terms (MaskDINO).
 WEIGHTS = {"cls": 4.0, "mask": 5.0, "dice": 5.0, "box": 5.0, "giou": 2.0}
@@ -97,6 +101,11 @@ class PointSampler:
     num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_range("PointSampler.num_points", self.num_points, 1, MAX_POINTS)
+        check_range("PointSampler.oversample_ratio", self.oversample_ratio, 1, 100)
+        check_range("PointSampler.importance_ratio", self.importance_ratio, 0, 1)
 
     @property
     def num_candidates(self) -> int:

@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..boxes import cxcywh_to_xyxy, generalized_box_iou
-from ..errors import UserError
-from .losses import WEIGHTS
+from ..errors import UserError, check_range
+from .losses import MAX_POINTS, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class Matcher:
     cost_box: float | None = None
     cost_giou: float | None = None
     num_points: int = 12544
+
+    def __post_init__(self) -> None:
+        check_range("Matcher.num_points", self.num_points, 1, MAX_POINTS)
 
     def weights(self, loss_weights: Mapping[str, float] = WEIGHTS) -> dict[str, float]:
         """The cost weight of each loss term."""

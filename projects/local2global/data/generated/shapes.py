@@ -19,7 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import UserError
+from ...errors import UserError, check_range
 from ...randomness import keyed_generator
 from ..datasets import VideoDataset, VideoRecord
 from .landscape import MATERIALS, draw_landscape
@@ -485,11 +485,10 @@ def load_shapes(
     Raises:
         UserError: for an unknown preset or an invalid number.
     """
-    if num_videos < 0 or (length is not None and length < 1) or (size is not None and min(size) < 16):
-        raise UserError(
-            f"shapes: num_videos={num_videos}, length={length}, size={size}: need num_videos >= 0, "
-            "length >= 1 and at least 16 pixels a side."
-        )
+    check_range("num_videos", num_videos, 0, 10_000_000)
+    check_range("length", 1 if length is None else length, 1, 1_000_000)
+    for side in size or ():
+        check_range("size", side, 16, 8192)
     difficulty = _difficulty(preset, size)
     return ShapeDataset(_ShapeList(num_videos, seed, difficulty, length), difficulty.classes)
 
