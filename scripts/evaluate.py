@@ -96,12 +96,12 @@ def evaluate_runs(runs: list[Path], device: str) -> list[dict[str, Any]]:
     configs = next(p for p in find_config_file("common/train.py").resolve().parents if p.name == "configs")
     rows = [row for row in read_rows(configs) if row.names[0] in TABLES]
     measured: list[Measured] = []
+    models = {run: load_resolved(run / "config.yaml", ("model", "train")) for run in runs}
     for benchmark in benchmarks(rows, configs):
         if not benchmark.root.is_dir():
             sys.stdout.write(f"{benchmark.name}: not on disk ({benchmark.root}).\n")
             continue
-        for run in runs:
-            saved = load_resolved(run / "config.yaml", ("model", "train"))
+        for run, saved in models.items():
             if list(saved.model.classes) != list(benchmark.cfg.model.classes):
                 sys.stdout.write(f"{benchmark.name}: {run} has other classes.\n")
                 continue

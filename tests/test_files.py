@@ -61,6 +61,17 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_files_are_replaced(tmp_path, kind):
+    """Root would replace a device such as /dev/null by a file."""
+    path = tmp_path / kind
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(UserError, match=rf"{kind}: cannot be written \(it exists and is no file\)"):
+        write_text(path, "text")
+    assert not path.is_file()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_missing_folder_is_one_line_with_the_path(tmp_path):
     with pytest.raises(UserError, match=r"gone/a\.txt: cannot be written \(No such file"):
         write_text(tmp_path / "gone" / "a.txt", "")

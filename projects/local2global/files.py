@@ -116,11 +116,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         the path to write to, in the same folder.
 
     Raises:
-        UserError: if the folder does not exist or is not writable, or the disk is full.
+        UserError: if the folder does not exist or is not writable, the path is no file, or the disk is full.
     """
     target = Path(path)
     partial = target.with_name(f"{target.name}{PARTIAL}")
     lock: FileIO | None = None
+    if target.exists() and not target.is_file():
+        # Root would replace a device or a pipe by a file.
+        raise UserError(f"{target}: cannot be written (it exists and is no file)")
     try:
         lock = _lock(partial)
         if lock is None:

@@ -70,7 +70,8 @@ def files(tmp_path):
     def write(truth, results):
         paths = tmp_path / "gt.json", tmp_path / "results.json"
         for path, content in zip(paths, (truth, results), strict=True):
-            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+            text = content if isinstance(content, (str, bytes)) else json.dumps(content)
+            path.write_bytes(text.encode() if isinstance(text, str) else text)
         return paths
 
     return write
@@ -343,6 +344,11 @@ def test_of_two_tracks_with_one_id_the_last_is_scored_twice(files):
 FATAL = {
     "unknown video": (results_of({}, {"video_id": 99}), "entry 1: video 99"),
     "NaN": (results_of({}, {"score": float("nan")}), "entry 1: score nan"),
+    "no number of a float": (results_of({"score": 10**400}), "entry 0: score 1000"),
+    "infinity": (results_of({"score": float("inf")}), "entry 0: score inf"),
+    "polygons": (results_of({"segmentations": [[[1, 1, 5, 1, 5, 5]], None]}), "frame 0: .*size and counts"),
+    "nested too deeply": ("[" * 100_000, "nested too deeply"),
+    "bytes": (b"\x1f\x8b\x08", "byte 1 is not UTF-8 text"),
     "score as text": (results_of({"score": "0.5"}), "entry 0: score '0.5'"),
     "malformed mask": (
         results_of({"segmentations": [GOOD, {**GOOD, "counts": "5~"}]}),
@@ -389,6 +395,12 @@ def test_unusable_results_are_named(files, kind):
         (lambda t: t["annotations"][0].update(areas="x"), "annotation 1: `areas` must be a list"),
         (lambda t: t["annotations"][0].update(areas=["a", "b"]), "annotation 1: `areas` must be a list"),
         (lambda t: t["annotations"][0].update(areas=None), "annotation 1: `areas` must be a list"),
+        (
+            lambda t: t["annotations"][0].update(areas=[float("nan")] * 2),
+            "`areas` must be a list with a number",
+        ),
+        (lambda t: t["annotations"][0].update(areas=[10**400] * 2), "`areas` must be a list with a number"),
+        (lambda t: t["annotations"][0].update(iscrowd="0"), "annotation 1: `iscrowd` is '0'; make it 0 or 1"),
         (lambda t: t["annotations"][0].update(occlusion=3), "annotation 1: `occlusion` must be a list"),
     ],
 )
@@ -397,6 +409,11 @@ def test_an_unusable_truth_is_named(files, change, words):
     change(truth)
     with pytest.raises(UserError, match=words):
         score_files(*files(truth, results_of({})), ovis=True)
+
+
+def test_occlusion_that_is_no_list_is_named_also_where_it_is_not_scored(files):
+    with pytest.raises(UserError, match="annotation 1: `occlusion` must be a list"):
+        score_files(*files(truth_of({"occlusion": 3}), results_of({})))
 
 
 @pytest.mark.parametrize("key", ["video_id", "category_id"])

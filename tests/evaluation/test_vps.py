@@ -426,6 +426,16 @@ ERRORS = {
     r"truth: video v, frame 00000000: an entry of segments_info needs id, category_id and area": in_truth(
         lambda c: first(c)["segments_info"][0].pop("area")
     ),
+    r"truth: video v, frame 00000000: .* needs id, category_id and area, numbers: .*nan": in_truth(
+        lambda c: first(c)["segments_info"][0].update(area=float("nan"))
+    ),
+    r"truth: video v, frame 00000000: .* needs id, category_id and area, numbers: .*'area': 1000": in_truth(
+        lambda c: first(c)["segments_info"][0].update(area=10**400)
+    ),
+    r"two categories have the id \d+": in_truth(lambda c: c["categories"].append(c["categories"][0])),
+    r"a category needs `id` and `isthing`, numbers .*'yes'": in_truth(
+        lambda c: c["categories"][0].update(isthing="yes")
+    ),
     r"expected a list `segments_info`": in_predictions(lambda c: first(c).pop("segments_info")),
     r"truth: expected an object with a list `categories`": in_truth(lambda c: c.pop("categories")),
     r"a category needs `id` and `isthing`": in_truth(lambda c: c["categories"][0].pop("isthing")),

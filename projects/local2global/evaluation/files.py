@@ -39,10 +39,16 @@ def read_json(path: str | Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+        raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text") from error
+    return _parsed(text, path)
+
+
+def _parsed(text: str, path: Path) -> Any:
     if not text:
         raise UserError(f"{path}: the file is empty")
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: its lists are nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {str(error).split(';')[0]}") from error

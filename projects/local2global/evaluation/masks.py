@@ -102,6 +102,8 @@ def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tu
     if isinstance(mask, list) and polygon_size is not None:
         _check_polygons(mask, polygon_size)
         mask = coco_mask.merge(coco_mask.frPyObjects(mask, *polygon_size))
+    if not isinstance(mask, Mapping):
+        raise ValueError("an object with size and counts is needed")
     height, width = mask["size"]
     if type(height) is not int or type(width) is not int:
         height, width = _whole(height), _whole(width)

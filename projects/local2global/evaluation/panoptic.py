@@ -6,6 +6,7 @@ scores follow from the joint histogram of true and predicted ids, so each map is
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,9 @@ def parse_segments(entries: Any, positions: Mapping[int, int], place: str, areas
         try:
             identity, category = index(entry["id"]), index(entry["category_id"])
             area, crowd = float(entry["area"]) if areas else 0.0, entry.get("iscrowd", 0) == 1
-        except (KeyError, TypeError, ValueError, AttributeError):
+            if not math.isfinite(area):
+                raise ValueError("not finite")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             keys = "id, category_id and area" if areas else "id and category_id"
             raise UserError(
                 f"{place}: an entry of segments_info needs {keys}, numbers: {entry!r:.80}"

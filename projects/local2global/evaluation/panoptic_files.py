@@ -28,7 +28,7 @@ from .vps import VideoCounts, count_video, summarize, thing_flags
 #: What NumPy and zipfile raise for damaged files; RuntimeError for an encrypted one.
 _DAMAGED = (
     OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, tokenize.TokenError, MemoryError, zlib.error,
-    zipfile.BadZipFile,
+    zipfile.BadZipFile, OverflowError,
 )  # fmt: skip
 
 Lists = Mapping[str, Mapping[str, Sequence[Segment]]]  # by video and frame name
@@ -69,7 +69,7 @@ class ArchiveMaps:
             try:
                 maps = archive[name]
             except _DAMAGED as error:
-                raise UserError(f"{self.path}: `{name}` is damaged ({error})") from error
+                raise UserError(f"{self.path}: `{name}` is damaged ({str(error).splitlines()[0]})") from error
         shape = "x".join(map(str, maps.shape))
         _check(
             maps.ndim == 3 and len(maps) == len(frames) and maps.dtype.kind in "iu",

@@ -7,6 +7,7 @@ An unusable entry raises a `UserError` that names it.  An unusual entry that the
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .masks import MaskTrack, parse_track
 from .oddities import Oddities
 
 Groups = dict[tuple[Any, Any], list["Track"]]
+_LARGEST = sys.float_info.max
+
 Entry = Mapping[str, Any]
 
 MAX_TRACKS = 100  # predictions scored per video and category
@@ -189,13 +192,17 @@ def _true_track(entry: Entry, video: _Video, oddities: Oddities) -> Track:
     try:
         areas = [area for area in entry["areas"] if area] if "areas" in entry else None
         area = masks.mean_area if areas is None else float(np.mean(areas)) if areas else 0.0
-    except (TypeError, ValueError) as error:
+        if not math.isfinite(area):
+            raise ValueError("not finite")
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{name}: `areas` must be a list with a number or null a frame") from error
     try:
         occlusion = occlusion_score(entry.get("occlusion") or ())
     except KeyError as error:
         levels = ", ".join(OCCLUSION)
         raise UserError(f"{name}: unknown occlusion level {error}; known are {levels}") from error
+    except TypeError as error:
+        raise UserError(f"{name}: `occlusion` must be a list with a level a frame") from error
     return Track(entry["id"], masks, area, crowd=bool(entry.get("iscrowd", 0)), occlusion=occlusion)
 
 
@@ -211,7 +218,7 @@ def _check_result(entry: Any, index: int, videos: Mapping[Any, _Video]) -> float
     if not isinstance(entry["category_id"], Hashable):
         raise UserError(f"results entry {index}: category_id {entry['category_id']!r:.80} is not a number")
     score = entry["score"]
-    if isinstance(score, bool) or not isinstance(score, Real) or math.isnan(score):
+    if isinstance(score, bool) or not (isinstance(score, Real) and abs(score) <= _LARGEST):
         raise UserError(f"results entry {index}: score {score!r:.80} is not a number")
     return float(score)
 

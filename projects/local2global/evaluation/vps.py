@@ -263,9 +263,14 @@ def thing_flags(categories: Sequence[Mapping[str, Any]]) -> Bools:
     """(K,) which categories are things.
 
     Raises:
-        UserError: a category without `isthing` or a number `id`.
+        UserError: a category without `isthing` or a number `id`, or with the id of another.
     """
+    seen = set()
     for entry in categories:
-        if not (isinstance(entry, Mapping) and isinstance(entry.get("id"), int) and "isthing" in entry):
+        whole = isinstance(entry, Mapping) and isinstance(entry.get("id"), int)
+        if not (whole and entry.get("isthing") in (0, 1)):
             raise UserError(f"a category needs `id` and `isthing`, numbers (1 thing, 0 stuff): {entry}")
+        if entry["id"] in seen:
+            raise UserError(f"two categories have the id {entry['id']}")
+        seen.add(entry["id"])
     return np.array([bool(category["isthing"]) for category in categories], np.bool_)

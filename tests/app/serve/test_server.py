@@ -92,8 +92,10 @@ def test_threshold_and_classes_change_while_a_video_runs(tmp_path):
         ended(page, first)
         page.post(f"/jobs/{identity}", json={"threshold": 0.5, "classes": ["dog"], "paused": False})
         assert {item["name"] for item in ended(page, identity)["known"]} == {"dog"}
-        for settings in ({"threshold": 2}, {"classes": ["cat"]}, {"paused": 1}, []):
+        for settings in ({"threshold": 2}, {"classes": ["cat"]}, {"classes": [[]]}, {"paused": 1}, []):
             assert page.post(f"/jobs/{identity}", json=settings).status_code == 400
+        headers = {"X-Settings": '{"classes": [{}]}'}
+        assert page.post("/jobs", content=clip(), headers=headers).status_code == 400
 
 
 def test_a_stopped_video_keeps_the_frames_done(tmp_path):
@@ -107,6 +109,20 @@ def test_a_stopped_video_keeps_the_frames_done(tmp_path):
         assert about["state"] == "done"
         assert 2 <= about["frame"] < 400
         assert "video.mp4" in about["files"]
+
+
+def test_a_video_stopped_before_its_first_frame_has_failed(tmp_path, caplog):
+    """It used to print a traceback."""
+    with client(tmp_path / "jobs") as page:
+        running = page.post("/jobs", content=clip(400)).json()["id"]
+        waiting = page.post("/jobs", content=clip()).json()["id"]
+        page.post(f"/jobs/{waiting}", json={"paused": True})
+        page.post(f"/jobs/{running}/stop")
+        ended(page, running)
+        page.post(f"/jobs/{waiting}/stop")
+        about = ended(page, waiting)
+        assert (about["state"], about["message"]) == ("failed", "stopped before its first frame")
+    assert caplog.text == ""
 
 
 def test_frames_of_a_camera_are_segmented_as_they_come(tmp_path):
@@ -166,10 +182,9 @@ def test_results_are_deleted_after_their_time(tmp_path):
     with client(tmp_path / "jobs", Limits(keep=0.4)) as page:
         identity = page.post("/jobs", content=clip()).json()["id"]
         deadline = time.monotonic() + 60
-        while page.get(f"/jobs/{identity}").status_code != 404:
+        while page.get(f"/jobs/{identity}").status_code != 404 or any((tmp_path / "jobs").iterdir()):
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        assert list((tmp_path / "jobs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -191,6 +206,8 @@ def test_other_sites_are_refused(tmp_path):
             {"Origin": "null"},
         ):
             assert page.post("/camera", headers=headers).status_code == 403
+        for place in ("http://[::1", "http://[x]"):
+            assert page.post("/camera", headers={"Origin": place}).status_code == 400
         assert page.post("/camera", headers={"Origin": "http://localhost"}).status_code == 201
         with pytest.raises(WebSocketDisconnect):
             page.websocket_connect("/jobs/x/frames", headers={"Origin": "http://evil.example"}).__enter__()
@@ -226,10 +243,20 @@ def test_a_deleted_video_leaves_nothing_even_while_it_runs(tmp_path):
                 pass
         page.delete(f"/jobs/{identity}")
         deadline = time.monotonic() + 60
-        while page.get(f"/jobs/{identity}").status_code != 404:
+        while page.get(f"/jobs/{identity}").status_code != 404 or any((tmp_path / "jobs").iterdir()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert list((tmp_path / "jobs").iterdir()) == []
+
+
+def test_the_page_and_the_results_answer_to_head(tmp_path):
+    """Load balancers and download tools ask so."""
+    with client(tmp_path / "jobs") as page:
+        assert page.head("/healthz").status_code == 200
+        identity = page.post("/jobs", content=clip()).json()["id"]
+        ended(page, identity)
+        answer = page.head(f"/jobs/{identity}/files/video.mp4")
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert int(answer.headers["content-length"]) > 0
 
 
 def test_a_text_file_is_no_video(tmp_path):

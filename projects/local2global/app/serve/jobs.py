@@ -37,6 +37,7 @@ State = Literal["waiting", "running", "done", "failed"]
 _SHOWN_SIDE = 960  # pixels of the longer side of a frame on the page
 _THUMBNAIL = (96, 72)  # pixels
 _NAME = "video"  # of the output folder: names of uploads are shown, never used as paths
+_UNSEEN = "stopped before its first frame"
 
 Pixels = NDArray[np.uint8]
 
@@ -169,7 +170,7 @@ class Job:
             count: called after each frame with the seconds since the frame before.
         """
         if self._stopped:
-            self._end("failed", "stopped before its first frame")
+            self._end("failed", _UNSEEN)
             return
         self.state = "running"
         self.changes.publish()
@@ -211,10 +212,12 @@ class Job:
         return replace(cut, name=_NAME, read=lambda: self._controlled(cut.read()))
 
     def _controlled(self, frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
-        for item in frames:
+        for number, item in enumerate(frames):
             with self._resumed:
                 waited = self._resumed.wait_for(lambda: self._stopped or not self.paused, self.limits.idle)
             if self._stopped or not waited:
+                if number == 0:
+                    raise UserError(_UNSEEN)
                 break
             yield item
 

@@ -110,16 +110,15 @@ class Guard:
             await PlainTextResponse(refusal[1] + "\n", refusal[0])(scope, receive, send)
 
     def _refusal(self, scope: Any, headers: dict[str, str]) -> tuple[int, str] | None:
-        host = headers.get("host", "")
+        host, origin = headers.get("host", ""), headers.get("origin")
         try:
-            name = urlsplit(f"//{host}").hostname
+            name, place = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
         except ValueError:
-            name = None
+            return 400, "This is no address."
         if self._hosts is not None and name not in self._hosts:
             return 421, "This server does not answer to that name."
-        origin = headers.get("origin")
         reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
-        if not reads and origin is not None and urlsplit(origin).netloc != host:
+        if not reads and origin is not None and place != host:
             return 403, "Requests of other sites are refused."
         if not reads and headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return 403, "Requests of other sites are refused."
@@ -167,7 +166,8 @@ class Site:
             ("GET", "/jobs/{identity}/objects/{number}.jpg", self.thumbnail),
             ("GET", "/jobs/{identity}/files/{name}", self.file),
         ):
-            app.add_api_route(path, endpoint, methods=[method], response_model=None)
+            methods = [method, "HEAD"] if method == "GET" else [method]
+            app.add_api_route(path, endpoint, methods=methods, response_model=None)
         app.add_api_websocket_route("/jobs/{identity}/camera", self.camera_frames)
         app.add_api_websocket_route("/jobs/{identity}/frames", self.frames)
 
@@ -409,7 +409,8 @@ def selection(model: L2G, content: dict[str, Any]) -> tuple[float | None, list[s
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold <= 1):
         raise UserError("threshold: expected a number in [0, 1]")
     names = {str(entry["name"]) for entry in model.classes}
-    if classes is not None and not (isinstance(classes, list) and all(name in names for name in classes)):
+    known = isinstance(classes, list) and all(isinstance(name, str) and name in names for name in classes)
+    if classes is not None and not known:
         raise UserError("classes: expected a list of the model's class names")
     return threshold, classes or None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 from collections.abc import Callable
@@ -66,6 +67,13 @@ class _Server(uvicorn.Server):
             self._ready()
 
 
+def _shorten(record: logging.LogRecord) -> bool:
+    """Drops the traceback of text that a client has sent."""
+    if "UTF-8" in str(record.msg):
+        record.exc_info = None
+    return True
+
+
 def run(app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[int], None]) -> None:
     """Serves until an interrupt.
 
@@ -103,5 +111,6 @@ def run(app: FastAPI, host: str, port: int, limits: Limits, announce: Callable[[
         ws_ping_interval=20.0,
         ws_ping_timeout=20.0,
     )
+    logging.getLogger("uvicorn.error").addFilter(_shorten)
     with listener:
         _Server(config, lambda: announce(chosen)).run(sockets=[listener])
