@@ -24,6 +24,8 @@ class FileServer:
         types: content types by path.
         length: whether the size is announced.
         stall: seconds without data after the first half of a file.
+        most: bytes of an answer; a longer file is sent in parts, asked for or not.
+        headers: replaced headers.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -36,6 +38,8 @@ class FileServer:
     types: dict[str, str] = field(default_factory=dict)
     length: bool = True
     stall: float = 0.0
+    most: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> FileServer:
         owner = self
@@ -77,15 +81,18 @@ class FileServer:
         content = self.files[path]
         same = handler.headers.get("If-Range") == self.etag
         start = int(wanted[6:-1]) if wanted and self.ranges and same else 0
-        body = content[start:]
-        handler.send_response(206 if start else 200)
-        if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        body = content[start:][: self.most]
+        is_part = len(body) < len(content)
+        handler.send_response(206 if is_part else 200)
+        headers = {"Content-Type": self.types.get(path, "application/octet-stream")}
+        if is_part:
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(content)}"
         if self.length:
-            handler.send_header("Content-Length", str(len(body)))
+            headers["Content-Length"] = str(len(body))
         if self.etag:
-            handler.send_header("ETag", self.etag)
-        handler.send_header("Content-Type", self.types.get(path, "application/octet-stream"))
+            headers["ETag"] = self.etag
+        for name, value in {**headers, **self.headers}.items():
+            handler.send_header(name, value)
         handler.end_headers()
         body = body[: self.cut.pop(0)] if self.cut else body
         half = len(body) // 2 if self.stall else len(body)

@@ -164,6 +164,64 @@ def test_a_slow_server_is_waited_for(server, tmp_path):
     assert get(server, tmp_path).read_bytes() == CONTENT
 
 
+def test_a_server_that_sends_parts_is_asked_for_the_rest(server, tmp_path):
+    """The size of the file is in Content-Range; that of the part used to count as the file's."""
+    server.most = 300_000
+    get(server, tmp_path)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("given", ["bytes 0-", "bytes 0-9/*", "bytes 5-9/100", "bytes 0-9/" + "9" * 5000, ""])
+def test_a_part_of_an_unknown_whole_is_not_kept(server, tmp_path, given):
+    server.most, server.headers = 10, {"Content-Range": given}
+    with pytest.raises(UserError, match="the server resumed at another position"):
+        get(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "-5", "9" * 5000, "many"])
+def test_a_size_that_is_no_number_is_ignored(server, tmp_path, length):
+    server.headers = {"Content-Length": length}
+    get(server, tmp_path)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_a_compressed_answer_is_refused(server, tmp_path):
+    server.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(UserError, match=r"compressed \(gzip\), which is not supported"):
+        get(server, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_only_drips_is_given_up(server, tmp_path, monkeypatch):
+    """Data within every timeout, but too few."""
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "SLOWEST", 1e12)
+    server.stall = 0.2
+    clock = iter(range(0, 10**6, 60))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(UserError, match=r"lost 2 times .less than 1000000 MB per second"):
+        get(server, tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/\u00e9 w.pth", "/%C3%A9%20w.pth"])
+def test_letters_of_an_address_are_quoted(server, tmp_path, path):
+    server.files["/%C3%A9%20w.pth"] = CONTENT
+    assert download(server.url(path), tmp_path / "w.pth", "small").read_bytes() == CONTENT
+
+
+def test_a_name_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"small: cannot be downloaded \(.*https://a\.\.b/w\.pth by hand"):
+        download("https://a..b/w.pth", tmp_path / "w.pth", "small")
+
+
+def test_a_redirect_to_no_address_is_one_line(server, tmp_path):
+    server.redirects["/w.pth"] = "http://[::1"
+    with pytest.raises(UserError, match=r"cannot be downloaded \(.*IPv6"):
+        get(server, tmp_path)
+
+
 def test_redirects_lead_to_https_only(server, tmp_path):
     server.redirects = {"/a": "/w.pth", "/b": "http://example.org/w.pth", "/c": "ftp://127.0.0.1/w"}
     path = download(server.url("/a"), tmp_path / "w.pth", "small")

@@ -7,7 +7,6 @@ An unusable entry raises a `UserError` that names it.  An unusual entry that the
 from __future__ import annotations
 
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from .masks import MaskTrack, parse_track
 from .oddities import Oddities
 
 Groups = dict[tuple[Any, Any], list["Track"]]
-_LARGEST = sys.float_info.max
-
 Entry = Mapping[str, Any]
 
 MAX_TRACKS = 100  # predictions scored per video and category
@@ -218,9 +215,13 @@ def _check_result(entry: Any, index: int, videos: Mapping[Any, _Video]) -> float
     if not isinstance(entry["category_id"], Hashable):
         raise UserError(f"results entry {index}: category_id {entry['category_id']!r:.80} is not a number")
     score = entry["score"]
-    if isinstance(score, bool) or not (isinstance(score, Real) and abs(score) <= _LARGEST):
+    try:
+        number = float(score) if isinstance(score, Real) and not isinstance(score, bool) else math.nan
+    except OverflowError:  # an integer
+        number = math.inf
+    if not math.isfinite(number):
         raise UserError(f"results entry {index}: score {score!r:.80} is not a number")
-    return float(score)
+    return number
 
 
 def _mask_key(segmentations: Any) -> Hashable:

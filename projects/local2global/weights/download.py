@@ -10,6 +10,7 @@ import http.client
 import ipaddress
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ..errors import UserError, make_folder
 from ..files import cannot_write, require_space, waiting_lock, write_text
@@ -33,6 +34,9 @@ ATTEMPTS = 6
 
 #: Seconds before the second connection; the pauses double up to eight times that.
 PAUSE = 1.0
+
+#: Bytes per second below which a connection counts as cut after `TIMEOUT`.
+SLOWEST = 1000
 
 _CHUNK = 1 << 20
 
@@ -127,7 +131,10 @@ def download(url: str, path: Path, title: str, licence: str = "", sha256: str | 
                 f"{title}: {url} has SHA-256 {found.sha256}, but {origin} has {expected}. The file was not kept."
             )
         _write_json(_pin_path(path), asdict(found))
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         _state_path(part).unlink(missing_ok=True)
         say(f"{title}: saved to {path} (SHA-256 {found.sha256[:16]}...)")
     return path
@@ -201,15 +208,16 @@ def _connect(url: str, part: Path, bar: Any, announce: str) -> None:
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": str(validator)}
     with _network(url, _UnreachableError, part):
-        response = _opener(url).open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        request = urllib.request.Request(_quoted(url), headers=headers)
+        response = _opener(url).open(request, timeout=TIMEOUT)
     with response:
-        if response.status == 206:
-            if not str(response.headers.get("Content-Range", "")).startswith(f"bytes {start}-"):
-                _discard(part)
-                raise _CutError("the server resumed at another position")
-        else:
-            start = 0
-        total = _total(response, start)
+        start = start if response.status == 206 else 0
+        total = _total(response, start, part)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise UserError(
+                f"{url}: the server sends the file compressed ({encoding}), which is not supported."
+            )
         if total is not None and total > MAX_DOWNLOAD:
             raise UserError(f"{url}: {megabytes(total)}, the limit is {megabytes(MAX_DOWNLOAD)}.")
         if response.headers.get_content_type() == "text/html":
@@ -231,7 +239,7 @@ def _connect(url: str, part: Path, bar: Any, announce: str) -> None:
 
 
 def _copy(response: Any, file: IO[bytes], url: str, start: int, total: int | None, bar: Any) -> None:
-    done = start
+    done, begin = start, time.monotonic()
     while True:
         with _network(url, _CutError):
             chunk = response.read1(_CHUNK)
@@ -240,6 +248,9 @@ def _copy(response: Any, file: IO[bytes], url: str, start: int, total: int | Non
         if done == 0:
             _check_head(chunk[:512], url)
         done += len(chunk)
+        seconds = time.monotonic() - begin
+        if seconds > TIMEOUT and done - start < SLOWEST * seconds:
+            raise _CutError(f"less than {megabytes(SLOWEST)} per second")
         if done > (MAX_DOWNLOAD if total is None else total):
             raise UserError(f"{url}: more data than the {'limit' if total is None else 'announced size'}.")
         file.write(chunk)
@@ -258,10 +269,22 @@ def _check_head(head: bytes, source: str) -> None:
         raise NotFoundError(f"{source}: a pointer of Git LFS instead of the file.")
 
 
-def _total(response: Any, start: int) -> int | None:
-    """The size of the whole file; None if the server does not say."""
-    length = response.headers.get("Content-Length")
-    return start + int(length) if length is not None and length.isdigit() else None
+def _total(response: Any, start: int, part: Path) -> int | None:
+    """The size of the whole file; None if the server does not say.
+
+    Raises:
+        _CutError: if the server sends another part of the file than the rest; the partial file is deleted.
+    """
+    if response.status == 206:
+        # The part may end before the file does.
+        given = str(response.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15})", given)
+        if found is None or int(found[1]) != start or int(found[2]) < start:
+            _discard(part)
+            raise _CutError("the server resumed at another position")
+        return int(found[2])
+    length = str(response.headers.get("Content-Length", ""))
+    return int(length) if re.fullmatch("[0-9]{1,15}", length) else None
 
 
 def _validator(response: Any) -> str | None:
@@ -281,6 +304,8 @@ def _network(url: str, failure: type[_CutError], part: Path | None = None) -> It
     """
     try:
         yield
+    except UserError:  # of a redirect
+        raise
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (404, 410):
@@ -291,7 +316,8 @@ def _network(url: str, failure: type[_CutError], part: Path | None = None) -> It
         raise UserError(f"{url}: the server refuses (HTTP {error.code} {error.reason}).") from error
     except TimeoutError as error:
         raise failure(f"no data for {TIMEOUT:.0f} s") from error
-    except (http.client.HTTPException, OSError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        # ValueError: a redirect to a malformed address, or a name that is none
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
         raise failure(text) from error
@@ -315,6 +341,10 @@ def check_url(url: str, loopback: bool = True) -> None:
         host = parts.hostname or ""
     except ValueError as error:
         raise UserError(f"{url}: not an address ({error}).") from error
+    if parts.username is not None:
+        raise UserError(
+            f"{parts._replace(netloc=host).geturl()}: addresses with a password are not supported."
+        )
     if not host or not (
         parts.scheme == "https" or (parts.scheme == "http" and loopback and _is_loopback(host))
     ):
@@ -326,6 +356,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _quoted(url: str) -> str:
+    """The address with spaces and letters beyond ASCII as `%..`; what is quoted stays."""
+    parts = urlsplit(url)
+    path, query = (quote(text, safe="%/:=&?~#+!$,;'@()*[]") for text in (parts.path, parts.query))
+    return parts._replace(path=path, query=query).geturl()
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
