@@ -61,6 +61,33 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", [".lock", "out.json.l2g-tmp"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "dangling link"])
+def test_no_file_is_opened_through_a_link_and_no_pipe_waited_for(tmp_path, name, kind):
+    """A folder of strangers could have `.lock` point to any file, which was emptied."""
+    victim, folder = tmp_path / "victim", tmp_path / "folder"
+    victim.write_text("precious")
+    folder.mkdir()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to(victim if kind == "link" else tmp_path / "nowhere")
+
+    def use() -> None:
+        if name == ".lock":
+            locked_folder(folder, "--output").__enter__()
+        write_text(folder / "out.json", "text")
+
+    with pytest.raises(UserError, match="cannot be written"):
+        use()
+    if name != ".lock":  # the next writer removes what is in the way
+        with locked_folder(folder, "--output"):
+            use()
+        assert names(folder) == ["out.json"]
+    assert victim.read_text() == "precious"
+    assert names(tmp_path) == ["folder", "victim"]
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_only_files_are_replaced(tmp_path, kind):
     """Root would replace a device such as /dev/null by a file."""

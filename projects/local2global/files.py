@@ -47,7 +47,7 @@ def _lock(path: Path) -> FileIO | None:
     """Open a file for appending and lock it until it is closed or the process dies; None if it is locked."""
     while True:
         # Without a buffer, whose mutex another thread may hold while the process forks.
-        file = path.open("ab", buffering=0)
+        file = FileIO(str(path), "a", opener=_open_itself)
         _locks.add(file)
         try:
             if fcntl is not None:
@@ -60,6 +60,11 @@ def _lock(path: Path) -> FileIO | None:
         if _is_open(path, file):
             return file
         file.close()  # the previous holder has just renamed or deleted it
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """Open a file, but not the target of a link, and without waiting for the reader of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def _is_open(path: Path, file: FileIO) -> bool:
@@ -256,10 +261,14 @@ def waiting_lock(path: Path, wait: Callable[[], None]) -> Iterator[None]:
 def delete_partial_files(folder: Path) -> None:
     """Delete the temporary files and folders in a locked folder that no process is writing."""
     for partial in folder.glob(f"*{PARTIAL}"):
-        if partial.is_dir():
+        if partial.is_dir() and not partial.is_symlink():
             shutil.rmtree(partial, ignore_errors=True)
             continue
-        lock = _lock(partial) if partial.is_file() else None
+        try:
+            lock = _lock(partial)
+        except OSError:  # a link or a pipe
+            partial.unlink(missing_ok=True)
+            continue
         if lock is not None:
             partial.unlink()
             lock.close()

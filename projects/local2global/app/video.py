@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_path
+from ..files import atomic_path, cannot_write
 from .image_source import IMAGE_SUFFIXES, open_images
 from .live_source import open_address, open_camera, open_pipe
 from .sound import finish_video, partial_path
@@ -161,7 +161,10 @@ class VideoWriter:
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         options = {"movflags": "+frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-        self._container = av.open(str(self.partial), "w", format="mp4", container_options=options)
+        try:
+            self._container = av.open(str(self.partial), "w", format="mp4", container_options=options)
+        except OSError as error:
+            raise cannot_write(self.partial, error) from error
         stream: Any = self._container.add_stream(encoder, rate=rate, options=dict(ENCODERS[encoder]))
         stream.height, stream.width = padded
         stream.pix_fmt = "yuv420p"
