@@ -158,7 +158,7 @@ class DetrexDecoder(Decoder):
     """Our decoder with detrex's layers; detrex's decoder does not return the raw outputs that pass between frames."""
 
     def __init__(self, dim, num_heads, num_layers, dim_feedforward, num_levels, num_points=4):
-        super().__init__(dim, num_heads, 0, dim_feedforward, num_levels, num_points)
+        super().__init__(dim, num_heads, num_layers, dim_feedforward, num_levels, num_points)
         arguments = (dim, num_heads, num_levels, num_points, dim_feedforward)
         self.layers = nn.ModuleList(DetrexDecoderLayer(*arguments) for _ in range(num_layers))
 
