@@ -270,7 +270,7 @@ class TrainLoader:
         if total % world_size:
             problem = f"cannot be divided equally among {world_size} processes: make it a multiple"
             raise UserError(f"total_batch_size {total} {problem}.")
-        check_range("num_workers", num_workers, 0)
+        check_range("num_workers", num_workers, 0, 1000)
         check_range("clip_length", clips.clip_length, 1, 1000)
         check_range("window", clips.window, 0)
         check_range("tries", clips.tries, 0)
@@ -481,7 +481,7 @@ def build_test_loader(
     """
     check_range("short_edge", short_edge, 1)
     check_range("max_size", max_size, 1)
-    check_range("num_workers", num_workers, 0)
+    check_range("num_workers", num_workers, 0, 1000)
     rank, world_size = _processes(rank, world_size)
     videos = tuple(dataset.videos[i] for i in range(rank, len(dataset), world_size))
     return VideoLoader(videos, short_edge, max_size, num_workers)

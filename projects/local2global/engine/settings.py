@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,7 +100,8 @@ def train_settings(cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: for an unknown key, a value of the wrong type, or a value out of range.
     """
-    _check(cfg.train, DEFAULTS, "train")
+    with _one_line("train"):
+        _check(cfg.train, DEFAULTS, "train")
     cfg.train = OmegaConf.merge(DEFAULTS, cfg.train)
     settings: DictConfig = cfg.train
     if settings.fast_dev_run.enabled:
@@ -187,37 +189,40 @@ def require(cfg: DictConfig, *keys: str) -> None:
         UserError: naming the first missing part, or the first argument of the wrong type.
     """
     for key in keys:
-        node: Any = cfg
-        for name in key.split("."):
-            node = node[name] if isinstance(node, Mapping) and name in node else None
-        if node is None:
+        if _select(cfg, key) is None:
             raise UserError(f"the config has no '{key}'; this command reads {', '.join(keys)}.")
     for key in keys:
         _checked(cfg, key)
     if "dataloader.evaluator" in keys:
-        scored, predicted = (
-            OmegaConf.select(cfg, f"{key}.classes") for key in ("dataloader.evaluator", "model")
-        )
-        if (
-            isinstance(scored, ListConfig)
-            and isinstance(predicted, ListConfig)
-            and len(scored) != len(predicted)
-        ):
-            problem = (
-                f"dataloader.evaluator.classes: {len(scored)} classes, but the model has {len(predicted)}"
-            )
+        lists = [_select(cfg, f"{part}.classes") for part in ("dataloader.evaluator", "model")]
+        counts = [len(classes) for classes in lists if isinstance(classes, ListConfig)]
+        if len(set(counts)) > 1:
+            problem = f"dataloader.evaluator.classes: {counts[0]} classes, but the model has {counts[1]}"
             raise UserError(f"{problem}. Set both to one list: classes='${{model.classes}}'.")
+
+
+@contextmanager
+def _one_line(key: str) -> Iterator[None]:
+    """Raise errors of interpolations as a UserError."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        problem = f"invalid config: {error.full_key or key}: {str(error).splitlines()[0]}"
+        raise wrapped_user_error(error) or UserError(problem) from error
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    """The value of a dotted key; None if it is absent, missing (???) or below a plain value."""
+    with _one_line(key):
+        return OmegaConf.select(cfg, key)
 
 
 def _checked(cfg: DictConfig, key: str) -> Any:
     """The config node under a dotted name, after a check of all arguments, also of those behind interpolations."""
-    try:
-        plain = node = OmegaConf.select(cfg, key)
-        if OmegaConf.is_config(node):
+    plain = node = _select(cfg, key)
+    if OmegaConf.is_config(node):
+        with _one_line(key):
             plain = OmegaConf.to_container(node, resolve=True, structured_config_mode=SCMode.DICT_CONFIG)
-    except OmegaConfBaseException as error:
-        problem = f"invalid config: {error.full_key or key}: {str(error).splitlines()[0]}"
-        raise wrapped_user_error(error) or UserError(problem) from error
     check_arguments(plain, key)
     is_plain = isinstance(plain, (bool, int, float, str, list, dict, NoneType))
     if key in _PARTS and is_plain and not (isinstance(plain, dict) and "_target_" in plain):
