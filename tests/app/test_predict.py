@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +279,31 @@ def test_a_disk_without_room_stops_predict_with_the_frames_done(model, clip, tmp
     assert names(tmp_path / "clip") == INTERRUPTED
     assert len((tmp_path / "clip" / "frames.jsonl").read_text().splitlines()) == 3
     assert open_source(tmp_path / "clip" / "video.mp4").length == 3
+
+
+@pytest.mark.parametrize(
+    ("deleted", "rest"), [(False, "3 frames are done, continue with --resume"), (True, "were deleted")]
+)
+def test_a_full_disk_or_a_deleted_folder_is_named_also_if_no_file_can_be_finished(
+    model, clip, tmp_path, monkeypatch, deleted, rest
+):
+    """The error of the files that are written after an error used to hide it."""
+    write, count = VideoWriter.write, itertools.count()
+
+    def fail(writer, *frame):
+        if next(count) < 2:
+            return write(writer, *frame)
+        if deleted:
+            shutil.rmtree(tmp_path / "clip")
+        raise OSError(errno.ENOSPC, "No space left on device", str(writer.partial))
+
+    def cannot(*_):
+        raise UserError("video.partial.mp4: this video cannot be read")
+
+    monkeypatch.setattr(VideoWriter, "write", fail)
+    monkeypatch.setattr("local2global.app.result_folder.finish_video", cannot)
+    with pytest.raises(UserError, match=rf": cannot be written \(No .*; .*{rest}$"):
+        model.predict(clip, tmp_path)
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(model, clip, tmp_path):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from ..data.readers.entries import is_file_name
 from ..errors import UserError, make_folder
-from ..files import locked_folder
+from ..files import cannot_write, locked_folder
 from ..results.exports import ALWAYS, EXPORTS, OPTIONAL, check_exports, write_exports
 from ..results.record import RecordedTracks, Recording, RecordWriter
 from .checkpoint import Checkpoint
@@ -216,15 +216,23 @@ def open_record(
             checkpoint.delete()
         except BaseException as error:
             if writer.count == 0:
-                about.unlink()
+                about.unlink(missing_ok=True)
                 checkpoint.delete()
                 raise
-            _finish(folder, source)
+            done = f"the {writer.count} frames done are in {folder}"
+            try:
+                _finish(folder, source)
+            except (UserError, OSError):  # the disk is full, or the folder was deleted
+                done = f"{writer.count} frames are done, continue with --resume"
+                if not about.is_file():
+                    done = "the files of this run were deleted"
             with suppress(UserError):  # of a full disk: the state that was saved before is continued
                 checkpoint.save()
-            done = f"the {writer.count} frames done are in {folder}"
-            if isinstance(error, UserError):
-                raise UserError(f"{error}; {done}") from error
+            if isinstance(error, (UserError, OSError)):
+                problem = (
+                    error if isinstance(error, UserError) else cannot_write(error.filename or folder, error)
+                )
+                raise UserError(f"{problem}; {done}") from error
             logging.getLogger(__name__).warning("l2g: interrupted: %s", done)
             raise
 
