@@ -496,7 +496,7 @@ def test_mps_is_refused_where_torch_lacks_it():
         ("model.test_size=[0,0]", "model.test_size.*expected .short edge, long edge. in pixels"),
         ("model.segmenter=null", "model.segmenter=None: expected a component with a _target_"),
         ("~model.tracker", "invalid config: model: .*'tracker'"),
-        ("model.segmenter.decoder.num_layers=0", "num_layers 0: a decoder needs at least 1"),
+        ("model.segmenter.decoder.num_layers=0", "num_layers=0: expected at least 1"),
     ],
 )
 def test_settings_that_no_constructor_checks_are_refused(tmp_path, override, problem):

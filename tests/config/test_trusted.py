@@ -148,6 +148,7 @@ def test_arguments_are_checked_by_the_annotations(tmp_path, target, arguments, m
         (1, float, ""),
         (1.0, int, "a whole number"),
         (1 << 70, int, "a smaller number"),
+        (1 << 70, float, "a smaller number"),
         (math.nan, float, "a number"),
         (True, int, "a whole number"),
         ([1], int, "a whole number"),

@@ -3,10 +3,14 @@
 import math
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from local2global.errors import UserError
+from local2global.modeling.backbone import ResNet
+from local2global.modeling.deformable import DeformableAttention
 from local2global.modeling.layers import MLP, Attention, ConvNorm, FeedForward, inverse_sigmoid, mask_logits
 from local2global.modeling.ops import blocks
 
@@ -99,3 +103,17 @@ def test_masks_are_zero_in_padding_and_full_precision(features_of):
     assert not masks[..., 12:].any()
     with torch.autocast("cpu", torch.bfloat16):
         assert mask_logits(embed, features.mask_features, features.extent).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FeedForward(8, 0), "dim_feedforward=0: expected at least 1"),
+        (lambda: ConvNorm(3, 0, 1, norm=nn.Identity), "channels=0: expected at least 1"),
+        (lambda: DeformableAttention(8, 2, 1, 0), "num_points=0: expected at least 1"),
+        (lambda: ResNet(depths=(1, 0, 1, 1)), "depths=0: expected at least 1"),
+    ],
+)
+def test_sizes_below_one_are_refused_by_name(make, message):
+    with pytest.raises(UserError, match=message):
+        make()

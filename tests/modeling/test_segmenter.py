@@ -22,9 +22,9 @@ def segmenter(tiny):
 def test_sizes_that_do_not_fit_are_refused(segmenter):
     with pytest.raises(UserError, match="dim 7: the decoder has 32"):
         Segmenter(segmenter.backbone, segmenter.encoder, segmenter.decoder, 3, 6, dim=7)
-    with pytest.raises(UserError, match="num_queries 0: expected at least 1"):
+    with pytest.raises(UserError, match="num_queries=0: expected at least 1"):
         Segmenter(segmenter.backbone, segmenter.encoder, segmenter.decoder, 3, 0, dim=32)
-    with pytest.raises(UserError, match="num_layers 0: a decoder needs at least 1"):
+    with pytest.raises(UserError, match="num_layers=0: expected at least 1"):
         Decoder(num_layers=0)
 
 

@@ -202,7 +202,7 @@ def _plain_error(value: Any, kind: Any) -> str:
         return "a component with a _target_" if origin is Callable or _is_part(kind) else ""
     accepted, words = _PLAIN[kind]
     is_valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    if is_valid and kind is int and abs(value) >= MAX_INTEGER:
+    if is_valid and isinstance(value, int) and abs(value) >= MAX_INTEGER:
         return "a smaller number"
     return "" if is_valid and value == value and "\0" not in str(value) else words
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import check_range
 from .layers import ConvNorm
 
 #: Builds the norm of a number of channels.
@@ -129,6 +130,7 @@ class ResNet(nn.Module):
         self.stem = nn.ModuleDict({"conv1": ConvNorm(3, embedding_size, 7, 2, norm=norm)})
         channels = embedding_size
         for (name, out_channels), depth in zip(self.channels.items(), depths, strict=True):
+            check_range("depths", depth, 1)
             blocks = nn.Sequential()
             for i in range(depth):
                 stride = 2 if i == 0 and name != "res2" else 1

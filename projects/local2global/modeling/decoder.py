@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import check_range
 from ..structures import FrameFeatures, Shapes
 from .deformable import DeformableAttention
 from .layers import MLP, Attention, FeedForward, inverse_sigmoid
@@ -97,8 +97,7 @@ class Decoder(nn.Module):
         num_points: int = 4,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise UserError(f"num_layers {num_layers}: a decoder needs at least 1")
+        check_range("num_layers", num_layers, 1)
         self.dim = dim
         self.layers = nn.ModuleList(
             DecoderLayer(dim, num_heads, num_levels, num_points, dim_feedforward) for _ in range(num_layers)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import check_range
 from ..structures import Shapes, constant
 from .ops import deformable_sample
 
@@ -53,6 +54,9 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:
         super().__init__()
+        sizes = {"dim": dim, "num_heads": num_heads, "num_levels": num_levels, "num_points": num_points}
+        for name, size in sizes.items():
+            check_range(name, size, 1)
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points

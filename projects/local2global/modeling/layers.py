@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import check_range
 from ..structures import padded_pixels
 from .ops.blocks import in_blocks
 
@@ -105,6 +106,7 @@ class ConvNorm(nn.Module):
         norm: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
+        check_range("channels", min(in_channels, out_channels), 1)
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
         self.norm = norm(out_channels)
@@ -132,6 +134,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
+        check_range("dim_feedforward", hidden_dim, 1)
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
         self.norm = nn.LayerNorm(dim)

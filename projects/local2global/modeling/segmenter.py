@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import mask_to_box
-from ..errors import UserError
+from ..errors import UserError, check_range
 from ..structures import (
     FrameFeatures,
     FramePredictions,
@@ -51,8 +51,8 @@ class Segmenter(nn.Module):
         mask_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if num_queries < 1:
-            raise UserError(f"num_queries {num_queries}: expected at least 1")
+        check_range("num_queries", num_queries, 1)
+        check_range("num_classes", num_classes, 1)
         if getattr(decoder, "dim", dim) != dim:
             raise UserError(f"dim {dim}: the decoder has {decoder.dim}")
         self.backbone = backbone
