@@ -172,6 +172,9 @@ BOMBS = {
     "checkpoint, shared lists": ("checkpoint", lambda: {"a.pth": seeds.saved({"x": shared(60)})}),
     "pickle, nested lists": ("checkpoint", lambda: {"a.pkl": nested(1_000_000)}),
     "checkpoint, nested lists": ("checkpoint", lambda: {"a.pth": with_pickle(nested(100_000))}),
+    "checkpoint, a call that takes 2 GB": (
+        "checkpoint", lambda: {"a.pth": with_pickle(b"\x80\2cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.")}
+    ),
     "json, nested lists": ("youtube_vis", lambda: {"annotations.json": b"[" * 2_000_000}),
     "yaml, aliases": ("yaml_config", lambda: {"config.yaml": aliases(12)}),
     "yaml, nested lists": ("yaml_config", lambda: {"config.yaml": b"model: " + b"[" * 100_000}),
