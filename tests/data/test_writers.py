@@ -11,7 +11,7 @@ import torch
 
 from local2global.data.generated.shapes import load_shapes
 from local2global.data.readers.youtube_vis import load_youtube_vis
-from local2global.data.writers import write_json, write_vipseg, write_youtube_vis
+from local2global.data.writers import new_folder, write_json, write_vipseg, write_youtube_vis
 from local2global.errors import UserError
 from local2global.results.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
 
@@ -98,6 +98,16 @@ def test_an_existing_folder_is_not_overwritten(shapes, tmp_path):
     with pytest.raises(UserError, match="already exists"):
         write_youtube_vis(shapes.videos, shapes.classes, tmp_path / "out")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    """They used to delete each other's temporary files."""
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("first")
+        with pytest.raises(UserError, match="out: another process writes this folder"):
+            new_folder(tmp_path / "out").__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "first"
 
 
 def test_a_failed_dataset_leaves_no_files(shapes, tmp_path):

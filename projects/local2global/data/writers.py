@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import atomic_folder, stays_inside, write_text
+from ..errors import UserError, make_folder
+from ..files import PARTIAL, atomic_folder, stays_inside, waiting_lock, write_text
 from ..results.segment_ids import Ids, box_of, count_ids, segment_id, write_ids
 from .datasets import VideoDataset, VideoRecord, annotation_entry
 
@@ -32,13 +32,23 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `out` at the end, or removed after an error.
 
     Raises:
-        UserError: if `out` exists and is not an empty folder.
+        UserError: if `out` exists and is not an empty folder, or another process writes it.
     """
+
+    def refuse() -> None:
+        raise UserError(f"{out}: another process writes this folder. Choose another folder.")
+
+    _require_new(out)
+    make_folder(out.parent, "another path")
+    with waiting_lock(out.with_name(f"{out.name}.lock{PARTIAL}"), refuse):
+        _require_new(out)  # the other process may have finished
+        with atomic_folder(out) as temporary:
+            yield temporary
+
+
+def _require_new(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists. Remove it, or choose another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(out) as temporary:
-        yield temporary
 
 
 def write_json(content: Any, path: Path) -> None:

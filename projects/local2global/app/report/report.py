@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import UserError
+from ...files import PARTIAL, waiting_lock
 from ..predict import L2G
 from .film import find_source, make_film
 from .page import Content, Lane, Row, write_page
@@ -33,10 +34,11 @@ def report(folder: Path, source: str | None = None, model: L2G | None = None) ->
         if not clean:
             raise UserError(f"{folder}: --queries needs the original video; name it with --source")
         queries = explain(model, opened, run)
-    film = make_film(opened, [run], folder / "report.mp4")
-    rows = [Row(identity.id, [Lane(identity)]) for identity in run.identities.values()]
-    content = Content(run.video, [run], rows, drawn=not clean, queries=queries)
-    return write_page(folder / "report.html", content, film)
+    with waiting_lock(folder / f"report{PARTIAL}", lambda: None):
+        film = make_film(opened, [run], folder / "report.mp4")
+        rows = [Row(identity.id, [Lane(identity)]) for identity in run.identities.values()]
+        content = Content(run.video, [run], rows, drawn=not clean, queries=queries)
+        return write_page(folder / "report.html", content, film)
 
 
 def find_folders(place: Path) -> list[Path]:
