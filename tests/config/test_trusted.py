@@ -167,7 +167,7 @@ def test_arguments_are_checked_by_the_annotations(tmp_path, target, arguments, m
         ([1, 2, 3], tuple[int, int], "a list of 2 values"),
         ([1, 2, 3], tuple[int, ...], ""),
         ({"a": 1}, Mapping[str, float], ""),
-        ({"a": "x"}, Mapping[str, float], "a number"),
+        ({"a": "x"}, Mapping[str, float], "a mapping whose values are each a number"),
         ([{"id": 1}], Sequence[Mapping[str, Any]], ""),
         (["a"], Sequence[Mapping[str, Any]], "a list whose values are each a mapping"),
         ("x", Any, ""),

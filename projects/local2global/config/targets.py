@@ -197,7 +197,8 @@ def _plain_error(value: Any, kind: Any) -> str:
     if inner and origin in (dict, Mapping):
         if not isinstance(value, dict):
             return "a mapping"
-        return next(filter(None, (type_error(item, inner[1]) for item in value.values())), "")
+        errors = (type_error(item, inner[1]) for item in value.values())
+        return next((f"a mapping whose values are each {error}" for error in errors if error), "")
     if kind not in _PLAIN:
         return "a component with a _target_" if origin is Callable or _is_part(kind) else ""
     accepted, words = _PLAIN[kind]
