@@ -122,6 +122,11 @@ def test_a_file_copied_by_hand_is_accepted_and_pinned(tmp_path, capsys):
     [
         (b"\n <!DOCTYPE html><html>", "application/octet-stream", "a web page instead of a file"),
         (CONTENT, "text/html; charset=utf-8", "a web page instead of a file"),
+        (
+            b'{"error": "no such model"}',
+            "application/json",
+            r"a message of the server \(JSON\) instead of a file",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\n", "text/plain", "a pointer of Git LFS"),
         (b"", "application/octet-stream", "an empty file"),
     ],

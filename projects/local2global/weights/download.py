@@ -38,6 +38,13 @@ PAUSE = 1.0
 #: Bytes per second below which a connection counts as cut after `TIMEOUT`.
 SLOWEST = 1000
 
+#: Content types that no file of weights has, and what they are.
+_MESSAGES = {
+    "text/html": "a web page",
+    "application/json": "a message of the server (JSON)",
+    "application/xml": "a message of the server (XML)",
+}
+
 _CHUNK = 1 << 20
 
 
@@ -220,8 +227,9 @@ def _connect(url: str, part: Path, bar: Any, announce: str) -> None:
             )
         if total is not None and total > MAX_DOWNLOAD:
             raise UserError(f"{url}: {megabytes(total)}, the limit is {megabytes(MAX_DOWNLOAD)}.")
-        if response.headers.get_content_type() == "text/html":
-            raise NotFoundError(f"{url}: a web page instead of a file.")
+        kind = response.headers.get_content_type()
+        if kind in _MESSAGES:
+            raise NotFoundError(f"{url}: {_MESSAGES[kind]} instead of a file.")
         if announce:
             size = megabytes(total) if total is not None else "size unknown"
             resumed = f", {megabytes(start)} already here" if start else ""
