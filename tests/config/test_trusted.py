@@ -257,11 +257,12 @@ def bomb(depth=40):
         ("a: &a [*a]", "aliases that expand"),
         ("a: " + json.dumps(list(range(MAX_NODES + 1))), "more than"),
         ("a: " + "[" * 20_000 + "]" * 20_000, "nested too deeply"),
+        ("a: " + "[" * 60 + "]" * 60, "nested too deeply"),
         ("a: !!python/object/apply:os.system [ls]", "not yaml"),
         ("a: \x00", "not yaml"),
         ("#" * 4_000_001, "larger than"),
     ],
-    ids=["aliases", "self", "long", "deep", "object", "control character", "large"],
+    ids=["aliases", "self", "long", "very deep", "deep", "object", "control character", "large"],
 )
 def test_yaml_bombs_are_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "bomb.yaml"

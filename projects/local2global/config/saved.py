@@ -21,6 +21,8 @@ from .trusted import UNSAVED, check_trusted
 #: Largest size of a yaml file in bytes, and largest number of nodes after expanding its aliases.
 MAX_BYTES = 4_000_000
 MAX_NODES = 50_000
+#: Largest depth; a shipped config has about ten levels.
+MAX_DEPTH = 50
 
 
 def resolve(cfg: Any) -> Any:
@@ -195,7 +197,9 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         for each in counts:
             if problem := _oddity(each):
                 raise UserError(f"{path}:{each.start_mark.line + 1}: {problem}")
-        return loader.construct_document(node)
+        content = loader.construct_document(node)
+        _check_depth(content)
+        return content
     except UserError:
         raise
     except OSError as error:
@@ -224,6 +228,13 @@ def _oddity(node: yaml.Node) -> str:
     elif kind in ("int", "float") and re.match(r"[-+]?0[0-9_]|.*:", node.value):
         return f"'{shown(node.value)}' is a number of base 8 or 60 in yaml: write it in decimal, or quote it"
     return f"a {kind} of yaml is no setting: quote text" if kind in _ODD_TYPES else ""
+
+
+def _check_depth(value: Any, left: int = MAX_DEPTH) -> None:
+    if left == 0:
+        raise RecursionError
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(child, left - 1)
 
 
 def _count_nodes(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
