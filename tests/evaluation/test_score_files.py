@@ -569,7 +569,7 @@ def test_eval_writes_the_zip_unasked_only_without_truth(files, tmp_path, capsys,
 def test_eval_writes_no_zip_for_a_panoptic_evaluator(monkeypatch, tmp_path):
     """Its truth has no list of tracks, which is an error only if a zip was requested."""
     evaluator = SimpleNamespace(truth=object(), reset=print, process=print, evaluate=print)
-    monkeypatch.setattr("local2global.lazy.instantiate", lambda _: evaluator)
+    monkeypatch.setattr("local2global.engine.settings.instantiate", lambda _: evaluator)
     cfg = OmegaConf.create({"dataloader": {"evaluator": {"_target_": "panoptic"}}})
     bundle_results(cfg, None)
     with pytest.raises(UserError, match=r"--submit: .* scores no tracks"):
