@@ -65,6 +65,17 @@ def test_the_highest_value_is_at_the_top_and_zero_at_the_bottom(tmp_path):
     assert 'd="M46.0 0.0L420.0 180.0"' in text
 
 
+def test_a_single_value_is_a_line_and_undefined_scores_are_left_out(tmp_path):
+    """The run is evaluated once; no object is of medium size."""
+    run = write_run(tmp_path / "run", [10.0])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 19, "segm/APm": -1, "loss_box": -1}) + "\n")
+    text = write_curves([run]).read_text(encoding="utf-8")
+    assert text.count("H420") >= text.count('class="line') > 3
+    assert "segm/APm" not in text
+    assert "loss_box" in text
+
+
 def test_small_values_have_an_exponent(tmp_path):
     """Labels of the axis have a narrow margin."""
     text = write_curves([write_run(tmp_path / "run", [10.0, 0.0])]).read_text(encoding="utf-8")

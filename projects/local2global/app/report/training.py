@@ -49,7 +49,7 @@ def is_training(folder: Path) -> bool:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """(iteration, value) by name; values that are not finite and damaged lines are left out.
+    """(iteration, value) by name; values that are not finite, undefined scores and damaged lines are left out.
 
     Raises:
         UserError: if the file holds no entry.
@@ -57,7 +57,10 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     values: dict[str, list[tuple[int, float]]] = {}
     for entry in read_entries(path):
         for name, value in entry.items():
-            if name not in _IGNORED and isinstance(value, (int, float)) and abs(value) < 1e300:
+            is_undefined = "/" in name and value == -1  # AP of a size that no object has
+            if name in _IGNORED or is_undefined:
+                continue
+            if isinstance(value, (int, float)) and abs(value) < 1e300:
                 values.setdefault(name, []).append((entry["iteration"], float(value)))
     if not values:
         raise UserError(f"{path}: no entry of a training's metrics")
@@ -123,6 +126,8 @@ def _chart(title: str, curves: Sequence[Curve]) -> dict[str, Any]:
             f"{(HEIGHT - BOTTOM) * (1 - (min(y, high) - low) / (high - low)):.1f}"
             for x, y in points
         )
+        if len(points) == 1:
+            path += f"H{WIDTH}"  # a single value would be invisible
         dash = _DASHES[index % len(_DASHES)] if index else ""
         lines.append({"d": f"M{path}", "color": color, "dash": dash, "main": index == 0})
         data.append({"run": curve.run, "name": curve.name, "points": [list(p) for p in points]})
