@@ -89,7 +89,8 @@ class Model(nn.Module):
         if event in ("SIGKILL", "SIGINT"):
             os.kill(os.getpid(), getattr(signal, event))
         if str(event).startswith("/"):
-            shutil.rmtree(event)
+            # At once: TensorBoard's thread may create a file during `rmtree`.
+            shutil.rmtree(shutil.move(event, f"{event}-deleted"))
         time.sleep(self.pause)
         error = torch.stack([self.layer(clip.x) * self.scale - clip.y for clip in clips]).float()
         losses = {"loss_square": error.square().mean(), "loss_size": 0.01 * self.layer.weight.abs().sum()}
