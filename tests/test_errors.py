@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from local2global.errors import MAX_MESSAGE, UserError
+from local2global.errors import MAX_MESSAGE, UserError, first_line
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,8 @@ def test_the_middle_of_a_long_message_is_left_out():
     assert line.startswith("file.json: xxx")
     assert line.endswith("xxx Fix it.")
     assert len(line) == MAX_MESSAGE + len(" ... ")
+
+
+def test_a_librarys_error_without_a_message_is_named():
+    assert first_line(EOFError()) == "EOFError"
+    assert first_line(ValueError("\n bad header \nmore")) == "bad header "

@@ -30,6 +30,11 @@ def one_line(message: str) -> str:
     return line if len(line) <= MAX_MESSAGE else f"{line[:half]} ... {line[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; the name of the exception if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def wrapped_user_error(error: BaseException) -> UserError | None:
     """The UserError that caused another exception, or the exception itself; None if there is none.
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from .errors import UserError, make_folder
+from .errors import UserError, first_line, make_folder
 
 try:
     import fcntl
@@ -78,7 +78,7 @@ def _is_open(path: Path, file: FileIO) -> bool:
 def cannot_write(path: str | Path, error: BaseException) -> UserError:
     """The error for a file that cannot be written."""
     reason = error.strerror if isinstance(error, OSError) else None
-    return UserError(f"{path}: cannot be written ({reason or str(error).splitlines()[0]})")
+    return UserError(f"{path}: cannot be written ({reason or first_line(error)})")
 
 
 def require_space(folder: str | Path, size: int, what: str, remedy: str = "") -> None:

@@ -389,6 +389,10 @@ def test_unusable_results_are_named(files, kind):
         (lambda t: t["categories"][0].pop("id"), "categories entry 0: no key `id`"),
         (lambda t: t["videos"].append(None), "videos entry 1: expected an object"),
         (lambda t: t["videos"][0].update(height="x"), "video 1: height, width and length must be numbers"),
+        (
+            lambda t: t["videos"][0].update(width=float("inf")),
+            "video 1: height, width and length must be numbers",
+        ),
         (lambda t: t.update(annotations={}), "expected a list `annotations`"),
         (lambda t: t["annotations"].append(None), "annotations entry 1: expected an object"),
         (lambda t: t["annotations"][0].update(id=[1]), "annotations entry 0: `id` must be a number"),

@@ -14,7 +14,7 @@ import typer
 from .. import __version__
 from ..config.find import find_config_file
 from ..configs import FOLDER
-from ..errors import UserError, one_line, wrapped_user_error
+from ..errors import UserError, first_line, one_line, wrapped_user_error
 from .data import data_app
 from .predict_command import WEIGHTS_HELP, predict
 from .report.commands import compare, report
@@ -69,7 +69,7 @@ def _fail(error: Exception) -> NoReturn:
 
     if isinstance(error, OmegaConfBaseException):
         key = f"{error.full_key}: " if error.full_key else ""
-        error = wrapped_user_error(error) or UserError(f"{key}{str(error).splitlines()[0]}")
+        error = wrapped_user_error(error) or UserError(f"{key}{first_line(error)}")
     if isinstance(error, _UsageError):
         command = error.ctx.command_path if error.ctx else "l2g"
         message, status = error.format_message(), 2
@@ -81,9 +81,9 @@ def _fail(error: Exception) -> NoReturn:
         file = f"{error.filename}: " if error.filename else ""
         message, status = f"l2g: {file}{error.strerror or error}", 1
     else:
-        first_line = one_line((str(error).strip().splitlines() or [""])[0])
+        reason = one_line(first_line(error))
         hint = "(run again with --debug for the traceback)"
-        message, status = f"l2g: unexpected {type(error).__name__}: {first_line} {hint}", 2
+        message, status = f"l2g: unexpected {type(error).__name__}: {reason} {hint}", 2
     typer.echo(message, err=True)
     sys.exit(status)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.loop import train
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..lazy import load_config
 
 #: Whole numbers of the option and their defaults.
@@ -144,5 +144,4 @@ def submit(text: str, config: Path, overrides: Sequence[str], resume: bool, over
         executor.update_parameters(**common, **specific)
         return executor.submit(TrainJob(str(config.resolve()), tuple(overrides), resume, overwrite))
     except (RuntimeError, ValueError, NameError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--slurm {text}: {reason}") from error
+        raise UserError(f"--slurm {text}: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, SCMode
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .targets import check_arguments, nearest, parameters, shown, type_error
 
 Variants = Mapping[str, Mapping[str, Any]]
@@ -57,7 +57,7 @@ def apply_overrides(
             OmegaConfBaseException,
             ValueError,
         ) as error:  # a ValueError for a key of a list that is no number
-            raise UserError(f"'{text}': {str(error).splitlines()[0]}") from error
+            raise UserError(f"'{text}': {first_line(error)}") from error
     if overrides:
         check_arguments(OmegaConf.to_container(cfg, structured_config_mode=SCMode.DICT_CONFIG), "")
     return cfg

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import UserError, wrapped_user_error
+from ..errors import UserError, first_line, wrapped_user_error
 from ..files import write_text
 from .targets import FLAGS, check_arguments, nearest, shown, target_name
 from .trusted import UNSAVED, check_trusted
@@ -37,7 +37,7 @@ def resolve(cfg: Any) -> Any:
     try:
         return _plain(OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg)
     except OmegaConfBaseException as error:
-        raise wrapped_user_error(error) or UserError(str(error).splitlines()[0]) from error
+        raise wrapped_user_error(error) or UserError(first_line(error)) from error
 
 
 def _plain(value: Any, key: str = "") -> Any:
@@ -94,7 +94,7 @@ def load_yaml_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()
     try:
         cfg = DictConfig(content, flags=FLAGS)
     except OmegaConfBaseException as error:  # an interpolation without its end
-        raise UserError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path}: {error.full_key}: {first_line(error)}") from error
     overridden = {re.sub(r"^[+~]+|=.*", "", text, flags=re.DOTALL) for text in overrides}
     base = _select(cfg, "train.output_dir")
     folder = _select(cfg, EVALUATOR_FOLDER)

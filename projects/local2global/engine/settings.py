@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..config.targets import MAX_INTEGER, check_arguments, shown
-from ..errors import UserError, wrapped_user_error
+from ..errors import UserError, first_line, wrapped_user_error
 from ..lazy import instantiate
 
 #: Every key of `cfg.train` with its default.  `accumulate`, `amp.dtype`, `cache_features` and `init_partial`
@@ -207,7 +207,7 @@ def _one_line(key: str) -> Iterator[None]:
     try:
         yield
     except OmegaConfBaseException as error:
-        problem = f"invalid config: {error.full_key or key}: {str(error).splitlines()[0]}"
+        problem = f"invalid config: {error.full_key or key}: {first_line(error)}"
         raise wrapped_user_error(error) or UserError(problem) from error
 
 
@@ -243,7 +243,7 @@ def build(cfg: DictConfig, key: str) -> Any:
     except Exception as error:
         if (cause := wrapped_user_error(error)) is not None:
             raise cause from None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         where = "" if reason.startswith(key) else f"{key}: "
         raise UserError(f"invalid config: {where}{reason}") from error
     kind, words = _PARTS.get(key, (object, ""))

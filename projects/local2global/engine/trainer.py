@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..structures import constant
 from ..weights.checkpoint import load_checkpoint, load_weights
 from ..weights.find import find_weights
@@ -135,7 +135,7 @@ class Trainer:
                 raise ValueError("another kind of optimizer")
             self.optimizer.load_state_dict(dict(state))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "damaged"
+            reason = first_line(error) if isinstance(error, ValueError) else "damaged"
             raise UserError(f"{source}: its optimizer does not fit ({reason}).") from error
 
     def state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..limits import MAX_MAPS
 from ..results.segment_ids import read_ids
 from .files import read_json
@@ -69,7 +69,7 @@ class ArchiveMaps:
             try:
                 maps = archive[name]
             except _DAMAGED as error:
-                raise UserError(f"{self.path}: `{name}` is damaged ({str(error).splitlines()[0]})") from error
+                raise UserError(f"{self.path}: `{name}` is damaged ({first_line(error)})") from error
         shape = "x".join(map(str, maps.shape))
         _check(
             maps.ndim == 3 and len(maps) == len(frames) and maps.dtype.kind in "iu",

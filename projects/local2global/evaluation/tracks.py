@@ -95,7 +95,8 @@ def _videos(truth: Entry) -> dict[Any, _Video]:
             raise UserError(f"truth, video {entry['id']}: file_names must be a list")
         length = entry.get("length", len(files) if files else None)
         if not all(
-            value is None or isinstance(value, Real) for value in (height, width, entry.get("length"))
+            value is None or (isinstance(value, Real) and math.isfinite(value))
+            for value in (height, width, entry.get("length"))
         ):
             raise UserError(f"truth, video {entry['id']}: height, width and length must be numbers")
         size = None if height is None or width is None else (int(height), int(width))

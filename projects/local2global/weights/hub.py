@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..limits import MAX_DOWNLOAD
 from .checkpoint import FOREIGN, PICKLED
 from .download import cache_folder, megabytes, say
@@ -152,21 +152,17 @@ def _errors(repository: str) -> Iterator[None]:
             "(a private one needs: hf auth login)"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise _UnreachableError(f"{place}: the Hub cannot be reached ({_first_line(error)})") from error
+        raise _UnreachableError(f"{place}: the Hub cannot be reached ({first_line(error)})") from error
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise UserError(f"{place}: no such revision or file") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        reason = getattr(error, "server_message", None) or _first_line(error)
+        reason = getattr(error, "server_message", None) or first_line(error)
         login = ". Log in: hf auth login" if status in (401, 403) else ""
         raise UserError(f"{place}: the Hub refuses (HTTP {status}: {reason}){login}") from error
     except errors.HFValidationError as error:
-        raise UserError(f"{place}: {_first_line(error)}") from error
+        raise UserError(f"{place}: {first_line(error)}") from error
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:
-        raise _UnreachableError(f"{place}: the Hub cannot be reached ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise _UnreachableError(f"{place}: the Hub cannot be reached ({first_line(error)})") from error

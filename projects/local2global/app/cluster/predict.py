@@ -16,7 +16,7 @@ from pathlib import Path
 
 import typer
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 from ...files import delete_partial_files, locked_folder
 from ..image_source import IMAGE_SUFFIXES
 from ..output import progress_bar
@@ -209,7 +209,7 @@ def _outcomes(pool: Pool, jobs: list[Job], display: _Display) -> Iterator[tuple[
     largest_first = (todo.pop()[-1] for _ in range(len(todo)))
     for job, result in pool.run("predict", largest_first):
         if isinstance(result, Exception):
-            error = (str(result).strip().splitlines() or [type(result).__name__])[0]
+            error = first_line(result)
             yield "failed", {"input": job.input, "name": job.name, "status": "failed", "error": error}
         else:
             yield "done", result

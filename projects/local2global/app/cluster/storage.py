@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from ...errors import UserError, make_folder
+from ...errors import UserError, first_line, make_folder
 from ...files import PARTIAL, atomic_path, cannot_write
 
 MARKER = "done.json"
@@ -37,7 +37,7 @@ def locate(address: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(os.path.expanduser(address))  # type: ignore[no-any-return]
     except (ImportError, ValueError) as error:
-        raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{address}: {first_line(error)}") from error
 
 
 def absolute(address: str) -> str:

@@ -20,7 +20,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 
 #: Bytes of one image in a zip file.
 MAX_IMAGE = 1 << 28
@@ -43,7 +43,7 @@ class Archive:
                 infos = [info for info in bundle.infolist() if not info.is_dir()]
             self._table = _entries(infos)
         except (OSError, BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             raise UserError(f"{path}: not a readable zip file ({reason}). Download it again.") from error
         self.rows = {str(PurePosixPath(info.filename)): i for i, info in enumerate(infos)}
         self.folders = {str(p) for name in self.rows for p in PurePosixPath(name).parents}
