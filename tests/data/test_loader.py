@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -202,19 +199,6 @@ def test_cut_clips_show_two_videos_and_do_not_depend_on_processes():
         "[[1, 1, 0], [0, 0, 1]]",
         "[[1, 0, 0], [0, 1, 1]]",
     }
-
-
-def test_workers_survive_the_signals_of_their_process_group():
-    """`kill -TERM -GROUP` and Slurm reach the workers too."""
-    loader = build_train_loader(videos(3), 2, Identity(), 1, num_workers=1)
-    running = iter(loader)
-    next(running)
-    (worker,) = multiprocessing.active_children()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        os.kill(worker.pid, number)
-    assert len([next(running) for _ in range(10)]) == 10
-    running.close()
-    assert multiprocessing.active_children() == []
 
 
 def test_every_epoch_is_a_permutation_of_the_videos():

@@ -7,7 +7,6 @@ of workers and a resume do not change it.
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -47,15 +46,6 @@ def _processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if world_size is None:
         world_size = torch.distributed.get_world_size() if running else 1
     return rank, world_size
-
-
-def _ignore_signals(_: int) -> None:
-    """Signals to a process group reach its workers too, but the trainer needs their batches to finish its step.
-
-    Workers end with their iterator or with the process that started them.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR2", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _trainers_iteration() -> int:
@@ -316,7 +306,6 @@ class TrainLoader:
             num_workers=self.num_workers,
             collate_fn=_as_list,
             prefetch_factor=self.prefetch if self.num_workers else None,
-            worker_init_fn=_ignore_signals,
             # Otherwise the base seed of workers would be drawn from the global random stream.
             generator=torch.Generator(),
         )

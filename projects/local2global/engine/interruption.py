@@ -47,7 +47,11 @@ class Interruption:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked process inherits this handler
+            # A forked data-loading worker inherits this handler.  It ignores Ctrl-C until the step is finished
+            # and exits on SIGTERM.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
         if self.requested and time.monotonic() - self._first > DUPLICATE_WINDOW:
             signal.signal(number, self._previous[signal.Signals(number)])
             signal.raise_signal(number)
