@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from rich.console import Console
 from local2global.engine.loop import evaluate, train
 from local2global.engine.processes import launch_command
 from local2global.engine.run_folder import is_run_of, lock_results, refuse_run
-from local2global.engine.trainer import endless
+from local2global.engine.trainer import Trainer, endless
 from local2global.errors import UserError
 from local2global.files import locked_folder
 from local2global.weights.checkpoint import load_checkpoint
@@ -717,6 +718,18 @@ def test_a_run_ends_when_its_folder_is_deleted(tmp_path, log_period, message):
         run(folder, f"model.events.5={folder}", f"train.log_period={log_period}")
     assert "\n" not in str(error.value)
     assert not folder.exists()
+
+
+def test_workers_that_a_signal_ends_within_a_step_are_one_line(tmp_path, monkeypatch):
+    """SIGTERM to a process group: torch raises the death of a worker anywhere in the step."""
+
+    def step(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(UserError, match=r"^a signal ended the training.*--resume"):
+        run(tmp_path)
 
 
 def test_launch_command_needs_an_address_for_several_machines():

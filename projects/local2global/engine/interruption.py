@@ -12,6 +12,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from ..errors import UserError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()))
 
 # torchrun forwards Ctrl-C to processes that already received it from the terminal.  A second signal within this
@@ -21,6 +23,9 @@ DUPLICATE_WINDOW = 2.0
 
 class Interruption:
     """Records `SIGNALS` inside a `with`; a second signal has the effect that it had before.
+
+    Raises:
+        UserError: at the end of the `with`, if a signal also ended data-loading workers of a step.
 
     Attributes:
         requested: this process received a signal.
@@ -41,9 +46,15 @@ class Interruption:
             self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        # A signal to the process group also ends the data-loading workers, which torch reports within the step.
+        if self.requested and isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise UserError(
+                "a signal ended the training, and its data-loading workers before the step was complete. "
+                "Continue with --resume."
+            ) from error
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
