@@ -725,6 +725,7 @@ def test_workers_that_a_signal_ends_within_a_step_are_one_line(tmp_path, monkeyp
 
     def step(*_):
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGCHLD)  # without the effect of torch's handler
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
 
     monkeypatch.setattr(Trainer, "step", step)

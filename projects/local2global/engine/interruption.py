@@ -49,7 +49,7 @@ class Interruption:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        # A signal to the process group also ends the data-loading workers, which torch reports within the step.
+        # Workers may have ended before this process received the signal.
         if self.requested and isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise UserError(
                 "a signal ended the training, and its data-loading workers before the step was complete. "
@@ -66,6 +66,9 @@ class Interruption:
         if self.requested and time.monotonic() - self._first > DUPLICATE_WINDOW:
             signal.signal(number, self._previous[signal.Signals(number)])
             signal.raise_signal(number)
+        if not self.requested and hasattr(signal, "SIGCHLD"):
+            # The signal may also end the data-loading workers.  torch would raise that within the step.
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         self._first = self._first if self.requested else time.monotonic()
         self.requested = True
         if self.received is None or number == SIGNALS[-1]:  # Slurm may send SIGTERM beside SIGUSR2
