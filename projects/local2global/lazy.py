@@ -28,7 +28,7 @@ from .config.overrides import apply_overrides
 from .config.saved import load_resolved, load_yaml_config, resolve, save_resolved
 from .config.targets import FLAGS, locate, nearest, short_name, target_name
 from .configs import FOLDER
-from .errors import UserError
+from .errors import UserError, first_line
 from .files import write_text
 
 __all__ = [
@@ -326,8 +326,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         where = error.filename or str(error).removeprefix("Config file ").removesuffix(" has syntax error!")
         raise UserError(f"{where}:{cause.lineno}: {cause.msg}") from error
     except Exception as error:
-        reason = " ".join(str(error).splitlines()[:1])
-        raise UserError(f"{_where(error, path)}: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{_where(error, path)}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path}: expected a mapping of names, got a list")
     try:

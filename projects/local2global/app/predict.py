@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .. import __version__
 from ..engine.settings import build
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..lazy import apply_overrides, load_resolved
 from ..results.exports import check_exports
 from ..results.record import RecordWriter, read_results
@@ -413,8 +413,8 @@ def _check_model(model: nn.Module) -> None:
     except ValueError:
         return  # depends on the size of the frame, for example too many queries
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"this model cannot process a frame ({type(error).__name__}: {reason})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"this model cannot process a frame ({reason})") from error
 
 
 def default_device() -> str:
