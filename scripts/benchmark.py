@@ -42,9 +42,10 @@ SECTIONS = {
     "peers": ("bench_peers", "peers"),
     "data": ("bench_data", "data"),
     "predict": ("bench_predict", "predict"),
+    "cluster": ("bench_cluster", "cluster"),
     "scorer": ("bench_scorer", "scorer"),
 }
-CPU_ONLY = {"data", "scorer"}
+CPU_ONLY = {"data", "scorer", "cluster"}
 
 
 def measure(section: str, bench: Bench) -> list[Row]:

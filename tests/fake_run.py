@@ -130,6 +130,25 @@ class Evaluator:
         )
 
 
+class InterruptedEvaluator(Evaluator):
+    """A signal arrives at the first video of the evaluation of one iteration, unless the run was resumed."""
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
+
+    def process(self, inputs, outputs):
+        super().process(inputs, outputs)
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        elif self.marker.read_text() == "":
+            raise AssertionError("the evaluation went on")
+
+    def evaluate(self):
+        assert self.marker.read_text() == "resumed"
+        return super().evaluate()
+
+
 class FailingEvaluator(Evaluator):
     """An evaluator that fails."""
 

@@ -205,6 +205,24 @@ def test_sigint_finishes_the_step_and_saves_a_checkpoint(tmp_path):
     assert [entry["iteration"] for entry in fake_run.curve(tmp_path)] == list(range(10))
 
 
+@pytest.mark.parametrize(
+    ("period", "last", "message"),
+    [(3, "model_0000002.pth", "interrupted; saved"), (0, "model_final.pth", "interrupted in the last eval")],
+)
+def test_sigint_ends_an_evaluation_after_the_video(tmp_path, period, last, message):
+    """In an evaluation without a checkpoint before it, one is saved; the last one is repeated by a resume."""
+    marker, output = tmp_path / "marker", io.StringIO()
+    cfg = fake_run.config(tmp_path / "run", f"train.eval_period={period}")
+    cfg.dataloader.evaluator = {"_target_": "fake_run.InterruptedEvaluator", "marker": str(marker)}
+    with pytest.raises(KeyboardInterrupt):
+        train(cfg, progress=Console(file=output, width=300))
+    assert message in output.getvalue()
+    assert (tmp_path / "run" / "last_checkpoint").read_text() == last
+    marker.write_text("resumed")
+    assert "error" in train(cfg, resume=True, progress=Console(quiet=True))["line"]
+    assert [entry["iteration"] for entry in fake_run.curve(tmp_path / "run")] == list(range(10))
+
+
 def test_a_non_finite_loss_is_named_and_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"iteration 5: loss_size is nan, .*video 100 \(key 3/5/0\)") as error:
         run(tmp_path, "model.events.5=nan")

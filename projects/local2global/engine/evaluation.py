@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from ..config.targets import FLAGS
 from ..errors import UserError
 from ..weights.checkpoint import averages_only, evaluation_state, load_checkpoint, load_weights
 from ..weights.find import find_weights
+from .interruption import InterruptedEvaluation
 from .metrics import progress_bar
-from .processes import barrier, join, rank, reduce
+from .processes import barrier, gather, join, rank, reduce
 from .settings import build, require, train_settings
 
 
@@ -48,7 +50,11 @@ def evaluates(cfg: DictConfig) -> bool:
 
 
 def evaluate(
-    cfg: DictConfig, model: nn.Module | None = None, *, progress: Console | None = None
+    cfg: DictConfig,
+    model: nn.Module | None = None,
+    *,
+    progress: Console | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run a model on `cfg.dataloader.test` and score it with `cfg.dataloader.evaluator`.
 
@@ -58,10 +64,14 @@ def evaluate(
         cfg: the whole config.
         model: a model on its device, not wrapped in DistributedDataParallel; by default `load_model(cfg)`.
         progress: console for the progress bar; standard error by default.
+        stop: asked after every batch; True ends the evaluation.
 
     Returns:
         {task: {name: number}} and {"speed": {"frames_per_second": ...}}, which counts all processes and includes
         data loading.  Only the first process computes scores; others return {}.
+
+    Raises:
+        InterruptedEvaluation: on all processes, if `stop` ended that of one of them.
     """
     require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train")
     train_settings(cfg)  # raises for values of the wrong type
@@ -74,7 +84,9 @@ def evaluate(
     evaluator.reset()
     begin = time.perf_counter()
     with progress_bar(loader, "evaluate", progress or Console(stderr=True), quiet=rank() > 0) as batches:
-        frames = process(model, batches, evaluator)
+        frames = process(model, takewhile(lambda _: not stop(), batches), evaluator)
+    if any(gather(stop())):
+        raise InterruptedEvaluation
     (total,) = reduce([frames], device)
     (seconds,) = reduce([time.perf_counter() - begin], device, "max")
     scores = dict(evaluator.evaluate() or {})

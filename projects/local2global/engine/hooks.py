@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -93,6 +94,9 @@ def evaluate_periodically(trainer: Trainer) -> None:
 
     With a weight average, its scores are logged as `ema_<task>` and its files go to the folder `ema` inside the
     evaluator's `output_dir`.
+
+    Raises:
+        InterruptedEvaluation: on all processes, after a signal.
     """
     done, period = trainer.iteration + 1, trainer.settings.eval_period
     if not evaluates(trainer.cfg) or (done < trainer.max_iter and (not period or done % period)):
@@ -101,11 +105,12 @@ def evaluate_periodically(trainer: Trainer) -> None:
         preserve_random_state(trainer.device),
         trainer.log.paused() if trainer.log is not None else nullcontext(),
     ):
+        run = partial(evaluate, progress=trainer.console, stop=lambda: trainer.interruption.requested)
         cfg = share_dataset(trainer.cfg)
-        scores = evaluate(cfg, trainer.model, progress=trainer.console)
+        scores = run(cfg, trainer.model)
         if trainer.average is not None:
             with trainer.average.applied(trainer.model):
-                averaged = evaluate(results_config(cfg, True), trainer.model, progress=trainer.console)
+                averaged = run(results_config(cfg, True), trainer.model)
             scores |= {f"ema_{name}": value for name, value in averaged.items()}
         if trainer.log is not None:
             # The scores of a finished run that is resumed are in the log.

@@ -1,6 +1,7 @@
-"""Signal handling: SIGINT, SIGTERM and SIGUSR2 end training after the current step, so that a checkpoint can be saved.
+"""Signal handling: SIGINT, SIGTERM and SIGUSR2 end a training, after which a checkpoint is saved.
 
-Slurm sends SIGUSR2 before it ends a job (`--signal=USR2@180`).
+A training step is finished first, and an evaluation ends after the current video.  Slurm sends SIGUSR2 before it ends
+a job (`--signal=USR2@180`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *((signal.SIGUSR2,) if hasattr(signal,
 # torchrun forwards Ctrl-C to processes that already received it from the terminal.  A second signal within this
 # time (in seconds) is such a duplicate.
 DUPLICATE_WINDOW = 2.0
+
+
+class InterruptedEvaluation(Exception):  # noqa: N818 - like KeyboardInterrupt, not an error
+    """A signal ended an evaluation, on all processes, before its scores were known."""
 
 
 class Interruption:

@@ -19,6 +19,7 @@ from ..errors import UserError
 from ..files import write_text
 from .evaluation import evaluate, evaluates, load_model
 from .hooks import HOOKS, evaluate_periodically, save, save_missing_final
+from .interruption import InterruptedEvaluation
 from .metrics import RunLog
 from .processes import gather, join, peer_errors, rank
 from .rng import pick_seed, seed_all
@@ -107,15 +108,32 @@ def train(
                 RunLog(folder, trainer.iteration, trainer.max_iter, console, wandb)
             )
         stack.enter_context(trainer.interruption)
+        _run(trainer, content, first_iteration)
+    return trainer.scores
+
+
+def _run(trainer: Trainer, content: dict[str, Any] | None, first_iteration: FirstIteration) -> None:
+    """Train and evaluate from the state of a checkpoint, or from the start.
+
+    Raises:
+        KeyboardInterrupt: after a signal, when a checkpoint is saved.
+    """
+    try:
         if trainer.start >= trainer.max_iter:
-            console.print(f"nothing left to train: {trainer.start} of {trainer.max_iter} iterations are done")
+            trainer.console.print(
+                f"nothing left to train: {trainer.start} of {trainer.max_iter} iterations are done"
+            )
             save_missing_final(trainer)
             evaluate_periodically(trainer)
-        elif content is not None and not gather(has_scores(folder, trainer.iteration))[0]:
+        elif content is not None and not gather(has_scores(trainer.folder, trainer.iteration))[0]:
             # The run was killed during an evaluation, which follows the checkpoint.
             evaluate_periodically(trainer)
         trainer.run((first_iteration, *HOOKS), content["random"] if content is not None else None)
-        if trainer.interruption.agreed and trainer.iteration + 1 < trainer.max_iter:
-            console.print(f"interrupted; saved {folder / save(trainer)}. Continue with --resume.")
-            raise KeyboardInterrupt(trainer.interruption.received)
-    return trainer.scores
+    except InterruptedEvaluation:
+        trainer.interruption.agreed = True
+        if trainer.iteration + 1 == trainer.max_iter:
+            trainer.console.print("interrupted in the last evaluation; repeat it with --resume.")
+            raise KeyboardInterrupt(trainer.interruption.received) from None
+    if trainer.interruption.agreed and trainer.iteration + 1 < trainer.max_iter:
+        trainer.console.print(f"interrupted; saved {trainer.folder / save(trainer)}. Continue with --resume.")
+        raise KeyboardInterrupt(trainer.interruption.received)
