@@ -16,7 +16,9 @@ from local2global.data.check import check_dataset
 from local2global.data.clips import make_clip
 from local2global.data.datasets import Lean
 from local2global.data.holdout import holdout
+from local2global.data.readers import layouts
 from local2global.data.readers.coco import load_coco
+from local2global.data.readers.entries import read_json
 from local2global.data.readers.layouts import classes_of, load_annotated, load_split, load_vipseg
 from local2global.data.readers.rle import encode_mask
 from local2global.errors import UserError
@@ -312,6 +314,18 @@ def test_the_format_of_an_annotation_file_is_detected(coco, tmp_path):
     assert [v.length for v in load_annotated(tmp_path / "mine", tmp_path / "mine.json").videos] == [3, 3, 3]
     assert [v.length for v in load_annotated(*coco).videos] == [1, 1, 1]
     assert classes_of(tmp_path / "mine.json") == classes_of(coco[1]) == CLASSES
+
+
+def test_the_classes_of_a_file_are_read_again_when_it_has_changed(coco, monkeypatch):
+    path, reads = coco[1], []
+    monkeypatch.setattr(layouts, "read_json", lambda path: reads.append(path) or read_json(path))
+    classes_of(path)[0]["name"] = "changed by the caller"
+    assert classes_of(path) == classes_of(str(path)) == CLASSES
+    assert len(reads) == 1
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "another name"
+    path.write_text(json.dumps(content))
+    assert classes_of(path)[0]["name"] == "another name"
 
 
 def test_held_out_and_remaining_videos_partition_the_dataset(tmp_path):

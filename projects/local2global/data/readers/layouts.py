@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,21 @@ def classes_of(path: str | Path) -> list[dict[str, Any]]:
         UserError: if the file cannot be read, or has no categories.
     """
     path = Path(path)
+    try:
+        state = path.stat()
+    except OSError:
+        return _classes(path)
+    return [dict(entry) for entry in _known_classes(path, state.st_mtime_ns, state.st_size)]
+
+
+@lru_cache(maxsize=16)
+def _known_classes(path: Path, modified: int, size: int) -> list[dict[str, Any]]:
+    """`classes_of` an unchanged file: a config refers to its classes many times, and the file may be large."""
+    del modified, size
+    return _classes(path)
+
+
+def _classes(path: Path) -> list[dict[str, Any]]:
     content = read_json(path)
     names = parse_categories(content if isinstance(content, dict) else {}, RaiseProblems(path))
     return [{"id": k, "name": names[k]} for k in sorted(names)]
