@@ -110,6 +110,28 @@ def test_of_two_detections_of_an_object_the_more_confident_one_is_reported():
     assert track(frames, ImageTracker(duplicate=0.7))[0] == [4, 5, None, None]
 
 
+def test_the_mask_of_an_object_is_the_average_of_its_detections_by_score():
+    """The second square is one column to the right: its column 6 is lost, column 2 stays.  The third is elsewhere."""
+    predictions = frame((2, 2, RED, 0.8), (3, 2, RED, 0.4), (16, 2, BLUE, 0.9))
+    linked = ImageTracker().link(None, predictions)
+    row = linked.masks[0, 1, 3]
+    weight = 0.8 / (0.8 + 0.4)
+    assert row[2] == pytest.approx(5 * weight - 5 * (1 - weight), abs=1e-4)
+    assert row[6] == pytest.approx(5 * (1 - weight) - 5 * weight, abs=1e-4)
+    assert row[3] == pytest.approx(5.0)
+    assert torch.equal(linked.masks[0, 0], predictions.masks[0, 2])
+
+
+@pytest.mark.parametrize(("smoothing", "query"), [(0.0, [0.0, 1.0]), (0.5, [0.5, 0.5])])
+def test_the_query_of_a_slot_is_a_moving_average(smoothing, query):
+    """A new object in a slot starts with its own query."""
+    tracker = ImageTracker(smoothing=smoothing)
+    first = tracker.link(None, frame((2, 2, (3.0, 0.0), 0.9)))
+    assert first.queries.embed[0, 0].tolist() == [3.0, 0.0]
+    second = tracker.link(first.queries, frame((2, 2, (0.0, 2.0), 0.9)))
+    assert second.queries.embed[0, 0].tolist() == query
+
+
 def test_links_do_not_depend_on_the_order_of_detections():
     torch.manual_seed(0)
     places = [(2, 2), (9, 2), (16, 2)]

@@ -142,7 +142,9 @@ def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
     # Both trackers of images see the same predictions of single frames.
     cfg.model.tracker = LazyCall(ImageTracker)()
     images = _load(cfg, weights)
-    cfg.model.tracker = LazyCall(ImageTracker)(memory=0, appearance=1.0, least=0.0, duplicate=1.0)
+    cfg.model.tracker = LazyCall(ImageTracker)(
+        memory=0, appearance=1.0, least=0.0, duplicate=1.0, smoothing=0.0
+    )
     similar = _load(cfg, weights)
     return {
         "single frames": Arm(_do_not_link(single), single),

@@ -83,7 +83,9 @@ class ImageTracker(nn.Module):
 
     where place is the mean of the IoU of the masks and the IoU of the detection's box with the slot's moved box; for an
     object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time.  An object
-    without a query is linked by place alone.  A frame is linked by the Hungarian algorithm:
+    without a query is linked by place alone.  The mask of a detection is the average of the masks that overlap it by
+    `duplicate`, weighted by score; the query of a slot is the moving average of the queries of its detections.  A frame
+    is linked by the Hungarian algorithm:
 
     1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
     2. the slots of objects, seen on the previous frame or lost, take the detections with the largest summed affinity;
@@ -98,7 +100,9 @@ class ImageTracker(nn.Module):
         appearance: weight of the queries' similarity in the affinity; the rest is the weight of the place.
         least: affinity below which a slot and a detection are never linked.
         threshold: class score from which a detection is confident.
-        duplicate: IoU of masks above which the less confident of two detections is dropped.
+        duplicate: IoU of masks above which two detections show one object: their masks are averaged, and the less
+            confident one is dropped.
+        smoothing: weight of the earlier queries of a slot in the moving average; 0 keeps the last query.
 
     Attributes:
         aligner: always None.
@@ -114,11 +118,12 @@ class ImageTracker(nn.Module):
         appearance: float = 0.6,
         least: float = 0.3,
         threshold: float = 0.15,
-        duplicate: float = 0.4,
+        duplicate: float = 0.5,
+        smoothing: float = 0.5,
     ) -> None:
         super().__init__()
         self.memory, self.appearance, self.least = memory, appearance, least
-        self.threshold, self.duplicate = threshold, duplicate
+        self.threshold, self.duplicate, self.smoothing = threshold, duplicate, smoothing
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
@@ -130,6 +135,7 @@ class ImageTracker(nn.Module):
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots, with an empty mask and a score near 0 in slots without one."""
         slots = past if isinstance(past, RememberedQueries) else RememberedQueries.empty(predictions)
+        predictions = dataclasses.replace(predictions, masks=self._average_masks(predictions))
         with torch.no_grad():
             order, new = self._assign(slots, predictions)
         missing = order < 0
@@ -138,8 +144,16 @@ class ImageTracker(nn.Module):
             ordered,
             logits=ordered.logits.masked_fill(missing[..., None], ABSENT),
             masks=ordered.masks.masked_fill(missing[..., None, None], ABSENT),
-            queries=_remember(slots, ordered, missing, new),
+            queries=_remember(slots, ordered, missing, new, self.smoothing),
         )
+
+    def _average_masks(self, predictions: FramePredictions) -> Tensor:
+        """(B, N, h, w) logits: each mask averaged with those that show the same object, weighted by score."""
+        masks = predictions.masks > 0
+        weights = _scores(predictions)[:, None] * (pairwise_iou(masks, masks) > self.duplicate)
+        total = weights.sum(-1)[..., None, None]
+        averages = (weights @ predictions.masks.flatten(2)).view_as(masks) / total.clamp(min=1e-6)
+        return torch.where(total > 0, averages, predictions.masks)
 
     def _assign(self, slots: RememberedQueries, predictions: FramePredictions) -> tuple[Tensor, Tensor]:
         """Links the detections of a frame to slots.
@@ -148,7 +162,7 @@ class ImageTracker(nn.Module):
             (B, N) int64, the detection of each slot, -1 for none; (B, N) bool, the slots that are given to new objects.
         """
         masks = predictions.masks > 0
-        scores = predictions.logits.sigmoid().amax(-1).masked_fill(~masks.flatten(2).any(-1), 0.0)
+        scores = _scores(predictions)
         tensors = (
             self.affinity(slots, predictions),
             pairwise_iou(masks, masks),
@@ -233,9 +247,15 @@ class ImageTracker(nn.Module):
         )
 
 
+def _scores(predictions: FramePredictions) -> Tensor:
+    """(B, N) best class score of each detection, 0 for an empty mask."""
+    empty = ~(predictions.masks > 0).flatten(2).any(-1)
+    return predictions.logits.sigmoid().amax(-1).masked_fill(empty, 0.0)
+
+
 @torch.no_grad()
 def _remember(
-    slots: RememberedQueries, ordered: FramePredictions, missing: Tensor, new: Tensor
+    slots: RememberedQueries, ordered: FramePredictions, missing: Tensor, new: Tensor, smoothing: float
 ) -> RememberedQueries:
     """The slots after a frame.
 
@@ -244,12 +264,17 @@ def _remember(
         ordered: the detections in the order of the slots.
         missing: (B, N) bool, slots without a detection, which keep their content.
         new: (B, N) bool, slots that are given to new objects.
+        smoothing: weight of the earlier queries.
     """
     found, current = ~missing[..., None], ordered.queries
     step = (current.boxes - slots.boxes)[..., :2] / (slots.lost[..., None] + 1.0)
-    motion = torch.where((slots.taken & ~new)[..., None], (slots.motion + step) / 2, 0.0)
+    known = (slots.taken & ~new)[..., None]
+    motion = torch.where(known, (slots.motion + step) / 2, 0.0)
+    earlier, latest = F.normalize(slots.embed, dim=-1), F.normalize(current.embed, dim=-1)
+    average = smoothing * earlier + (1 - smoothing) * latest
+    embed = torch.where(known & slots.embed.any(-1, keepdim=True), average, current.embed)
     return RememberedQueries(
-        embed=torch.where(found, current.embed, slots.embed),
+        embed=torch.where(found, embed, slots.embed),
         boxes=torch.where(found, current.boxes, slots.boxes),
         masks=torch.where(found[..., None], ordered.masks > 0, slots.masks),
         motion=torch.where(found, motion, slots.motion),
