@@ -46,6 +46,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from local2global.engine.memory import peak_memory
+from local2global.errors import first_line
 from local2global.modeling import criterion
 from local2global.modeling.deformable import sample_definition
 from local2global.modeling.model import Local2Global
@@ -116,9 +117,7 @@ def gpu(bench: Bench) -> Iterator[Row]:
             with time_limit(seconds):
                 rows.extend(part(bench, size))
         except Exception as error:
-            reason = str(error).strip().splitlines()
-            text = f"{type(error).__name__}: {reason[0] if reason else ''}"
-            rows.append({"name": name, "error": text})
+            rows.append({"name": name, "error": f"{type(error).__name__}: {first_line(error)}"})
         taken = time.perf_counter() - start
         yield from ({**row, "section": "gpu", "part": name, "part_s": taken} for row in rows)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from ...errors import UserError
+from ...errors import UserError, first_line
 
 ATTEMPTS = 5  # of a task, until it counts as failed
 PAUSE = 1.0  # seconds before the second attempt, doubled before every further one
@@ -56,7 +56,7 @@ def connected(address: str, workers: int | None) -> Iterator[None]:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             if address != "auto":
-                raise UserError(f"--ray {address}: no Ray cluster answers ({_line(error)})") from error
+                raise UserError(f"--ray {address}: no Ray cluster answers ({first_line(error)})") from error
             _start_local(cores, quiet)
     try:
         yield
@@ -87,7 +87,7 @@ def _start_local(cores: int, quiet: dict[str, Any]) -> None:
     try:
         ray.init("local", num_cpus=cores, include_dashboard=False, object_store_memory=1 << 27, **quiet)
     except Exception as error:  # Ray raises no class of its own
-        raise UserError(f"--ray: Ray cannot be started on this machine: {_line(error)}") from error
+        raise UserError(f"--ray: Ray cannot be started on this machine: {first_line(error)}") from error
 
 
 def resources_of(device: str | None) -> dict[str, float]:
@@ -213,7 +213,7 @@ class Pool:
             except ray.exceptions.RayError as error:
                 self._stop(actor)
                 self._start()
-                result = _LostError(f"its worker died ({_line(error)})")
+                result = _LostError(f"its worker died ({first_line(error)})")
             attempt.failures += isinstance(result, Exception)
             yield attempt, result
 
@@ -234,7 +234,9 @@ class Pool:
             if isinstance(cause, UserError):
                 raise cause from None
             if self._failed_starts == _FAILED_STARTS:
-                raise UserError(f"no worker can be started on the Ray cluster: {_line(cause, -1)}") from error
+                raise UserError(
+                    f"no worker can be started on the Ray cluster: {_last_line(cause)}"
+                ) from error
             self._stop(actor)
             self._start()
         else:
@@ -270,7 +272,6 @@ class _LostError(Exception):
     """A task whose actor died."""
 
 
-def _line(error: BaseException, number: int = 0) -> str:
-    """A line of Ray's long messages; the last one names the exception of a constructor."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[number]
+def _last_line(error: BaseException) -> str:
+    """The last line of a message, which names the exception of a constructor in Ray's."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
