@@ -4,6 +4,7 @@ from local2global.lazy import LazyCall as L
 from local2global.modeling.criterion import FullSupervision, ReducedSupervision
 from local2global.modeling.positions import (
     DynamicLocalPositions,
+    NoPositions,
     StaticLocalPositions,
     StaticPositions,
     TrajectoryPositions,
@@ -18,7 +19,9 @@ variants = {
     "model.tracker.local_positions": dict(
         static=L(StaticLocalPositions)(**_slots), dynamic=L(DynamicLocalPositions)()
     ),
-    "model.tracker.positions": dict(trajectory=L(TrajectoryPositions)(), static=L(StaticPositions)(**_slots)),
+    "model.tracker.positions": dict(
+        trajectory=L(TrajectoryPositions)(), static=L(StaticPositions)(**_slots), none=L(NoPositions)()
+    ),
     "model.tracker.first_frame": dict(
         local=L(FromLocal)(),
         unaligned=L(FromLocal)(align=False),

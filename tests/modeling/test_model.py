@@ -14,7 +14,7 @@ from local2global.modeling.backbone import GroupNorms, ResNet
 from local2global.modeling.criterion import FullSupervision
 from local2global.modeling.matcher import match_clip
 from local2global.modeling.model import Local2Global, fit_masks
-from local2global.modeling.positions import DynamicLocalPositions, StaticPositions
+from local2global.modeling.positions import DynamicLocalPositions, NoPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, Learned
 from local2global.modeling.variants import FromProposals, ImageTracker
 from local2global.structures import Clip, VideoResult
@@ -26,6 +26,7 @@ VARIANTS = {
     "baseline: no aligner, static": lambda: {"aligner": False, "positions": StaticPositions(6, 32)},
     "no aligner": lambda: {"aligner": False},
     "static": lambda: {"positions": StaticPositions(6, 32)},
+    "no g_pos": lambda: {"positions": NoPositions()},
     "dynamic l_pos": lambda: {"local_positions": DynamicLocalPositions()},
     "cross first": lambda: {"cross_first": True},
     "bypass": lambda: {"first_frame": FromLocal(align=False)},

@@ -8,6 +8,7 @@ import torch
 from local2global.modeling.decoder import Decoder
 from local2global.modeling.positions import (
     DynamicLocalPositions,
+    NoPositions,
     StaticLocalPositions,
     StaticPositions,
     TrajectoryPositions,
@@ -58,6 +59,12 @@ def test_static_positions_are_learned_and_have_no_boxes(queries):
     static = StaticPositions(5, 16)
     positions = static(queries, None)
     assert torch.equal(positions.embed, static.embed.weight.expand(2, 5, 16))
+    assert positions.boxes is None
+
+
+def test_without_positions_g_pos_is_zero(queries):
+    positions = NoPositions()(queries, None)
+    assert torch.equal(positions.embed, torch.zeros_like(queries.embed))
     assert positions.boxes is None
 
 

@@ -62,6 +62,15 @@ class StaticPositions(nn.Module):
         return Positions(embed, None)
 
 
+class NoPositions(nn.Module):
+    """g_pos = 0: another reading of Table 3, row 2, which does not say what g_pos is without trajectory."""
+
+    def forward(self, queries: Queries, embed_boxes: EmbedBoxes) -> Positions:
+        """Positions of the slots."""
+        del embed_boxes
+        return Positions(torch.zeros_like(queries.embed), None)
+
+
 class StaticLocalPositions(nn.Module):
     """l_pos: a learned embedding per confidence rank of the local queries.
 

@@ -15,6 +15,7 @@ from .aligner import L2GAligner
 from .positions import (
     DynamicLocalPositions,
     EmbedBoxes,
+    NoPositions,
     StaticLocalPositions,
     StaticPositions,
     TrajectoryPositions,
@@ -95,7 +96,7 @@ class Tracker(nn.Module):
     def __init__(
         self,
         aligner: L2GAligner | None,
-        positions: TrajectoryPositions | StaticPositions,
+        positions: TrajectoryPositions | StaticPositions | NoPositions,
         local_positions: StaticLocalPositions | DynamicLocalPositions,
         first_frame: FromLocal | Learned,
     ) -> None:
