@@ -326,7 +326,7 @@ def _add_occluder(draw: Generator, difficulty: Difficulty, bodies: list[Body], l
     return [*bodies[:before], occluder, *hidden]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)  # a scene takes 10 ms and a few kilobytes; the identity bench trains on 120 videos
 def _scene(seed: int, index: int, difficulty: Difficulty) -> Scene:
     draw = _keyed(seed, index, "scene")
     ground: Ground = _draw_background(draw, difficulty.size)
