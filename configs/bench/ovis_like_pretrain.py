@@ -4,7 +4,7 @@
     l2g train configs/bench/ovis_like_pretrain.py    # the aligner
     l2g train configs/bench/ovis_like.py train.init_checkpoint=output/bench/ovis_like_pretrain/model_final.pth
 
-All other weights are frozen, except the position MLP of the decoder.  The learned queries are dropped in video training.
+All other weights are frozen, except the position MLP of the decoder.  Video training drops the learned queries.
 """
 
 from local2global.lazy import LazyCall as L
