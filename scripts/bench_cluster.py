@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,16 +11,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from bench_common import ROOT, Bench, Row
+from bench_common import ROOT, Bench, Row, command_row, write_video
 
 from local2global.app.cluster.videos import VideoWorker
-from local2global.app.video import VideoWriter
 from local2global.config.saved import save_resolved
 from local2global.data.generated.shapes import load_shapes
+from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
 from local2global.weights.checkpoint import save_checkpoint
 
 SIZE = (360, 640)
+ROUNDS = 3  # a round takes more than a minute
 
 
 def cluster(bench: Bench) -> Iterator[Row]:
@@ -30,31 +30,25 @@ def cluster(bench: Bench) -> Iterator[Row]:
     A round is a command with one worker and one with two.  The results agree if all records are equal, byte by byte.
     """
     cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise UserError("the section cluster needs two cores")
     videos, length = (8, 20) if bench.quick else (16, 60)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         _write_run(folder / "run")
-        _write_videos(folder / "videos", videos, length)
+        (folder / "videos").mkdir()
+        scenes = load_shapes("demo", videos, 0, length, (SIZE[0] // 4, SIZE[1] // 4)).videos
+        for number, scene in enumerate(scenes):
+            write_video(folder / "videos" / f"{number}.mp4", scene, length, SIZE)
         times: tuple[list[float], list[float]] = ([], [])
-        agree = len(cores) == 2
-        for turn in range(1 if bench.quick else 3):
+        agree = True
+        for turn in range(ROUNDS):
             for i in (0, 1) if turn % 2 == 0 else (1, 0):
                 output = folder / f"{turn}-{i}"
                 times[i].append(_predict(folder, output, cores[: 2 - i]))
             agree &= _records(folder / f"{turn}-0") == _records(folder / f"{turn}-1")
-        ratios = [one / two for two, one in zip(*times, strict=True)]
-        yield {
-            "section": "cluster",
-            "name": f"two workers, {videos} videos of {length} frames",
-            "mode": "eager",
-            "dtype": "fp32",
-            "pass": "command",
-            "ours_s": statistics.median(times[0]),
-            "peer_s": statistics.median(times[1]),
-            "ratio": statistics.median(ratios),
-            "iqr": max(ratios) - min(ratios),
-            "agree": agree,
-        }
+        name = f"two workers, {videos} videos of {length} frames"
+        yield {**command_row(name, times, agree), "section": "cluster"}
 
 
 def _write_run(folder: Path) -> None:
@@ -64,16 +58,6 @@ def _write_run(folder: Path) -> None:
     folder.mkdir()
     save_resolved(config, folder / "config.yaml")
     save_checkpoint(folder / "model_final.pth", {"model": instantiate(config.model).state_dict()})
-
-
-def _write_videos(folder: Path, count: int, length: int) -> None:
-    folder.mkdir()
-    for number, scene in enumerate(
-        load_shapes("demo", count, 0, length, (SIZE[0] // 4, SIZE[1] // 4)).videos
-    ):
-        with VideoWriter(folder / f"{number}.mp4", 25, SIZE) as writer:
-            for t in range(length):
-                writer.write(scene.frame(t).repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 def _predict(folder: Path, output: Path, cores: Sequence[int]) -> float:

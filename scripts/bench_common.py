@@ -13,7 +13,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 import local2global
+from local2global.app.video import VideoWriter
+from local2global.data.datasets import VideoRecord
 from local2global.lazy import instantiate, load_config
 from local2global.modeling.model import Local2Global
 from local2global.structures import Clip, ClipTargets, FramePredictions, Queries
@@ -130,6 +132,30 @@ class Bench:
         if first > 10 * SHORTEST:
             return 1
         return max(1, round(SHORTEST / max(self.read(arm), 1e-6)))
+
+
+def command_row(name: str, times: tuple[Sequence[float], Sequence[float]], agree: bool) -> Row:
+    """Return the row of two commands that were timed in turns by the wall clock: ours, peer."""
+    ratios = [b / a for a, b in zip(*times, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
+    return {
+        "name": name,
+        "mode": "eager",
+        "dtype": "fp32",
+        "pass": "command",
+        "ours_s": statistics.median(times[0]),
+        "peer_s": statistics.median(times[1]),
+        "ratio": statistics.median(ratios),
+        "iqr": quartiles[2] - quartiles[0],
+        "agree": agree,
+    }
+
+
+def write_video(path: Path, scene: VideoRecord, length: int, size: tuple[int, int]) -> None:
+    """Write a generated video of a quarter of the size, enlarged to `size`."""
+    with VideoWriter(path, 25, size) as writer:
+        for t in range(length):
+            writer.write(scene.frame(t).repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 def _read_events(arm: Arm, repeats: int) -> float:

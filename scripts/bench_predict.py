@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_common import ROOT, Bench, Row
+from bench_common import ROOT, Bench, Row, command_row, write_video
 
 from local2global.app import predict as command
 from local2global.app.batch import predict_batch, predict_one_by_one
 from local2global.app.predict import L2G
-from local2global.app.video import Source, VideoWriter, open_source
+from local2global.app.video import Source, open_source
 from local2global.data.generated.shapes import PRESETS, load_shapes
 from local2global.lazy import instantiate, load_config
 
@@ -41,9 +40,7 @@ def predict(bench: Bench) -> Iterator[Row]:
         sources = []
         for number, scene in enumerate(scenes):
             path = folder / f"{number}.mp4"
-            with VideoWriter(path, 25, SIZE) as writer:
-                for t in range(length):
-                    writer.write(scene.frame(t).repeat_interleave(4, 1).repeat_interleave(4, 2))
+            write_video(path, scene, length, SIZE)
             sources.append(open_source(path))
 
         def one(output: Path) -> None:
@@ -91,16 +88,4 @@ def _compare(
             records[i] = [path.read_bytes() for path in sorted(output.glob("*/frames.jsonl"))]
             shutil.rmtree(output)
         agree &= records[0] == records[1] and len(records[0]) > 0
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {
-        "name": f"{name}, 720p",
-        "mode": "eager",
-        "dtype": "fp32",
-        "pass": "command",
-        "ours_s": statistics.median(times[0]),
-        "peer_s": statistics.median(times[1]),
-        "ratio": statistics.median(ratios),
-        "iqr": quartiles[2] - quartiles[0],
-        "agree": agree,
-    }
+    return command_row(f"{name}, 720p", times, agree)

@@ -64,7 +64,7 @@ def evaluate(
         cfg: the whole config.
         model: a model on its device, not wrapped in DistributedDataParallel; by default `load_model(cfg)`.
         progress: console for the progress bar; standard error by default.
-        stop: asked after every batch; True ends the evaluation.
+        stop: asked before every batch and at the end; True ends the evaluation.
 
     Returns:
         {task: {name: number}} and {"speed": {"frames_per_second": ...}}, which counts all processes and includes

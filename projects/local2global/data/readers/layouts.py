@@ -139,19 +139,16 @@ def classes_of(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         state = path.stat()
+        version = (state.st_mtime_ns, state.st_size)
     except OSError:
-        return _classes(path)
-    return [dict(entry) for entry in _known_classes(path, state.st_mtime_ns, state.st_size)]
+        version = None  # reading it raises
+    return [dict(entry) for entry in _classes(path, version)]
 
 
 @lru_cache(maxsize=16)
-def _known_classes(path: Path, modified: int, size: int) -> list[dict[str, Any]]:
-    """`classes_of` an unchanged file: a config refers to its classes many times, and the file may be large."""
-    del modified, size
-    return _classes(path)
-
-
-def _classes(path: Path) -> list[dict[str, Any]]:
+def _classes(path: Path, version: tuple[int, int] | None) -> list[dict[str, Any]]:
+    """`classes_of` one version of a file: a config refers to its classes many times, and the file may be large."""
+    del version
     content = read_json(path)
     names = parse_categories(content if isinstance(content, dict) else {}, RaiseProblems(path))
     return [{"id": k, "name": names[k]} for k in sorted(names)]
