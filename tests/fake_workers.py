@@ -36,7 +36,7 @@ def write_clip(path: Path, frames: int, seed: int) -> Path:
 
 
 def assert_same(folder: Path, alone: Path) -> None:
-    """The outputs of a video are those of another run; x264 may round single pixels in another way."""
+    """The outputs of a video are those of another run; the threads of x264 do not always choose alike."""
     for file in ("annotations.json", "frames.jsonl", "results.json"):
         assert (folder / file).read_bytes() == (alone / file).read_bytes(), folder / file
     videos = [open_source(place / "video.mp4").read() for place in (folder, alone)]
