@@ -1,10 +1,13 @@
-"""Parallel prediction: results equal sequential ones, failures are isolated, interrupts leave valid files."""
+"""Several videos at a time, each in a process of its own: the results are those of one video after the other."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
-import threading
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,163 +15,172 @@ from pathlib import Path
 import pytest
 import torch
 
+import fake_workers
 from fake_stream import Fake
-from local2global.app import cli, predict_command
-from local2global.app.batch import predict_batch
+from local2global.app import cli
+from local2global.app.batch import predict_batch, processes_for
 from local2global.app.predict import L2G
-from local2global.app.result_folder import Prediction
-from local2global.app.video import VideoWriter, open_source
+from local2global.app.video import open_source
 from local2global.errors import UserError
 
-
-@pytest.fixture
-def clips(tmp_path) -> list[Path]:
-    """Four videos that differ in length and grey level."""
-    paths = [tmp_path / "in" / f"{name}.mp4" for name in "abcd"]
-    for i, path in enumerate(paths):
-        with VideoWriter(path, 12, (64, 96)) as writer:
-            for t in range(3 + 2 * i):
-                writer.write(torch.full((3, 64, 96), 40 * i + t, dtype=torch.uint8))
-    return paths
+LENGTHS = {"a": 3, "b": 40, "c": 5, "d": 41}
 
 
-def predicting(model: L2G, output: Path):
-    return partial(model.predict, output_dir=output)
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    return fake_workers.write_run(tmp_path_factory.mktemp("run"))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def assert_valid(output: Path) -> None:
-    """The first video is complete; the others do not exist or hold the frames done before they stopped."""
-    lengths = {"a": 3, "b": 5, "c": 7, "d": 9}
-    assert (output / "a").is_dir()
-    for folder in output.iterdir():
-        frames = json.loads((folder / "annotations.json").read_text())["videos"][0]["length"]
-        assert open_source(folder / "video.mp4").length == frames
-        assert frames == 3 if folder.name == "a" else frames < lengths[folder.name]
-
-
-def test_results_equal_sequential_prediction(monkeypatch, clips, tmp_path):
-    """Compares the annotations and the frames passed to the encoder; the output of x264 is not deterministic."""
-    written: dict[Path, list[bytes]] = {}
-    write = VideoWriter.write
-
-    def record(self, frame, time):
-        written.setdefault(self.path.relative_to(tmp_path), []).append(frame.numpy().tobytes())
-        write(self, frame, time)
-
-    monkeypatch.setattr(VideoWriter, "write", record)
-    model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
-    for source in sources:
-        model.predict(source, tmp_path / "alone")
-    results = dict(predict_batch(predicting(model, tmp_path / "together"), sources))
-    lengths = {"a": 3, "b": 5, "c": 7, "d": 9}
-    assert {source.name: result.frames for source, result in results.items()} == lengths
-    for name, length in lengths.items():
-        alone, together = (Path(kind, name, "video.mp4") for kind in ("alone", "together"))
-        assert len(written[alone]) == length
-        assert written[together] == written[alone]
-        tracks = [
-            (tmp_path / kind / name / "annotations.json").read_bytes() for kind in ("alone", "together")
-        ]
-        assert tracks[0] == tracks[1]
-    assert files(tmp_path / "together").keys() == files(tmp_path / "alone").keys()
-
-
-def test_videos_run_concurrently_and_the_model_processes_one_frame_at_a_time(clips, tmp_path):
-    """A barrier after the first frame needs two running videos; the model never sees two frames at once."""
-    active, counts, barrier = [], [], threading.Barrier(2, timeout=60)
-
-    class Watched(Fake):
-        def stream(self, frames, past=None):
-            results = super().stream(frames, past)
-            while True:
-                active.append(threading.get_ident())
-                counts.append(len(active))
-                predictions = next(results, None)
-                active.pop()
-                if predictions is None:
-                    return
-                yield predictions
-
-    model, started = L2G(Watched(), "cpu"), set()
-
-    def wait_for_the_other(source, *_):
-        if source.name not in started:
-            started.add(source.name)
-            barrier.wait()
-
-    sources = [open_source(path) for path in clips[:2]]
-    results = predict_batch(predicting(model, tmp_path), sources, concurrency=2, progress=wait_for_the_other)
-    assert all(isinstance(result, Prediction) for _, result in results)
-    assert set(counts) == {1}
-
-
-def test_a_failed_video_does_not_affect_the_others(clips, tmp_path):
-    model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
-    clips[1].write_bytes(clips[1].read_bytes()[:600])
-    results = {
-        source.name: result for source, result in predict_batch(predicting(model, tmp_path / "out"), sources)
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    """Four videos that differ in length and content."""
+    folder = tmp_path_factory.mktemp("in")
+    return {
+        name: fake_workers.write_clip(folder / f"{name}.mp4", length, seed)
+        for seed, (name, length) in enumerate(LENGTHS.items())
     }
-    assert isinstance(results.pop("b"), UserError)
-    assert {name: result.frames for name, result in results.items()} == {"a": 3, "c": 7, "d": 9}
-    assert {Path(name).parts[0] for name in files(tmp_path / "out")} == {"a", "c", "d"}
+
+
+def load_fake() -> L2G:
+    return L2G(Fake(), "cpu")
+
+
+def load_slow() -> L2G:
+    """A frame takes a tenth of a second, so that a video still runs when another has ended."""
+    model = load_fake()
+    stream = model.module.stream
+
+    def slow(*args, **kwargs):
+        time.sleep(0.1)
+        return stream(*args, **kwargs)
+
+    model.module.stream = slow
+    return model
+
+
+def load_and_die() -> L2G:
+    os._exit(9)
+
+
+def openers(clips: dict[str, Path]) -> dict[str, partial]:
+    return {name: partial(open_source, path) for name, path in clips.items()}
+
+
+def frames_in(folder: Path) -> int:
+    """Frames of a complete or interrupted output folder, whose files agree."""
+    frames = json.loads((folder / "annotations.json").read_text())["videos"][0]["length"]
+    assert open_source(folder / "video.mp4").length == frames
+    assert len((folder / "frames.jsonl").read_text().splitlines()) == frames
+    return frames
+
+
+def test_the_results_are_those_of_one_video_after_the_other_and_a_failure_is_isolated(
+    monkeypatch, capsys, run_folder, clips, tmp_path
+):
+    """The whole command; one input does not exist, and the folder of another cannot be made."""
+    (tmp_path / "together").mkdir()
+    (tmp_path / "together" / "e").write_text("in the way")
+    (tmp_path / "e.mp4").write_bytes(clips["a"].read_bytes())
+    inputs = [*map(str, clips.values()), str(tmp_path / "e.mp4"), str(tmp_path / "nowhere.mp4")]
+    command = ["l2g", "predict", *inputs, "--weights", str(run_folder), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(tmp_path / "together"), "--batch"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("\n  tracks ") == 4
+    assert f"4 videos, {sum(LENGTHS.values())} frames in" in printed.out
+    lines = [line for line in printed.err.splitlines() if line.startswith("l2g")]
+    assert lines[-1] == "l2g: 2 of 6 inputs failed"
+    assert any("nowhere.mp4: no such file" in line for line in lines)
+    assert any(line.startswith("l2g: e: ") for line in lines)
+    model = L2G.from_pretrained(run_folder, "cpu")
+    for name, path in clips.items():
+        alone = model.predict(path, tmp_path / "alone").folder
+        fake_workers.assert_same(tmp_path / "together" / name, alone)
 
 
 def test_closing_the_generator_stops_running_videos_and_leaves_valid_files(clips, tmp_path):
-    """As after an interrupt: the first video is complete, running videos stop, the rest never start."""
-    model, sources = L2G(Fake(), "cpu"), [open_source(path) for path in clips]
-    resume = threading.Event()
-
-    def hold(source, *_):
-        if source.name != "a":
-            resume.wait(60)
-
-    results = predict_batch(predicting(model, tmp_path / "out"), sources, concurrency=2, progress=hold)
+    """As after an interrupt: one video is complete, the running one stops, the rest never start."""
+    seen = []
+    results = predict_batch(
+        load_slow, openers(clips), {"output_dir": tmp_path}, 2, lambda *report: seen.append(report)
+    )
     with closing(results):
-        source, _ = next(results)
-        assert source.name == "a"
-        threading.Timer(0.3, resume.set).start()
-    assert_valid(tmp_path / "out")
-    assert not (tmp_path / "out" / "d").exists(), "never started"
-    assert not any(t.name.startswith(("l2g-video", "l2g-decode")) for t in threading.enumerate())
+        name, prediction = next(results)
+        assert (name, prediction.frames) == ("a", 3)
+    assert frames_in(tmp_path / "a") == 3
+    assert 0 < frames_in(tmp_path / "b") < LENGTHS["b"]
+    assert not (tmp_path / "d").exists(), "never started"
+    assert {"a", "b"} <= {name for name, _, _ in seen} <= {"a", "b", "c"}
 
 
-def run(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
-    monkeypatch.setattr(sys, "argv", ["l2g", "predict", *arguments, "--batch", "--weights", "any"])
-    try:
+def test_a_process_that_ends_fails_its_videos_with_one_line(clips, tmp_path):
+    results = dict(predict_batch(load_and_die, openers(clips), {"output_dir": tmp_path}, 2, print))
+    assert results.keys() == clips.keys()
+    assert all(isinstance(result, UserError) and "--resume" in str(result) for result in results.values())
+
+
+INTERRUPTED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_batch import load_slow, openers
+from local2global.app.batch import predict_batch
+from pathlib import Path
+if __name__ == "__main__":
+    clips = {{name: Path(path) for name, path in {clips!r}.items()}}
+    for _ in predict_batch(load_slow, openers(clips), {{"output_dir": {output!r}}}, 1, print):
+        pass
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_after_an_interrupt_or_a_kill(clips, tmp_path, kill):
+    """After an interrupt the files are valid; after a kill of the command, its processes end too."""
+    script = tmp_path / "script.py"
+    paths = {name: str(clips[name]) for name in "bd"}
+    tests = str(Path(__file__).parent)
+    script.write_text(INTERRUPTED.format(tests=tests, clips=paths, output=str(tmp_path / "out")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path(tests).parent)])}
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # the first progress: a video runs
+    if kill == signal.SIGINT:
+        os.killpg(process.pid, kill)  # as a terminal does
+    else:
+        process.kill()
+    process.stdout.read()  # to its end: no process holds standard output any longer
+    assert process.wait(60) != 0
+    if kill == signal.SIGINT:
+        for folder in (tmp_path / "out").iterdir():
+            assert frames_in(folder) < LENGTHS[folder.name]
+
+
+def test_a_pipe_cannot_be_opened_again_in_another_process(monkeypatch, capsys, run_folder, clips, tmp_path):
+    pipe = tmp_path / "camera"
+    os.mkfifo(pipe)
+    writer = subprocess.Popen(["cp", str(clips["a"]), str(pipe)], stderr=subprocess.DEVNULL)
+    arguments = [str(clips["a"]), str(pipe), "--weights", str(run_folder), "--batch"]
+    monkeypatch.setattr(sys, "argv", ["l2g", "predict", *arguments, "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
         cli.main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
-def test_the_command_reports_each_video_and_the_total(monkeypatch, capsys, clips, tmp_path):
-    assert run(monkeypatch, *map(str, clips), "--output", str(tmp_path / "out")) == 0
-    output = capsys.readouterr().out
-    assert output.count("\n  tracks ") == 4
-    assert "4 videos, 24 frames in" in output
-
-
-def test_the_command_fails_after_all_other_videos(monkeypatch, capsys, clips, tmp_path):
-    clips[2].write_bytes(b"")
-    inputs = [*map(str, clips), str(tmp_path / "nowhere.mp4")]
-    assert run(monkeypatch, *inputs, "--output", str(tmp_path / "out")) == 1
-    printed = capsys.readouterr()
-    assert "3 videos, 17 frames in" in printed.out
-    lines = printed.err.strip().splitlines()
-    assert [line.split(": ")[-1] for line in lines] == [
-        "this file is empty",
-        "no such file or folder",
-        "2 of 5 inputs failed",
-    ]
+    writer.kill()
+    writer.wait()
+    assert "camera: a camera, a pipe or an address is read once" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_without_readable_inputs_is_refused(monkeypatch, capsys, tmp_path):
-    assert run(monkeypatch, str(tmp_path / "nowhere.mp4")) == 1
+    inputs = [str(tmp_path / "nowhere.mp4")]
+    monkeypatch.setattr(sys, "argv", ["l2g", "predict", *inputs, "--batch", "--weights", "any"])
+    with pytest.raises(SystemExit):
+        cli.main()
     lines = capsys.readouterr().err.strip().splitlines()
     assert [line.split(": ")[-1] for line in lines] == [
         "no such file or folder",
@@ -176,36 +188,7 @@ def test_a_batch_without_readable_inputs_is_refused(monkeypatch, capsys, tmp_pat
     ]
 
 
-def test_running_videos_stop_when_reporting_fails(monkeypatch, clips, tmp_path):
-    """As after a broken pipe: running videos stop even while the exception is referenced."""
-    resume = threading.Event()
-
-    write = VideoWriter.write
-
-    def wait(self, frame, time):
-        """Holds the other videos outside of the model's lock: the first video has three frames."""
-        if self.count == 3:
-            resume.wait(60)
-        write(self, frame, time)
-
-    def broken(*_):
-        threading.Timer(0.3, resume.set).start()
-        raise BrokenPipeError
-
-    monkeypatch.setattr(VideoWriter, "write", wait)
-    monkeypatch.setattr(predict_command, "_report", broken)
-    monkeypatch.setattr(L2G, "from_pretrained", classmethod(lambda cls, *_: L2G(Fake(), "cpu")))
-    arguments = [
-        "predict",
-        *map(str, clips),
-        "--output",
-        str(tmp_path / "out"),
-        "--batch",
-        "--weights",
-        "any",
-    ]
-    monkeypatch.setattr(sys, "argv", ["l2g", *arguments, "--debug"])
-    with pytest.raises((BrokenPipeError, SystemExit)) as caught:
-        cli.main()
-    assert caught.tb is not None  # the traceback keeps the generator referenced
-    assert_valid(tmp_path / "out")
+def test_there_are_no_more_processes_than_videos_or_cores():
+    assert processes_for(torch.device("cpu"), 1) == 1
+    assert 1 <= processes_for(torch.device("cpu"), 100) <= 4
+    assert processes_for(torch.device("cuda"), 100) == 3

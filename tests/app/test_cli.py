@@ -255,7 +255,8 @@ def test_predict_passes_options_and_prints_the_paths(tmp_path, monkeypatch, caps
 
 def opened(inputs: list[str]) -> list[Source]:
     """The sources of the command's inputs."""
-    return predict_command._open(inputs, None, lambda source: source, skip_errors=False)[0]
+    found = predict_command._open(inputs, None, lambda source: source, skip_errors=False)[0]
+    return [source for source, _ in found.values()]
 
 
 def test_sources_of_one_name_get_different_folders(monkeypatch):

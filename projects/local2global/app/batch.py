@@ -1,21 +1,37 @@
-"""Parallel prediction: while the model processes one video, others are decoded, drawn and encoded.
+"""Many videos: one after the other, or several at a time, each in a process of its own.
 
-Each video runs through `L2G.predict` in its own thread, and a lock lets the model process one frame at a time.  So
-the results equal those of sequential prediction, and the failure of a video does not affect the others.
+A process decodes, segments, draws and encodes its video, and loads the model once.  Threads would share Python's lock:
+on two cores they gain nothing.
 """
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import os
+import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
-from .predict import Progress
+import torch
+
+from ..errors import UserError
+from .predict import L2G, Progress
 from .result_folder import Prediction
 from .video import Source
 
-CONCURRENCY = 3  # videos at a time with --batch: one in the model, one being decoded, one being encoded
+_ON_GPU = 3  # processes that share a GPU: one in the model, one decoding, one encoding
+_ON_CPU = 4  # at most, since each holds a model and its activations: about 600 MB for the demo's at 720p
+_REFRESH = 0.1  # seconds between two looks at the progress
+
+Outcome = tuple[str, Prediction | Exception]
+Report = Callable[[str, int, int], None]
+"""Called with (name of a video, frames done, objects on the frame)."""
 
 
 class Predict(Protocol):
@@ -26,73 +42,137 @@ class Predict(Protocol):
 
 
 def predict_one_by_one(
-    predict: Predict, sources: Iterable[Source], progress: Callable[[Source, int, int], None]
-) -> Generator[tuple[Source, Prediction | Exception], None, None]:
+    predict: Predict, sources: Iterable[Source], progress: Report
+) -> Generator[Outcome, None, None]:
     """Predicts the sources in turn, in the calling thread, so that an interrupt reaches a source that waits.
 
     Args:
         predict: writes the results of one video.
         sources: the videos.
-        progress: called with (source, frames done, objects on the frame).
+        progress: called after every frame.
 
     Yields:
-        each source with its prediction.  Exceptions are raised.
+        the name of each source with its prediction.  Exceptions are raised.
     """
     for source in sources:
 
-        def advance(done: int, total: int | None, objects: int, source: Source = source) -> None:
+        def advance(done: int, total: int | None, objects: int, name: str = source.name) -> None:
             del total
-            progress(source, done, objects)
+            progress(name, done, objects)
 
-        yield source, predict(source, progress=advance)
-
-
-class _CancelledError(BaseException):
-    """Raised inside the thread of a video to stop it."""
+        yield source.name, predict(source, progress=advance)
 
 
 def predict_batch(
-    predict: Predict,
-    sources: Sequence[Source],
-    concurrency: int = CONCURRENCY,
-    progress: Callable[[Source, int, int], None] | None = None,
-) -> Generator[tuple[Source, Prediction | Exception], None, None]:
-    """Predicts several sources at a time.
+    load: Callable[[], L2G],
+    videos: Mapping[str, Callable[[], Source]],
+    options: Mapping[str, Any],
+    processes: int,
+    progress: Report,
+) -> Generator[Outcome, None, None]:
+    """Predicts several videos at a time.
 
-    Closing the generator or an interrupt stops the running videos at their next frame, and their files are deleted.
+    The results are those of one video after the other with as many threads per model.  A failure does not affect the
+    other videos.  Closing the generator or an interrupt stops the running videos at their next frame; their files hold
+    the frames done so far.
 
     Args:
-        predict: writes the results of one video; called from threads.
-        sources: the videos, started in this order.
-        concurrency: maximal number of running videos.
-        progress: called from the thread of a video with (source, frames done, objects on the frame).
+        load: loads the model in each process; it and `videos` are pickled.
+        videos: opens the source of each name; started in this order.
+        options: further arguments of `L2G.predict`.
+        processes: number of videos at a time; they share torch's threads.
+        progress: called after every frame.
 
     Yields:
-        each source with its prediction or its exception, in order of completion.
+        each name with its prediction or its exception, in order of completion.
     """
-    stopped = threading.Event()
+    context = multiprocessing.get_context("spawn")
+    stopped, reports = context.Event(), context.SimpleQueue()
+    threads = max(1, torch.get_num_threads() // processes)
+    pool = ProcessPoolExecutor(processes, context, _start, (load, stopped, reports, threads))
+    futures = {pool.submit(_predict, name, video, options): name for name, video in videos.items()}
+    waiting = set(futures)
+    try:
+        while waiting:
+            done, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
+            while not reports.empty():
+                progress(*reports.get())
+            for future in done:
+                yield futures[future], _result(future)
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
 
-    def run(source: Source) -> Prediction:
-        def advance(done: int, total: int | None, objects: int) -> None:
-            del total
-            if stopped.is_set():
-                raise _CancelledError
-            if progress is not None:
-                progress(source, done, objects)
 
-        if stopped.is_set():
-            raise _CancelledError
-        return predict(source, progress=advance)
+def processes_for(device: torch.device, videos: int) -> int:
+    """How many of some videos are predicted at a time on a device."""
+    return max(1, min(videos, _ON_GPU if device.type == "cuda" else min(_ON_CPU, _cores())))
 
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="l2g-video") as pool:
-        futures: dict[Future[Prediction], Source] = {pool.submit(run, source): source for source in sources}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is not None and not isinstance(error, Exception):
-                    raise error
-                yield futures[future], future.result() if error is None else error
-        finally:
-            stopped.set()
-            for future in futures:
-                future.cancel()
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _result(future: Future[Prediction]) -> Prediction | Exception:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        return UserError("a process ended at once, as for want of memory; `--resume` continues")
+    if error is not None and not isinstance(error, Exception):
+        raise error
+    return future.result() if error is None else error
+
+
+# --- In the processes ---
+
+
+@dataclass
+class _Process:
+    """What a process keeps from one video to the next."""
+
+    load: Callable[[], L2G]
+    stopped: Any
+    reports: Any
+
+    @cached_property
+    def model(self) -> L2G:
+        return self.load()
+
+
+_process: _Process | None = None
+
+
+def _start(load: Callable[[], L2G], stopped: Any, reports: Any, threads: int) -> None:
+    """Prepares a process, which ends with its parent; the parent alone handles interrupts."""
+    global _process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    _process = _Process(load, stopped, reports)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _predict(name: str, video: Callable[[], Source], options: Mapping[str, Any]) -> Prediction:
+    assert _process is not None
+    process = _process
+
+    def advance(done: int, total: int | None, objects: int) -> None:
+        del total
+        if process.stopped.is_set():
+            raise KeyboardInterrupt
+        process.reports.put((name, done, objects))
+
+    if process.stopped.is_set():  # a process may have taken its next video already
+        raise KeyboardInterrupt
+    model = process.model
+    logging.disable(logging.WARNING)  # the parent has opened the video too, and has said what there is to say
+    try:
+        source = video()
+    finally:
+        logging.disable(logging.NOTSET)
+    return model.predict(source, progress=advance, **options)

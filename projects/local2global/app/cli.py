@@ -120,6 +120,7 @@ def demo(
     from ..engine.loop import train as run
     from ..engine.run_folder import FINAL, is_run_of
     from ..lazy import apply_overrides, load_config, variants_of
+    from .batch import predict_one_by_one
     from .predict import L2G, default_device
     from .predict_command import predict_all
     from .report.report import report as write_report
@@ -136,9 +137,9 @@ def demo(
     finished = (folder / FINAL).is_file()
     run(cfg, resume=earlier and not finished, overwrite=earlier and finished, progress=Console())
     model = L2G.from_pretrained(folder, cfg.train.device)
-    run_model = partial(model.predict, output_dir=folder / "predictions")
     source = open_source(write_crossing(folder / "crossing.mp4"))
-    predict_all(run_model, [source], batch=False)
+    one = partial(model.predict, output_dir=folder / "predictions")
+    predict_all(partial(predict_one_by_one, one, [source]), [source])
     typer.echo(f"  picture {write_showcase(model, folder / 'demo.webp')}")
     typer.echo(f"  report  {write_report(folder / 'predictions' / source.name)}")
 

@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from ..errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .batch import Predict
+    from .batch import Outcome, Report
     from .draw import Look
     from .result_folder import Prediction
     from .source import Source
@@ -29,6 +29,8 @@ WEIGHTS_HELP = (
     "Weights: a file, the folder of a run, a name of `l2g weights`, https://... or hf://OWNER/REPO."
 )
 
+
+Run = Callable[["Report"], Generator["Outcome", None, None]]
 
 _LISTED = 10  # objects of a class whose times are printed
 
@@ -131,10 +133,12 @@ def predict(
     if finish is not None:
         from .result_folder import finish as finish_folder
 
-        source = _open(inputs, fps, choose, skip_errors=False)[0] if inputs else [None]
-        _report(finish_folder(finish, formats, source[0]))
+        named = _open(inputs, fps, choose, skip_errors=False)[0] if inputs else {}
+        source = next((source for source, _ in named.values()), None)
+        _report(finish_folder(finish, formats, source))
         return
-    from .predict import L2G
+    from .batch import predict_batch, predict_one_by_one, processes_for
+    from .predict import L2G, choose_device
 
     look = _look(color_by, hide)
     inputs = inputs or []
@@ -160,26 +164,36 @@ def predict(
     _refuse("one process", workers=workers, pieces=pieces)
     if "://" in output:
         raise UserError(f"--output {output}: one process writes to a disk; other places need --ray")
-    sources, failed = _open(videos, fps, choose, skip_errors=batch)
+    opened, failed = _open(videos, fps, choose, skip_errors=batch)
+    sources = [source for source, _ in opened.values()]
     if jsonl is not None and len(sources) > 1:
         raise UserError(f"--jsonl takes one input, not {len(sources)}")
     given = _objects(objects, only_objects, sources)
+    batch = batch and len(sources) > 1
     weights = _weights(weights)
-    model = L2G.from_pretrained(weights, device, overrides)
+    model = L2G.from_pretrained(weights, "cpu" if batch else device, overrides)
     piped = jsonl == "-"  # standard output is for the lines alone
     if model.caveat:
         typer.echo(model.caveat, err=piped)
+    options |= {"output_dir": Path(output), "resume": resume}
+    run: Run
     with _open_lines(jsonl) as lines:
-        run = partial(
-            model.predict,
-            output_dir=Path(output),
-            resume=resume,
-            lines=lines,
-            objects=given,
-            only_objects=only_objects,
-            **options,
-        )
-        failed += predict_all(run, sources, batch, piped)
+        if batch:
+            _check_batch(sources)
+            del model  # every process has its own
+            run = partial(
+                predict_batch,
+                partial(L2G.from_pretrained, weights, device, overrides),
+                {name: reopen for name, (_, reopen) in opened.items()},
+                options,
+                processes_for(choose_device(device), len(sources)),
+            )
+        else:
+            predict_one = partial(
+                model.predict, lines=lines, objects=given, only_objects=only_objects, **options
+            )
+            run = partial(predict_one_by_one, predict_one, sources)
+        failed += predict_all(run, sources, piped)
     if failed:
         raise UserError(f"{failed} of {len(videos)} inputs failed")
 
@@ -280,31 +294,68 @@ def _is_override(text: str) -> bool:
     return True
 
 
+def _check_batch(sources: list[Source]) -> None:
+    """Checks that other processes can open the sources.
+
+    Raises:
+        UserError: naming the first that can be read only once.
+    """
+    for source in sources:
+        if source.identity is None:
+            raise UserError(
+                f"{source.name}: a camera, a pipe or an address is read once; predict it without --batch"
+            )
+
+
 def _open(
     inputs: list[str], fps: float | None, choose: Callable[[Source], Source], skip_errors: bool
-) -> tuple[list[Source], int]:
-    """Opens all inputs; returns the sources, with unique names, and the number of skipped inputs."""
-    from .source import unique_name
-    from .video import open_source
+) -> tuple[dict[str, tuple[Source, Callable[[], Source]]], int]:
+    """Opens all inputs.
 
-    sources: dict[str, Source] = {}
+    Returns:
+        the sources by unique names, each with a function that opens it again in another process; and the number of
+        skipped inputs.
+    """
+    from .source import unique_name
+
+    sources: dict[str, tuple[Source, Callable[[], Source]]] = {}
     failed = 0
     for text in _group_frames(inputs):
         try:
-            source = choose(open_source(text, fps) if isinstance(text, str) else _open_frames(text, fps))
+            source = _open_one(text, fps, choose)
         except UserError as error:
             if not skip_errors:
                 raise
             failed += 1
             typer.echo(f"l2g: {error}", err=True)
             continue
+        if not isinstance(text, str):
+            place = text[0].resolve().parent
+            typer.echo(f"l2g: {place}: {len(text)} numbered images are read as one video", err=True)
         name = unique_name(source.name, sources)  # sources of different folders may have one name
-        sources[name] = replace(source, name=name)
+        sources[name] = replace(source, name=name), partial(_open_one, text, fps, choose, name)
     if failed and not sources:
         raise UserError(f"none of {failed} inputs can be opened")
     if not sources:
         raise UserError("no input: name a video, a folder or a glob of frames")
-    return list(sources.values()), failed
+    return sources, failed
+
+
+def _open_one(
+    text: str | list[Path], fps: float | None, choose: Callable[[Source], Source], name: str | None = None
+) -> Source:
+    """Opens an input, or image files as the frames of one video, which is named after their folder."""
+    from .image_source import open_images
+    from .source import checked_rate
+    from .video import natural_key, open_source
+
+    if isinstance(text, str):
+        source = open_source(text, fps)
+    else:
+        rate = None if fps is None else checked_rate(fps)
+        source = open_images(text[0].resolve().parent.name, sorted(text, key=natural_key), rate)
+    source = choose(source)
+    return source if name is None else replace(source, name=name)
 
 
 def _group_frames(inputs: list[str]) -> list[str | list[Path]]:
@@ -330,26 +381,12 @@ def _group_frames(inputs: list[str]) -> list[str | list[Path]]:
     return joined
 
 
-def _open_frames(paths: list[Path], fps: float | None) -> Source:
-    """Image files as the frames of one video, named after their folder."""
-    from .image_source import open_images
-    from .source import checked_rate
-    from .video import natural_key
-
-    folder = paths[0].resolve().parent
-    typer.echo(f"l2g: {folder}: {len(paths)} numbered images are read as one video", err=True)
-    return open_images(
-        folder.name, sorted(paths, key=natural_key), None if fps is None else checked_rate(fps)
-    )
-
-
-def predict_all(predict: Predict, sources: list[Source], batch: bool, err: bool = False) -> int:
+def predict_all(run: Run, sources: list[Source], err: bool = False) -> int:
     """Predicts all sources and reports each when it ends.
 
     Args:
-        predict: writes the results of one source.
+        run: predicts the sources; called with the function that takes the progress.
         sources: the sources.
-        batch: process several sources at a time, and continue after failures.
         err: report on standard error.
 
     Returns:
@@ -357,7 +394,6 @@ def predict_all(predict: Predict, sources: list[Source], batch: bool, err: bool 
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    from .batch import predict_batch, predict_one_by_one
     from .output import progress_bar
 
     fields = ("description", "fields[rate]", "fields[objects]")
@@ -369,26 +405,23 @@ def predict_all(predict: Predict, sources: list[Source], batch: bool, err: bool 
             for source in sources
         }
 
-        def advance(source: Source, done: int, objects: int) -> None:
-            speed = bar.tasks[tasks[source.name]].speed  # None until two frames are done
+        def advance(name: str, done: int, objects: int) -> None:
+            speed = bar.tasks[tasks[name]].speed  # None until two frames are done
             rate = f"{speed:.1f} frames/s" if speed else ""
-            bar.update(
-                tasks[source.name], completed=done, visible=True, rate=rate, objects=f"{objects} objects"
-            )
+            bar.update(tasks[name], completed=done, visible=True, rate=rate, objects=f"{objects} objects")
 
         # An exception below must stop the running videos at once: garbage collection may come much later.
-        run = predict_batch if batch else predict_one_by_one
-        with closing(run(predict, sources, progress=advance)) as results:
-            for source, result in results:
-                bar.update(tasks[source.name], visible=False)
+        with closing(run(advance)) as results:
+            for video, result in results:
+                bar.update(tasks[video], visible=False)
                 if not isinstance(result, Exception):
                     frames += result.frames
                     _report(result, err)
                 else:
                     failed += 1
-                    typer.echo(f"l2g: {source.name}: {result}", err=True)
-    if batch:
-        typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}")
+                    typer.echo(f"l2g: {video}: {result}", err=True)
+    if len(sources) > 1:
+        typer.echo(f"{len(sources) - failed} videos, {_rate(frames, time.perf_counter() - start)}", err=err)
     return failed
 
 

@@ -91,6 +91,7 @@ def compare(
 
 def _predict(video: str, weights: list[str], device: str | None, output: Path) -> list[Path]:
     """Runs each of the weights on a video; returns the output folders, named after the weights."""
+    from ..batch import predict_one_by_one
     from ..predict import L2G
     from ..predict_command import predict_all
     from ..video import open_source
@@ -103,6 +104,7 @@ def _predict(video: str, weights: list[str], device: str | None, output: Path) -
     for path, name, model in zip(weights, names, models, strict=True):
         place = output / name.replace("/", "-")
         typer.echo(f"{path}:")
-        predict_all(partial(model.predict, output_dir=place), [opened], batch=False)
+        one = partial(model.predict, output_dir=place)
+        predict_all(partial(predict_one_by_one, one, [opened]), [opened])
         folders.append(place / opened.name)
     return folders
