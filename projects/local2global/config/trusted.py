@@ -25,7 +25,7 @@ _RUN_PARTS = {
     "data.readers.layouts": "load_annotated load_split load_vipseg",
     "data.readers.panoptic": "PanopticRecords",
     "data.scene_cuts": "SceneCuts",
-    "data.small_sets": "large_objects real_clips",
+    "data.small_sets": "large_objects one_class real_clips",
     "engine.optim": "parameter_groups",
     "evaluation.vps_evaluator": "TruthFiles VPSEvaluator",
     "evaluation.ytvis": "YTVISEvaluator",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .datasets import Renumbered, VideoDataset, merge
+from .datasets import Renumbered, VideoDataset, VideoRecord, merge
 from .readers.coco import load_coco
 from .readers.youtube_vis import load_youtube_vis
 
@@ -28,18 +29,23 @@ def large_objects(root: str | Path, classes: list[dict[str, Any]], most: int, le
         load_coco(Path(root, f"{split}2017"), Path(root, f"instances_{split}.json"))
         for split in ("train", "val")
     ]
-    images = [
-        (image, dataset)
+    selected = [
+        replace(dataset, videos=[image for image in dataset.videos if _has_few_large(image, most, least)])
         for dataset in datasets
-        for image in dataset.videos
-        if len(image.labels) <= most and image.masks(0).flatten(1).float().mean(1).min() >= least
     ]
-    first_ids = accumulate((len(image.labels) for image, _ in images), initial=1)
-    records = [
-        Renumbered(image, number, first_id, positions=(0,) * len(dataset.classes))
-        for number, ((image, dataset), first_id) in enumerate(zip(images, first_ids, strict=False), start=1)
-    ]
-    return VideoDataset(records, classes)
+    return one_class(merge(*selected), classes)
+
+
+def _has_few_large(image: VideoRecord, most: int, least: float) -> bool:
+    return len(image.labels) <= most and bool(image.masks(0).flatten(1).float().mean(1).min() >= least)
+
+
+def one_class(dataset: VideoDataset, classes: list[dict[str, Any]]) -> VideoDataset:
+    """The same videos, whose objects all have the first class of a list."""
+    first_ids = accumulate((len(video.labels) for video in dataset.videos), initial=1)
+    numbered = enumerate(zip(dataset.videos, first_ids, strict=False), start=1)
+    positions = (0,) * len(dataset.classes)
+    return VideoDataset([Renumbered(video, n, first, positions) for n, (video, first) in numbered], classes)
 
 
 def real_clips(
