@@ -39,6 +39,7 @@ def predict(bench: Bench) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         run = folder / "run"
+        run.mkdir()
         save_resolved(config, run / "config.yaml")
         save_checkpoint(run / "model_final.pth", {"model": model.module.state_dict()})
         scenes = load_shapes(PRESETS["demo"], VIDEOS, 0, length, (SIZE[0] // 4, SIZE[1] // 4)).videos
