@@ -29,7 +29,8 @@ from ..weights.find import find_weights
 
 #: MaskDINO's number of queries; no parameter depends on it.
 QUERIES = 300
-_BYPASS = "model.tracker=bypass"
+#: A track that the image tracker sees on few frames is often wrong, so its score is the mean over all frames.
+_IMAGES = ("model.tracker=bypass", "model.aggregate=mean")
 
 
 def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[str]) -> DictConfig:
@@ -38,7 +39,7 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     Args:
         content: checkpoint as returned by `load_checkpoint`.
         source: name of the checkpoint for error messages.
-        overrides: config overrides.  Without one of `model.tracker`, the image tracker is used.
+        overrides: config overrides.  By default, the image tracker is used, and scores are means over frames.
 
     Raises:
         UserError: if the checkpoint is not a complete MaskDINO.
@@ -57,7 +58,7 @@ def image_config(content: Mapping[str, Any], source: str, overrides: Sequence[st
     except KeyError as error:
         raise UserError(f"{source}: not a whole MaskDINO: it has no {error.args[0]}.") from error
     apply_overrides(cfg, [f"model.segmenter.{key}={size}" for key, size in sizes.items()])
-    return apply_overrides(cfg, [_BYPASS, *overrides], known_variants())
+    return apply_overrides(cfg, [*_IMAGES, *overrides], known_variants())
 
 
 def known_variants() -> Mapping[str, Mapping[str, Any]]:

@@ -142,6 +142,7 @@ def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
     # Both trackers of images see the same predictions of single frames.
     cfg.model.tracker = LazyCall(ImageTracker)()
     images = _load(cfg, weights)
+    images.aggregate = "mean"  # as for image weights: tracks of few frames are often wrong
     cfg.model.tracker = LazyCall(ImageTracker)(
         memory=0, appearance=1.0, least=0.0, duplicate=1.0, smoothing=0.0
     )
