@@ -82,10 +82,10 @@ class ImageTracker(nn.Module):
         appearance * cosine of the queries + (1 - appearance) * place,
 
     where place is the mean of the IoU of the masks and the IoU of the detection's box with the slot's moved box; for an
-    object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time.  An object
-    without a query is linked by place alone.  The mask of a detection is the average of the masks that overlap it by
-    `duplicate`, weighted by score; the query of a slot is the moving average of the queries of its detections.  A frame
-    is linked by the Hungarian algorithm:
+    object that was lost, it is a Gaussian of the distance to the slot's moved box, which widens with time, times the
+    square root of the ratios of width and of height.  An object without a query is linked by place alone.  The mask of
+    a detection is the average of the masks that overlap it by `duplicate`, weighted by score; the query of a slot is
+    the moving average of the queries of its detections.  A frame is linked by the Hungarian algorithm:
 
     1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
     2. the slots of objects, seen on the previous frame or lost, take the detections with the largest summed affinity;
@@ -218,7 +218,9 @@ class ImageTracker(nn.Module):
         )
         size = (moved[..., 2:] * extent[:, None]).prod(-1).clamp(min=1).sqrt()
         width = size * (0.5 + SPREAD * slots.lost)
-        near = torch.exp(-0.5 * (distance / width[..., None]) ** 2)
+        sizes = moved[:, :, None, 2:], queries.boxes[:, None, :, 2:].float()
+        ratios = torch.minimum(*sizes) / torch.maximum(*sizes).clamp(min=1e-6)
+        near = torch.exp(-0.5 * (distance / width[..., None]) ** 2) * ratios.prod(-1).sqrt()
         place = torch.where(slots.lost[..., None] == 0, (iou + overlap) / 2, near)
         weight = self.appearance * slots.embed.any(-1, keepdim=True) * queries.embed.any(-1)[:, None]
         return weight * similarity.clamp(min=0) + (1 - weight) * place
