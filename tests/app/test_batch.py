@@ -103,8 +103,9 @@ def test_the_results_are_those_of_one_video_after_the_other_and_a_failure_is_iso
 def test_closing_the_generator_stops_running_videos_and_leaves_valid_files(clips, tmp_path):
     """As after an interrupt: one video is complete, the running one stops, the rest never start."""
     seen = []
+    videos = openers({name: clips[name] for name in "bacd"})  # b is started before a
     results = predict_batch(
-        load_slow, openers(clips), {"output_dir": tmp_path}, 2, lambda *report: seen.append(report)
+        load_slow, videos, {"output_dir": tmp_path}, 2, lambda *report: seen.append(report)
     )
     with closing(results):
         name, prediction = next(results)
