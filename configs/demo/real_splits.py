@@ -1,4 +1,4 @@
-"""Identity on real pixels, leave-some-out, stage 2 of 2: the method on clips of the training third.
+"""Identity on real pixels, leave-some-out, stage 2 of 2: the method on clips of two thirds.
 
     L2G_DATA=path/to/data L2G_SPLIT=0 l2g train configs/demo/real_splits_frames.py
     L2G_DATA=path/to/data L2G_SPLIT=0 l2g train configs/demo/real_splits.py
@@ -15,6 +15,7 @@ from local2global.data.augment import ClipAugmentation
 from local2global.data.loader import build_test_loader, build_train_loader
 from local2global.data.scene_cuts import SceneCuts
 from local2global.data.small_sets import one_class, real_clips
+from local2global.errors import UserError
 from local2global.evaluation.ytvis import YTVISEvaluator
 from local2global.lazy import LazyCall as L
 from local2global.modeling.tracker import Tracker
@@ -25,7 +26,9 @@ from ..common.scratch import lr_multiplier, optimizer, train
 from .real_clips import CLASSES as _NAMED
 
 DATA = os.environ.get("L2G_DATA", "data")
-SPLIT = int(os.environ.get("L2G_SPLIT", "0"))
+SPLIT = os.environ.get("L2G_SPLIT", "0")
+if SPLIT not in ("0", "1", "2"):
+    raise UserError(f"L2G_SPLIT={SPLIT}: expected 0, 1 or 2")
 OUTPUT = f"output/real_splits_{SPLIT}"
 CLASSES = [dict(id=1, name="object")]
 
@@ -34,6 +37,7 @@ HELD_OUT = [
     ["blackswan", "bmx-trees", "cows", "dogs-jump"],
     ["libby", "rollerblade", "soccerball", "train"],
 ]
+TRAINED = [clip for number, clips in enumerate(HELD_OUT) if str(number) != SPLIT for clip in clips]
 # Composites and the clips whose pixels they show.
 _COMPOSITES = {
     "comp-dev-00-bear": {"bear", "lucia", "car-shadow"},
@@ -60,7 +64,7 @@ model.criterion._target_ = HiddenMasksCriterion
 
 dataloader = dict(
     train=L(build_train_loader)(
-        dataset=_videos([clip for held_out in HELD_OUT if held_out != HELD_OUT[SPLIT] for clip in held_out]),
+        dataset=_videos(TRAINED),
         clip_length=4,
         augment=L(ClipAugmentation)(edges=[112, 128, 144], max_size=288, crop=None),
         total_batch_size=2,
@@ -70,7 +74,9 @@ dataloader = dict(
         seed="${train.seed}",
     ),
     test=L(build_test_loader)(
-        dataset=_videos(HELD_OUT[SPLIT]), short_edge="${model.test_size.0}", max_size="${model.test_size.1}"
+        dataset=_videos(HELD_OUT[int(SPLIT)]),
+        short_edge="${model.test_size.0}",
+        max_size="${model.test_size.1}",
     ),
     evaluator=L(YTVISEvaluator)(truth="${..test.dataset}", classes=CLASSES, output_dir="${train.output_dir}"),
 )
