@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 
 from local2global.errors import UserError
 from local2global.results.instances import VideoPostprocessor
+from local2global.results.masks import decode_columns
 from local2global.structures import FramePredictions, Queries
 
 
@@ -113,6 +114,27 @@ def test_streaming_without_a_file_gives_the_same_reports_and_no_result():
             assert torch.equal(report.masks, expected.masks)
         with pytest.raises(ValueError, match="spill=True"):
             without.result(1)
+
+
+def test_only_the_masks_of_selected_slots_are_decoded(monkeypatch):
+    decoded = []
+
+    def decode(masks, *arguments):
+        decoded.append(len(masks))
+        return decode_columns(masks, *arguments)
+
+    monkeypatch.setattr("local2global.results.instances.decode_columns", decode)
+    calls = []
+
+    def narrow(reported, scores, labels):
+        calls.append((reported.tolist(), labels.tolist()))
+        return reported & (scores < 0.8)
+
+    post = VideoPostprocessor((16, 24), spill=False)
+    report = post.update(frame([[0.9, 0.1], [0.4, 0.5], [0.1, 0.1], [0.6, 0.1]], [0, 1, 2]), narrow)
+    assert report.ids.tolist() == [1]
+    assert calls == [([True, True, False, False], [0, 1, 0, 0])], "of slots with a score and a mask"
+    assert decoded == [1]
 
 
 def test_masks_decoded_in_several_batches_keep_their_slots(monkeypatch):

@@ -119,10 +119,10 @@ class Stream:
         except ValueError as error:
             raise UserError(str(error)) from error
         self._slots = predictions.queries
-        result = self._post.update(predictions)
+        result = self._post.update(predictions, self.report.narrow)
         if first and self._objects is not None and self._objects.dtype == torch.bool:
             result = _with_masks(result, self._objects)
-        return dataclasses.replace(self.report.apply(result), class_names=self._class_names)
+        return dataclasses.replace(result, class_names=self._class_names)
 
     def select(
         self,
@@ -236,21 +236,27 @@ class Filter:
         threshold = model.threshold if threshold is None else threshold
         return cls(threshold, labels, max_objects, given, only_given)
 
-    def apply(self, result: FrameResult) -> FrameResult:
-        """Filters by label and number, in the original order; the post-processor applied the threshold."""
-        given = [i for i in range(len(result.ids)) if int(result.ids[i]) < self.given]
-        rows = [i for i in range(len(result.ids)) if i not in given and not self.only_given]
+    def narrow(self, reported: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Filters by label and number, before masks are decoded; the post-processor applied the threshold.
+
+        Args:
+            reported: (N,) bool, slots.
+            scores: (N,) best class scores.
+            labels: (N,) int64 class labels.
+
+        Returns:
+            (N,) bool, the subset that stays.
+        """
+        named, others = reported.clone(), reported.clone()
+        named[self.given :] = False
+        others[: None if self.only_given else self.given] = False
         if self.labels is not None:
-            rows = [i for i in rows if int(result.labels[i]) in self.labels]
+            others &= torch.isin(labels, torch.tensor(sorted(self.labels), dtype=torch.int64))
         if self.max_objects is not None:
-            best = sorted(rows, key=lambda i: -float(result.scores[i]))
-            rows = best[: max(0, self.max_objects - len(given))]
-        rows = sorted(given + rows)
-        if len(rows) == len(result.ids):
-            return result
-        index = torch.tensor(rows, dtype=torch.int64)
-        names = ("ids", "labels", "scores", "masks", "boxes")
-        return dataclasses.replace(result, **{name: getattr(result, name)[index] for name in names})
+            room = max(0, self.max_objects - int(named.sum()))
+            ranked = torch.where(others, scores, -1.0).argsort(descending=True, stable=True)
+            others[ranked[room:]] = False
+        return named | others
 
 
 def _label(classes: Sequence[dict[str, Any]], name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,8 @@ BATCH_PIXELS = 1 << 20  # output pixels decoded at a time; bounds the memory of 
 GPU_BATCH_PIXELS = 1 << 25  # on a GPU, which is synchronised once per batch
 
 Aggregate = Literal["top_quarter", "max", "mean"]
+Narrow = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(N,) bool slots, (N,) best scores and (N,) labels to the (N,) bool subset that is reported."""
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -80,11 +82,12 @@ class VideoPostprocessor:
         if self._spill is not None:
             self._spill.close()
 
-    def update(self, predictions: FramePredictions) -> FrameResult:
+    def update(self, predictions: FramePredictions, narrow: Narrow | None = None) -> FrameResult:
         """Processes the next frame.
 
         Args:
             predictions: predictions of one video's frame (B = 1).
+            narrow: selects the slots that are reported, of those with a score and a mask.
 
         Returns:
             the objects on this frame, on the CPU.
@@ -105,6 +108,8 @@ class VideoPostprocessor:
         best, labels = scores.amax(1), self._total.argmax(1)
         self._peak = torch.where(area > 0, best, 0.0).maximum(self._peak)
         reported = ((best >= self.threshold) | (torch.arange(len(best)) < self.given)) & (area > 0)
+        if narrow is not None:
+            reported = narrow(reported, best, labels)
         decoded = reported if self._spill is None else area > 0
         ids, shown = self._decode(masks, decoded, reported, extent, scores)
         index, self.length = self.length, self.length + 1
