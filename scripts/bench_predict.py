@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import torch
 from bench_common import ROOT, Bench, Row, command_row, write_video
 
 from local2global.app import predict as command
-from local2global.app.batch import Outcome, Report, predict_batch, predict_one_by_one, processes_for
 from local2global.app.predict import L2G
 from local2global.app.video import open_source
 from local2global.data.generated.shapes import PRESETS, load_shapes
@@ -29,10 +29,11 @@ OBJECTS = 3  # reported on a frame
 def predict(bench: Bench) -> Iterator[Row]:
     """Wall time of a video with threads against without, and of `--batch` against one video after the other.
 
-    Times are seconds per frame; of several videos, from the first frame done to the end, since the processes of
-    `--batch` take seconds to start.  The demo's model has random weights, and reports three objects on every frame.
+    Times are seconds per frame.  The rows of `--batch` are whole commands, start included: against one command per
+    video, and against one command for all.  The demo's model has random weights, and reports three objects on every
+    frame.
     """
-    length = 20 if bench.quick else 60
+    length = 20 if bench.quick else 100
     torch.manual_seed(0)
     config = load_config(ROOT / "configs" / "demo" / "l2g_tiny.py", ["model.threshold=0.0"])
     model = L2G(instantiate(config.model), bench.device)
@@ -60,30 +61,30 @@ def predict(bench: Bench) -> Iterator[Row]:
                 command.prefetch = lambda items, *_: (item for item in items)  # type: ignore[assignment]
                 return one(output)
 
-        def turns(output: Path) -> float:
-            predict = partial(model.predict, output_dir=output, max_objects=OBJECTS)
-            return _seconds(partial(predict_one_by_one, predict, sources)) / length
+        words = f"predict --device {bench.device} --max-objects {OBJECTS}".split()
 
-        def batch(output: Path) -> float:
-            load = partial(L2G.from_pretrained, run, bench.device)
-            videos = {
-                source.name: partial(open_source, path) for source, path in zip(sources, paths, strict=True)
-            }
-            options = {"output_dir": output, "max_objects": OBJECTS}
-            processes = processes_for(model.device, VIDEOS)
-            return _seconds(partial(predict_batch, load, videos, options, processes)) / length
+        def command_for(*videos: str) -> Callable[[Path], float]:
+            """Runs `l2g predict` on some videos, or with `--batch`; returns seconds per frame of all videos."""
 
+            def seconds(output: Path) -> float:
+                start = time.perf_counter()
+                places = ["--weights", str(run), "--output", str(output)]
+                whole = [sys.executable, "-m", "local2global", *words, *places, *videos]
+                subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
+                return (time.perf_counter() - start) / (length * VIDEOS)
+
+            return seconds
+
+        all_paths = list(map(str, paths))
+        separate = [command_for(path) for path in all_paths]
+
+        def each(output: Path) -> float:
+            return sum(seconds(output) for seconds in separate)
+
+        batch = command_for(*all_paths, "--batch")
         yield _compare(bench, "threads", one, without_threads, folder)
-        yield _compare(bench, "--batch", batch, turns, folder)
-
-
-def _seconds(run: Callable[[Report], Iterator[Outcome]]) -> float:
-    """Seconds of a run over `VIDEOS` videos, divided by their number, from the first frame done to the end."""
-    begin: list[float] = []
-    for _, result in run(lambda *_: begin.append(time.perf_counter())):
-        if isinstance(result, Exception):
-            raise result
-    return (time.perf_counter() - begin[0]) / VIDEOS
+        yield _compare(bench, "--batch, a command each", batch, each, folder)
+        yield _compare(bench, "--batch, one command", batch, command_for(*all_paths), folder)
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""Several videos at a time, each in a process of its own: the results are those of one video after the other."""
+"""Several videos at a time, in several processes: the results are those of one video after the other."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_closing_the_generator_stops_running_videos_and_leaves_valid_files(clips
     seen = []
     videos = openers({name: clips[name] for name in "bacd"})  # b is started before a
     results = predict_batch(
-        load_slow, videos, {"output_dir": tmp_path}, 2, lambda *report: seen.append(report)
+        load_slow(), load_slow, videos, {"output_dir": tmp_path}, 2, lambda *report: seen.append(report)
     )
     with closing(results):
         name, prediction = next(results)
@@ -116,10 +116,23 @@ def test_closing_the_generator_stops_running_videos_and_leaves_valid_files(clips
     assert {"a", "b"} <= {name for name, _, _ in seen} <= {"a", "b", "c"}
 
 
-def test_a_process_that_ends_fails_its_videos_with_one_line(clips, tmp_path):
-    results = dict(predict_batch(load_and_die, openers(clips), {"output_dir": tmp_path}, 2, print))
+def test_a_process_that_ends_fails_its_video_with_one_line_and_the_rest_are_done_here(clips, tmp_path):
+    options = {"output_dir": tmp_path}
+    results = dict(predict_batch(load_fake(), load_and_die, openers(clips), options, 2, print))
     assert results.keys() == clips.keys()
-    assert all(isinstance(result, UserError) and "--resume" in str(result) for result in results.values())
+    failed = results.pop("b")  # the second video is the first of the other process
+    assert isinstance(failed, UserError)
+    assert "--resume" in str(failed)
+    assert {name: prediction.frames for name, prediction in results.items()} == {"a": 3, "c": 5, "d": 41}
+
+
+def test_one_process_is_this_one_and_its_threads_are_given_back(clips, tmp_path):
+    threads = torch.get_num_threads()
+    results = dict(
+        predict_batch(load_fake(), load_and_die, openers(clips), {"output_dir": tmp_path}, 1, print)
+    )
+    assert {name: prediction.frames for name, prediction in results.items()} == LENGTHS
+    assert torch.get_num_threads() == threads
 
 
 INTERRUPTED = """
@@ -130,7 +143,7 @@ from local2global.app.batch import predict_batch
 from pathlib import Path
 if __name__ == "__main__":
     clips = {{name: Path(path) for name, path in {clips!r}.items()}}
-    for _ in predict_batch(load_slow, openers(clips), {{"output_dir": {output!r}}}, 1, print):
+    for _ in predict_batch(load_slow(), load_slow, openers(clips), {{"output_dir": {output!r}}}, 2, print):
         pass
 """
 
@@ -144,7 +157,7 @@ def test_no_process_is_left_after_an_interrupt_or_a_kill(clips, tmp_path, kill):
     script.write_text(INTERRUPTED.format(tests=tests, clips=paths, output=str(tmp_path / "out")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, str(Path(tests).parent)])}
     process = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, "-u", str(script)],
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

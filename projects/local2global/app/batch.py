@@ -1,4 +1,4 @@
-"""Many videos: one after the other, or several at a time, each in a process of its own.
+"""Many videos: one after the other, or several at a time, in several processes.
 
 A process decodes, segments, draws and encodes its video, and loads the model once.  Threads would share Python's lock:
 on two cores they gain nothing.
@@ -6,13 +6,14 @@ on two cores they gain nothing.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,20 +65,22 @@ def predict_one_by_one(
 
 
 def predict_batch(
+    model: L2G,
     load: Callable[[], L2G],
     videos: Mapping[str, Callable[[], Source]],
     options: Mapping[str, Any],
     processes: int,
     progress: Report,
 ) -> Generator[Outcome, None, None]:
-    """Predicts several videos at a time.
+    """Predicts several videos at a time: one in a thread of this process, the others in processes of their own.
 
-    The results are those of one video after the other with as many threads per model.  A failure does not affect the
-    other videos.  Closing the generator or an interrupt stops the running videos at their next frame; their files hold
-    the frames done so far.
+    This process starts at once, while the others import torch and load the model.  The results are those of one video
+    after the other with as many threads per model.  A failure does not affect the other videos.  Closing the generator
+    or an interrupt stops the running videos at their next frame; their files hold the frames done so far.
 
     Args:
-        load: loads the model in each process; it and `videos` are pickled.
+        model: used in this process.
+        load: loads the model in each other process; it and `videos` are pickled.
         videos: opens the source of each name; started in this order.
         options: further arguments of `L2G.predict`.
         processes: number of videos at a time; they share torch's threads.
@@ -88,20 +91,41 @@ def predict_batch(
     """
     context = multiprocessing.get_context("spawn")
     stopped, reports = context.Event(), context.SimpleQueue()
-    threads = max(1, torch.get_num_threads() // processes)
-    pool = ProcessPoolExecutor(processes, context, _start, (load, stopped, reports, threads))
-    futures = {pool.submit(_predict, name, video, options): name for name, video in videos.items()}
-    waiting = set(futures)
+    available = torch.get_num_threads()
+    threads = max(1, available // processes)
+    here = _Process(lambda: model, stopped, reports)
+    own = ThreadPoolExecutor(1, "l2g-batch", torch.set_num_threads, (threads,))
+    others = ProcessPoolExecutor(
+        max(1, processes - 1), context, _start, (load, stopped, reports, threads)
+    )  # no process starts before its first video
+    queue = iter(videos.items())
+    running: dict[Future[Prediction], tuple[str, bool]] = {}
+
+    def begin(in_this_process: bool) -> None:
+        for name, video in itertools.islice(queue, 1):
+            if in_this_process:
+                future = own.submit(here.predict, name, video, options)
+            else:
+                future = others.submit(_predict, name, video, options)
+            running[future] = (name, in_this_process)
+
     try:
-        while waiting:
-            done, waiting = wait(waiting, _REFRESH, FIRST_COMPLETED)
+        for number in range(processes):
+            begin(in_this_process=number == 0)
+        while running:
+            done, _ = wait(running, _REFRESH, FIRST_COMPLETED)
             while not reports.empty():
                 progress(*reports.get())
             for future in done:
-                yield futures[future], _result(future)
+                name, in_this_process = running.pop(future)
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    begin(in_this_process)
+                yield name, _result(future)
     finally:
         stopped.set()
-        pool.shutdown(cancel_futures=True)
+        own.shutdown()
+        others.shutdown()
+        torch.set_num_threads(available)
 
 
 def processes_for(device: torch.device, videos: int) -> int:
@@ -137,6 +161,27 @@ class _Process:
     def model(self) -> L2G:
         return self.load()
 
+    def predict(self, name: str, video: Callable[[], Source], options: Mapping[str, Any]) -> Prediction:
+        """Predicts one video, up to the frame at which the batch is stopped."""
+
+        def advance(done: int, total: int | None, objects: int) -> None:
+            del total
+            if self.stopped.is_set():
+                raise KeyboardInterrupt
+            self.reports.put((name, done, objects))
+
+        if self.stopped.is_set():
+            raise KeyboardInterrupt
+        model = self.model
+        logging.disable(
+            logging.WARNING
+        )  # the command has opened the video too, and has said what there is to say
+        try:
+            source = video()
+        finally:
+            logging.disable(logging.NOTSET)
+        return model.predict(source, progress=advance, **options)
+
 
 _process: _Process | None = None
 
@@ -159,20 +204,4 @@ def _end_with_parent() -> None:
 
 def _predict(name: str, video: Callable[[], Source], options: Mapping[str, Any]) -> Prediction:
     assert _process is not None
-    process = _process
-
-    def advance(done: int, total: int | None, objects: int) -> None:
-        del total
-        if process.stopped.is_set():
-            raise KeyboardInterrupt
-        process.reports.put((name, done, objects))
-
-    if process.stopped.is_set():  # a process may have taken its next video already
-        raise KeyboardInterrupt
-    model = process.model
-    logging.disable(logging.WARNING)  # the parent has opened the video too, and has said what there is to say
-    try:
-        source = video()
-    finally:
-        logging.disable(logging.NOTSET)
-    return model.predict(source, progress=advance, **options)
+    return _process.predict(name, video, options)

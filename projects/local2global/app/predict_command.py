@@ -138,7 +138,7 @@ def predict(
         _report(finish_folder(finish, formats, source))
         return
     from .batch import predict_batch, predict_one_by_one, processes_for
-    from .predict import L2G, choose_device
+    from .predict import L2G
 
     look = _look(color_by, hide)
     inputs = inputs or []
@@ -171,7 +171,7 @@ def predict(
     given = _objects(objects, only_objects, sources)
     batch = batch and len(sources) > 1
     weights = _weights(weights)
-    model = L2G.from_pretrained(weights, "cpu" if batch else device, overrides)
+    model = L2G.from_pretrained(weights, device, overrides)
     piped = jsonl == "-"  # standard output is for the lines alone
     if model.caveat:
         typer.echo(model.caveat, err=piped)
@@ -180,13 +180,13 @@ def predict(
     with _open_lines(jsonl) as lines:
         if batch:
             _check_batch(sources)
-            del model  # every process has its own
             run = partial(
                 predict_batch,
+                model,
                 partial(L2G.from_pretrained, weights, device, overrides),
                 {name: reopen for name, (_, reopen) in opened.items()},
                 options,
-                processes_for(choose_device(device), len(sources)),
+                processes_for(model.device, len(sources)),
             )
         else:
             predict_one = partial(
