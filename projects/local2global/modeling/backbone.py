@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import check_range
-from .layers import ConvNorm
+from .layers import ConvNorm, relu
 
 #: Builds the norm of a number of channels.
 MakeNorm = Callable[[int], nn.Module]
@@ -94,10 +94,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H / stride, W / stride)."""
-        out = self.conv2(F.relu(self.conv1(x)))
+        out = self.conv2(relu(self.conv1(x)))
         if self.bottleneck:
-            out = self.conv3(F.relu(out))
-        return (out + self.shortcut(x)).relu_()
+            out = self.conv3(relu(out))
+        return relu(out, self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -147,7 +147,7 @@ class ResNet(nn.Module):
         """(B, 3, H, W) normalised images to maps res2 .. res5 of strides 4 .. 32."""
         # In channels_last, 1x1 convolutions are matrix products and maps become tokens without a copy.
         images = images.contiguous(memory_format=torch.channels_last)
-        x = F.max_pool2d(F.relu(self.stem["conv1"](images)), 3, stride=2, padding=1)
+        x = F.max_pool2d(relu(self.stem["conv1"](images)), 3, stride=2, padding=1)
         maps = {}
         for name in self.channels:
             x = self.get_submodule(name)(x)

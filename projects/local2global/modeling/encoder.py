@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..structures import FrameFeatures, Shapes, constant, padded_pixels
 from .deformable import DeformableAttention
-from .layers import ConvNorm, FeedForward, sine_waves
+from .layers import ConvNorm, FeedForward, relu, sine_waves
 
 
 def grid_sine_embedding(counts: Tensor, height: int, width: int, dim: int) -> Tensor:
@@ -268,7 +268,7 @@ class PixelEncoder(nn.Module):
         # Explicit channels_last strides: torch does not recognise them in a slice of one frame, which is 10x slower.
         top = top.clone(memory_format=torch.channels_last)
         top = F.interpolate(top, lateral.shape[-2:], mode="bilinear", align_corners=False)
-        out: Tensor = self.mask_features(F.relu(self.layer_1(self.adapter_1(lateral) + top)))
+        out: Tensor = self.mask_features(relu(self.layer_1(self.adapter_1(lateral) + top)))
         return out
 
 

@@ -21,6 +21,17 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
+def relu(x: Tensor, other: Tensor | None = None) -> Tensor:
+    """ReLU of x, or of x + other.
+
+    Without gradients it replaces x, which saves 6 % of a frame on a CPU: a forward hook has to copy the output of a
+    norm to keep it.  With gradients x stays, because backward hooks forbid changes in place.
+    """
+    if torch.is_grad_enabled():
+        return F.relu(x) if other is None else (x + other).relu_()
+    return x.relu_() if other is None else x.add_(other).relu_()
+
+
 def sine_waves(x: Tensor, dim: int) -> Tensor:
     """Interleaved sine and cosine at `dim` / 2 wavelengths from 2 pi to 20000 pi.
 

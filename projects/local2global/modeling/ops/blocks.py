@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Tokens of a block: its hidden layer of 2048 features is 4 MB.
-BLOCK = 512
+#: Tokens of a block: its hidden layer of 2048 features is 8 MB.
+BLOCK = 1024
 
 
 def in_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
