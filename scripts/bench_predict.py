@@ -33,7 +33,7 @@ def predict(bench: Bench) -> Iterator[Row]:
     video, and against one command for all.  The demo's model has random weights, and reports three objects on every
     frame.
     """
-    length = 20 if bench.quick else 100
+    length = 60 if bench.quick else 100
     torch.manual_seed(0)
     config = load_config(ROOT / "configs" / "demo" / "l2g_tiny.py", ["model.threshold=0.0"])
     model = L2G(instantiate(config.model), bench.device)

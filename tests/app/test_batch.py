@@ -202,6 +202,16 @@ def test_a_batch_without_readable_inputs_is_refused(monkeypatch, capsys, tmp_pat
     ]
 
 
+def test_an_unknown_class_is_one_line_for_all_videos(monkeypatch, capsys, run_folder, clips, tmp_path):
+    inputs = [str(clips["a"]), str(clips["c"]), "--classes", "zebra", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["l2g", "predict", *inputs, "--batch", "--weights", str(run_folder)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("l2g: no class")]
+    assert len(lines) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_there_are_no_more_processes_than_videos_or_cores():
     assert processes_for(torch.device("cpu"), 1) == 1
     assert 1 <= processes_for(torch.device("cpu"), 100) <= 4

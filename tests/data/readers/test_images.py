@@ -40,7 +40,7 @@ def test_other_floating_point_values_are_refused(tmp_path, value):
     assert inspect(ExpectedImage(path, (1, 2), ""), decode=True).kind == "corrupt-image"
 
 
-def refused(path: Path, problem: str) -> None:
+def assert_refused(path: Path, problem: str) -> None:
     """`l2g predict`, training and `l2g data check` refuse an image with the same words."""
     with pytest.raises(UserError, match=problem):
         read_image(path)
@@ -51,9 +51,9 @@ def refused(path: Path, problem: str) -> None:
 
 def test_tiffs_whose_white_is_unknown_are_refused(tmp_path):
     signed = save(tmp_path / "signed.tif", np.array([[0, 7]], dtype=np.int32))
-    refused(signed, "a TIFF of signed 32-bit integers")
+    assert_refused(signed, "a TIFF of signed 32-bit integers")
     negative = save(tmp_path / "negative.tif", np.zeros((2, 2), np.uint16), tiffinfo={262: 0})
-    refused(negative, "a 16-bit TIFF in which 0 is white")
+    assert_refused(negative, "a 16-bit TIFF in which 0 is white")
 
 
 def test_only_formats_of_pictures_are_opened(tmp_path):
@@ -88,10 +88,10 @@ def test_a_thumbnail_before_the_picture_is_skipped(tmp_path):
             pages.newFrame()
     path = tmp_path / "camera.tif"
     path.write_bytes(content.getvalue())
-    everywhere(path, picture)
+    assert_read_everywhere(path, picture)
 
 
-def everywhere(path: Path, pixels: np.ndarray) -> None:
+def assert_read_everywhere(path: Path, pixels: np.ndarray) -> None:
     """`l2g predict` and training read these pixels, and `l2g data check` their size."""
     assert (read_image(path).permute(1, 2, 0).numpy() == pixels).all()
     (frame,) = open_source(path)
@@ -122,7 +122,7 @@ def test_orientation_is_found_wherever_a_png_stores_it(tmp_path, form):
         last = [part for part in parts if part[4:8] == b"eXIf"]
         others = [part for part in parts if part[4:8] != b"eXIf"]
         path.write_bytes(path.read_bytes()[:8] + b"".join([*others[:-1], *last, others[-1]]))
-    everywhere(path, np.rot90(pixels, -1))
+    assert_read_everywhere(path, np.rot90(pixels, -1))
 
 
 def test_colour_images_are_unchanged(tmp_path):
