@@ -24,8 +24,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 def relu(x: Tensor, other: Tensor | None = None) -> Tensor:
     """ReLU of x, or of x + other.
 
-    Without gradients it replaces x, which saves 6 % of a frame on a CPU: a forward hook has to copy the output of a
-    norm to keep it.  With gradients x stays, because backward hooks forbid changes in place.
+    Without gradients it replaces x, which saves 7 % of a frame on a CPU: a forward hook has to copy the output of the
+    layer before to keep it.  With gradients x stays, because backward hooks forbid changes in place.
     """
     if torch.is_grad_enabled():
         return F.relu(x) if other is None else (x + other).relu_()
@@ -157,7 +157,7 @@ class FeedForward(nn.Module):
         return in_blocks(self._update, x)
 
     def _update(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x + self.linear2(F.relu(self.linear1(x))))
+        out: Tensor = self.norm(x + self.linear2(relu(self.linear1(x))))
         return out
 
 
