@@ -6,15 +6,16 @@ on two cores they gain nothing.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import multiprocessing
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -98,16 +99,20 @@ def predict_batch(
     others = ProcessPoolExecutor(
         max(1, processes - 1), context, _start, (load, stopped, reports, threads)
     )  # no process starts before its first video
-    queue = iter(videos.items())
+    queue = deque(videos.items())
     running: dict[Future[Prediction], tuple[str, bool]] = {}
 
     def begin(in_this_process: bool) -> None:
-        for name, video in itertools.islice(queue, 1):
+        if not queue:
+            return
+        name, video = queue[0]
+        with suppress(BrokenProcessPool):  # the video is left to this process
             if in_this_process:
                 future = own.submit(here.predict, name, video, options)
             else:
                 future = others.submit(_predict, name, video, options)
             running[future] = (name, in_this_process)
+            queue.popleft()
 
     try:
         for number in range(processes):
@@ -118,8 +123,7 @@ def predict_batch(
                 progress(*reports.get())
             for future in done:
                 name, in_this_process = running.pop(future)
-                if not isinstance(future.exception(), BrokenProcessPool):
-                    begin(in_this_process)
+                begin(in_this_process)
                 yield name, _result(future)
     finally:
         stopped.set()
