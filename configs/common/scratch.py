@@ -5,6 +5,5 @@ from .schedule import lr_multiplier_short as lr_multiplier
 from .train import train
 
 optimizer.lr = 1e-3
-optimizer.fused = True  # one kernel for all parameters: 7 % of a step of the demo on a CPU
 optimizer.params.backbone_multiplier = 1.0
 train.clip_grad.params.max_norm = 1.0

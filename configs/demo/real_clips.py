@@ -10,8 +10,7 @@ About 45 minutes on two CPU cores (three clips: 10 minutes).  `L2G_DATA` is a fo
 losses, propagation and scores on real frames.  It does not measure generalisation, so frames are only flipped.
 
 Training on single frames does not teach propagation: without clips, the slots become alike within six frames.  An
-aligner that is initialised as the identity map keeps two alike dogs apart (AP50 of the three clips 100 instead of 79,
-seed 1; `docs/identity.md` has five seeds).
+aligner that is initialised as the identity map keeps two alike dogs apart in three of five seeds (`docs/identity.md`).
 """
 
 import os
