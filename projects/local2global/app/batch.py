@@ -12,10 +12,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -110,7 +110,8 @@ def predict_batch(
             if in_this_process:
                 future = own.submit(here.predict, name, video, options)
             else:
-                future = others.submit(_predict, name, video, options)
+                with _interrupts_blocked():
+                    future = others.submit(_predict, name, video, options)
             running[future] = (name, in_this_process)
             queue.popleft()
 
@@ -139,6 +140,19 @@ def processes_for(device: torch.device, videos: int) -> int:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes started in the block inherit that interrupts wait, also while they import torch; see `_start`."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _result(future: Future[Prediction]) -> Prediction | Exception:
