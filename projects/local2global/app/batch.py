@@ -96,9 +96,8 @@ def predict_batch(
     threads = max(1, available // processes)
     here = _Process(lambda: model, stopped, reports)
     own = ThreadPoolExecutor(1, "l2g-batch", torch.set_num_threads, (threads,))
-    others = ProcessPoolExecutor(
-        max(1, processes - 1), context, _start, (load, stopped, reports, threads)
-    )  # no process starts before its first video
+    # A pool starts a process with its first video only.
+    others = ProcessPoolExecutor(max(1, processes - 1), context, _start, (load, stopped, reports, threads))
     queue = deque(videos.items())
     running: dict[Future[Prediction], tuple[str, bool]] = {}
 
@@ -191,9 +190,8 @@ class _Process:
         if self.stopped.is_set():
             raise KeyboardInterrupt
         model = self.model
-        logging.disable(
-            logging.WARNING
-        )  # the command has opened the video too, and has said what there is to say
+        # The command has opened the video too, and has said what there is to say.
+        logging.disable(logging.WARNING)
         try:
             source = video()
         finally:

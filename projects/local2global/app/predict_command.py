@@ -180,9 +180,8 @@ def predict(
     with _open_lines(jsonl) as lines:
         if batch:
             _check_batch(sources)
-            model.start(
-                sources[0].size, classes=options["classes"]
-            )  # a wrong class is an error, not one per video
+            # A wrong class is one error, not one per video.
+            model.start(sources[0].size, classes=options["classes"])
             run = partial(
                 predict_batch,
                 model,
