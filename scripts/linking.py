@@ -3,9 +3,9 @@
     python scripts/linking.py path/to/data --json linking.json        # needs local2global[metrics]
 
 The data folder contains `clips/` and `composites/` in YouTube-VIS format.  The masks of a frame are shuffled and have
-no queries and equal scores, so trackers see places only.  Rows: IoU of consecutive frames, IoU with a memory of 8
-frames, the image tracker (`model.tracker=bypass`), and the true identities, which bound IDF1: an eroded small object
-no longer overlaps its true mask by half.
+no queries and equal scores.  Rows: IoU of consecutive frames, IoU with a memory of 8 frames, the image tracker
+(`model.tracker=bypass`) with places only, and with the colours of the frames too, and the true identities, which bound
+IDF1: an eroded small object no longer overlaps its true mask by half.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from local2global.structures import FramePredictions, Queries
 
 SLOTS = 20
 
-#: Masks (M, H, W) of the next frame to the identity of each, -1 for none.
-Linker = Callable[[Tensor], list[int]]
+#: Masks (M, H, W) and the frame (3, H, W) uint8 to the identity of each mask, -1 for none.
+Linker = Callable[[Tensor, Tensor], list[int]]
 
 
 def damaged(video: VideoRecord, drop: float, erosion: int, seed: int) -> Iterator[Tensor]:
@@ -55,18 +55,19 @@ def by_iou(memory: int) -> Linker:
     """Linking by mask IoU with the last mask of a track, at least .1."""
     linker = IoULinker(slots=10_000, memory=memory)
 
-    def link(masks: Tensor) -> list[int]:
+    def link(masks: Tensor, frame: Tensor) -> list[int]:
+        del frame
         rows = linker.rows(masks, torch.ones(len(masks)))
         return [int((rows == row).nonzero()[0]) if (rows == row).any() else -1 for row in range(len(masks))]
 
     return link
 
 
-def by_image_tracker() -> Linker:
+def by_image_tracker(colours: bool) -> Linker:
     """`ImageTracker` without queries: a detection's row is carried as its class logit."""
     tracker, past = ImageTracker(), None
 
-    def link(masks: Tensor) -> list[int]:
+    def link(masks: Tensor, frame: Tensor) -> list[int]:
         nonlocal past
         count, (height, width) = len(masks), masks.shape[1:]
         logits = torch.full((1, SLOTS, height, width), -1.0)
@@ -76,7 +77,8 @@ def by_image_tracker() -> Linker:
         row[0, :count, 0] = 1.0 + torch.arange(count)
         extent = torch.tensor([[float(width), float(height)]])
         queries = Queries(torch.zeros(1, SLOTS, 1), boxes)
-        linked = tracker.link(past, FramePredictions(row, boxes, logits, extent, queries))
+        image = frame[None].float() / 255 if colours else None
+        linked = tracker.link(past, FramePredictions(row, boxes, logits, extent, queries, colours=image))
         past = linked.queries
         rows = linked.logits[0, :, 0].sub(1).round().int()
         return [int((rows == i).nonzero()[0]) if (rows == i).any() else -1 for i in range(count)]
@@ -92,7 +94,7 @@ def track(
     empty = torch.zeros(video.size, dtype=torch.bool)
     for t, masks in enumerate(damaged(video, drop, erosion, seed)):
         order = torch.from_numpy(shuffle.permutation(len(masks)))
-        names = order.tolist() if link is None else link(masks[order])
+        names = order.tolist() if link is None else link(masks[order], video.frame(t))
         for name, row in zip(names, order.tolist(), strict=True):
             if name >= 0 and masks[row].any():
                 tracks.setdefault(name, [empty] * video.length)[t] = masks[row]
@@ -117,7 +119,8 @@ def measure(
 LINKERS: dict[str, Callable[[], Linker] | None] = {
     "IoU of consecutive frames": lambda: by_iou(memory=1),
     "IoU, memory of 8 frames": lambda: by_iou(memory=8),
-    "image tracker": by_image_tracker,
+    "image tracker, places only": lambda: by_image_tracker(colours=False),
+    "image tracker": lambda: by_image_tracker(colours=True),
     "true identities": None,
 }
 

@@ -162,6 +162,7 @@ class FrameFeatures:
         mask_features: (B, C, h, w) at stride 4.
         extent: (B, 2) float32, (width, height) of the unpadded frame in mask pixels.
         valid_ratios: (B, L, 2) float32, unpadded fraction of each level's width and height.
+        colours: (B, 3, h, w) float32, mean RGB in [0, 1] of the frame at every mask pixel; None if not known.
     """
 
     memory: Tensor
@@ -170,6 +171,7 @@ class FrameFeatures:
     mask_features: Tensor
     extent: Tensor
     valid_ratios: Tensor
+    colours: Tensor | None = None
 
     def __post_init__(self) -> None:
         tokens = sum(height * width for height, width in self.shapes)
@@ -293,6 +295,7 @@ class FramePredictions:
         layers: in training, the predictions of layer 0 (the aligner's output) and of every decoder layer, the final
             layer last; empty in evaluation.
         local: in training, the predictions of the local queries; None in evaluation.
+        colours: (B, 3, h, w) of the frame, see `FrameFeatures`; None if not known.
     """
 
     logits: Tensor
@@ -302,6 +305,7 @@ class FramePredictions:
     queries: Queries
     layers: tuple[LayerPredictions, ...] = ()
     local: LayerPredictions | None = None
+    colours: Tensor | None = None
 
     def in_order(self, order: Tensor) -> FramePredictions:
         """The predictions with row i taken from row order[:, i]; those of the local queries are unchanged.
@@ -323,7 +327,9 @@ class FramePredictions:
             logits=reorder(self.logits),
             boxes=reorder(self.boxes),
             masks=reorder(self.masks),
-            queries=Queries(reorder(self.queries.embed), reorder(self.queries.boxes)),
+            queries=type(self.queries)(
+                **{name: reorder(value) for name, value in vars(self.queries).items()}
+            ),
             layers=tuple(reorder_layer(layer) for layer in self.layers),
         )
 

@@ -158,9 +158,10 @@ def test_a_torch_export_file_loads_and_computes_the_step(weights, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
-def test_the_step_with_a_flag_equals_the_stream(weights):
+def test_the_step_with_a_flag_equals_the_stream_without_memory(weights):
     model = L2G.from_pretrained(weights, "cpu")._module
     graph = StepGraph(model, 90, 150)
+    model.tracker = model.tracker.without_memory()
     video = load_shapes("demo", 1, seed=4, length=3, size=(90, 150)).videos[0]
     _, first, *slots = graph.initial.values()
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,22 @@ def test_references_and_runs_are_measured_and_the_table_can_be_read_again(small,
     file.write_text(json.dumps(table))
     assert read_table(file).keys() == table.keys()
     assert as_markdown(read_table(file)) == as_markdown(table)
+
+
+def test_runs_can_be_measured_with_a_memory_too(small, tmp_path, monkeypatch):
+    """The memory loses nothing of the coverage except what it drops as duplicates or lost."""
+    cfg, weights = small
+    monkeypatch.setattr("local2global.app.identity.RESAMPLES", 10)
+    folder = tmp_path / "table/method/seed0"
+    folder.mkdir(parents=True)
+    from local2global.lazy import save_resolved
+
+    save_resolved(cfg, folder / "config.yaml")
+    shutil.copy(weights, folder)
+    table = identity(cfg, weights, [tmp_path / "table"], 2, 2, Console(quiet=True), memory=True)
+    assert list(table) == [*REFERENCES, "method/seed0", "method+memory/seed0"]
+    covered = [table[name]["covered %"][0] for name in ("method/seed0", "method+memory/seed0")]
+    assert covered[1] <= covered[0]
 
 
 def test_an_arm_that_shows_the_truth_has_full_scores(small, monkeypatch):

@@ -23,7 +23,7 @@ from local2global.data.scene_cuts import SceneCuts
 from local2global.errors import UserError
 from local2global.lazy import load_config, resolve
 from local2global.modeling.tracker import Tracker
-from local2global.modeling.variants import ImageTracker, OlderSlotsFirst
+from local2global.modeling.variants import ImageTracker, RememberingTracker
 from miniatures import write_videos
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -186,7 +186,7 @@ def test_plain_types_lists_and_mappings_are_checked_and_other_types_are_not(valu
     [
         (SceneCuts, SceneCuts, ""),
         (SceneCuts, SceneCuts | None, ""),
-        (OlderSlotsFirst, Tracker | ImageTracker, ""),
+        (RememberingTracker, Tracker | ImageTracker, ""),
         (Turn, SceneCuts, "a component of type SceneCuts"),
         (Turn, SceneCuts | None, "a component of type SceneCuts or null"),
         (load_shapes, VideoDataset, ""),
@@ -207,7 +207,7 @@ def test_a_component_is_checked_by_what_its_target_makes(target, kind, expected)
 def test_an_argument_that_a_target_does_not_have_is_refused():
     with pytest.raises(UserError, match=r"^cuts: SceneCuts has no parameter 'ends'\. Did you mean 'end'\?"):
         check_arguments({"_target_": SceneCuts, "ends": 0.5}, "cuts")
-    check_arguments({"_target_": OlderSlotsFirst, "aligner": None}, "passes on further keywords")
+    check_arguments({"_target_": RememberingTracker, "aligner": None}, "passes on further keywords")
 
 
 def test_every_component_of_a_list_is_checked():
@@ -316,7 +316,7 @@ def test_a_part_of_a_model_cannot_be_a_plain_value(value):
 
 def test_a_part_of_a_class_that_extends_another_cannot_be_a_plain_value():
     """The parameter is the extended class's; the extending class passes keywords on."""
-    node = {"_target_": "local2global.modeling.variants.OlderSlotsFirst", "positions": 1.5}
+    node = {"_target_": "local2global.modeling.variants.RememberingTracker", "positions": 1.5}
     with pytest.raises(UserError, match=r"positions=1\.5: expected a component"):
         check_arguments(node, "c.yaml: model.tracker")
     node = {"_target_": "local2global.modeling.criterion.Criterion", "supervision": [1]}

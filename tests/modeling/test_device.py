@@ -77,12 +77,20 @@ def test_a_stream_step_copies_nothing_to_the_host(model, make_clip):
     assert all(torch.Size(shape).numel() <= 8 for shape in watch.sent if shape != (3, 60, 90))
 
 
-@pytest.mark.parametrize("name", ["demo/l2g_tiny.py", "ytvis2021/l2g_r50.py"])
+@pytest.mark.parametrize("name", ["demo/l2g_hard.py", "ytvis2021/l2g_r50.py"])
 def test_a_model_of_a_config_is_on_one_device(root, name):
     model = instantiate(load_config(str(root / "configs" / name)).model).to("meta").eval()
     with torch.no_grad(), Watch() as watch:
         list(model.stream([torch.zeros(3, 128, 160, dtype=torch.uint8)] * 2))
     assert not watch.asked
+
+
+def test_a_memory_of_objects_copies_only_affinities_and_scores_to_the_host(root):
+    """12 slots: neither masks, nor queries, nor colours."""
+    model = instantiate(load_config(str(root / "configs/demo/l2g_tiny.py")).model).to("meta").eval()
+    with torch.no_grad(), Watch() as watch:
+        list(model.stream([torch.zeros(3, 128, 160, dtype=torch.uint8)] * 2))
+    assert watch.asked == [*[(1, 12, 12)] * 3, *[(1, 12)] * 3] * 2
 
 
 def test_a_training_step_synchronises_twice(root, make_clip, tmp_path):

@@ -393,8 +393,10 @@ def test_loss_names_do_not_depend_on_the_batch(tiny, make_clip):
 def test_a_frame_is_normalised_and_padded_to_the_divisor(tiny):
     seen = []
     model = tiny()
-    model.segmenter.encode = lambda images, valid: seen.append((images, valid))
-    model.encode([torch.zeros(3, 40, 60, dtype=torch.uint8), torch.full((3, 33, 64), 255, dtype=torch.uint8)])
+    encode = model.segmenter.encode
+    model.segmenter.encode = lambda images, valid: seen.append((images, valid)) or encode(images, valid)
+    white = torch.full((3, 33, 64), 255, dtype=torch.uint8)
+    features = model.encode([torch.zeros(3, 40, 60, dtype=torch.uint8), white])
     images, valid = seen[0]
     assert images.shape == (2, 3, 64, 64)
     black = torch.tensor([-123.675 / 58.395, -116.28 / 57.12, -103.53 / 57.375])
@@ -402,6 +404,9 @@ def test_a_frame_is_normalised_and_padded_to_the_divisor(tiny):
     assert not images[0, :, 40:].any()
     assert not images[0, :, :, 60:].any()
     torch.testing.assert_close(valid, torch.tensor([[60 / 64, 40 / 64], [1.0, 33 / 64]]))
+    assert features.colours.shape == (2, 3, *features.mask_features.shape[-2:])
+    assert not features.colours[0].any()
+    torch.testing.assert_close(features.colours[1, :, :8], torch.ones(3, 8, 16))
 
 
 def test_a_resnet_trains_end_to_end(tiny, make_clip):

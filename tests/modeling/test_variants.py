@@ -7,7 +7,9 @@ import torch
 
 from local2global.boxes import mask_to_box
 from local2global.lazy import instantiate, load_config
-from local2global.modeling.variants import IdentityStartAligner, ImageTracker
+from local2global.modeling.memory import ObjectMemory, colour_histograms
+from local2global.modeling.positions import StaticPositions
+from local2global.modeling.variants import IdentityStartAligner, ImageTracker, RememberingTracker
 from local2global.structures import FramePredictions, LayerPredictions, Proposals, Queries
 
 PAPER = "configs/common/models/l2g_r50.py"
@@ -127,9 +129,66 @@ def test_the_query_of_a_slot_is_a_moving_average(smoothing, query):
     """A new object in a slot starts with its own query."""
     tracker = ImageTracker(smoothing=smoothing)
     first = tracker.link(None, frame((2, 2, (3.0, 0.0), 0.9)))
-    assert first.queries.embed[0, 0].tolist() == [3.0, 0.0]
+    assert first.queries.query[0, 0].tolist() == [3.0, 0.0]
     second = tracker.link(first.queries, frame((2, 2, (0.0, 2.0), 0.9)))
-    assert second.queries.embed[0, 0].tolist() == query
+    assert second.queries.query[0, 0].tolist() == query
+
+
+def test_an_unsure_detection_does_not_change_the_query_of_its_slot():
+    tracker, past = ImageTracker(smoothing=0.5), None
+    for predictions in (frame((2, 2, RED, 0.9)), frame((2, 2, BLUE, 0.2))):
+        past = tracker.link(past, predictions).queries
+    assert past.query[0, 0].tolist() == list(RED)
+
+
+def test_a_hidden_object_is_not_replaced_by_an_unsure_detection_that_resembles_it():
+    """The false detection is elsewhere; the object returns to its slot."""
+    frames = [frame((2, 2, RED, 0.9)), *[frame((6, 7, RED, 0.2))] * 3, frame((3, 2, RED, 0.9))]
+    columns = track(frames)
+    assert [column[0] for column in columns] == [2, None, None, None, 3]
+
+
+def coloured(predictions, *colours):
+    """The predictions of a frame whose k-th mask has the k-th colour; the background is black."""
+    image = torch.zeros(1, 3, *SIZE)
+    for mask, colour in zip(predictions.masks[0] > 0, colours, strict=False):
+        image[0, :, mask] = torch.tensor(colour)[:, None]
+    return dataclasses.replace(predictions, colours=image)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_objects_with_equal_queries_that_cross_are_told_apart_by_their_colours(weight):
+    """Each box is now nearer to where the other was."""
+    orange, green = (0.9, 0.5, 0.1), (0.1, 0.9, 0.2)
+    frames = [
+        coloured(frame((6, 2, RED, 0.9), (11, 2, RED, 0.8)), orange, green),
+        coloured(frame((10, 2, RED, 0.8), (7, 2, RED, 0.9)), orange, green),
+    ]
+    tracker = ImageTracker(colours=weight)
+    assert track(frames, tracker)[1] == [10, 7, None, None]
+    assert track([dataclasses.replace(f, colours=None) for f in frames], tracker)[1] == [7, 10, None, None]
+
+
+def test_colour_histograms_have_unit_length_and_change_little_with_the_light():
+    masks = frame((2, 2, RED, 0.9), (8, 2, RED, 0.8), (14, 2, RED, 0.8))
+    one, dimmer, other, nothing = colour_histograms(
+        coloured(masks, (0.80, 0.4, 0.1), (0.77, 0.4, 0.1), (0.1, 0.2, 0.9))
+    )[0]
+    assert one.norm() == pytest.approx(1)
+    assert 0.9 < float(one @ dimmer) < 0.999
+    assert float(one @ other) == 0
+    assert not nothing.any()
+    assert not colour_histograms(masks).any()
+
+
+def test_a_histogram_is_the_square_root_of_the_shares_of_the_colours():
+    """Half of the mask is black, half white: both corners of the colour cube have a share of .5."""
+    predictions = frame((0, 0, RED, 0.9))
+    image = torch.zeros(1, 3, *SIZE)
+    image[..., :2] = 1.0
+    histogram = colour_histograms(dataclasses.replace(predictions, colours=image))[0, 0]
+    assert histogram[[0, -1]].tolist() == pytest.approx([0.5**0.5] * 2)
+    assert int((histogram > 0).sum()) == 2
 
 
 def test_links_do_not_depend_on_the_order_of_detections():
@@ -209,58 +268,93 @@ def test_a_linked_stream_predicts_each_frame_as_an_image(tiny, make_clip):
 
 
 @pytest.fixture
-def older_first():
+def remembering():
     """The demo's tracker."""
     return instantiate(load_config("configs/demo/l2g_tiny.py").model).tracker.eval()
 
 
-def reported(tracker, frames):
-    """The reported slots of each frame."""
-    past, slots = None, []
-    for predictions in frames:
-        linked = tracker.link(past, predictions)
-        past = linked.queries
-        slots.append((linked.logits[0, :, 0].sigmoid() >= 0.3).nonzero()[:, 0].tolist())
-    return slots
+def test_objects_whose_slots_are_exchanged_keep_their_numbers(remembering):
+    """The slots are propagated in the order of the objects, too."""
+    frames = [frame((2, 2, RED, 0.9), (16, 2, BLUE, 0.8)), frame((16, 2, BLUE, 0.8), (2, 2, RED, 0.9))]
+    assert track(frames, remembering) == [[2, 16, None, None]] * 2
+    first = remembering.link(None, frames[0]).queries
+    second = remembering.link(first, frames[1]).queries
+    assert second.embed[0, :2].tolist() == [list(RED), list(BLUE)]
+    assert torch.equal(second.boxes[0, :2], frames[1].queries.boxes[0, [1, 0]])
 
 
-def test_of_two_slots_on_one_object_the_older_is_reported_whichever_is_surer(older_first):
-    """Slot 0 is alone on the first frame; from then on slot 1 is on the same object, with the higher score."""
+def test_an_object_that_another_slot_takes_up_again_has_its_number(remembering):
+    """The slot of the hidden object is on a false detection when the object returns."""
+    frames = [
+        frame((2, 2, RED, 0.9), (16, 2, BLUE, 0.8)),
+        *[frame((9, 7, BLUE, 0.1), (16, 2, BLUE, 0.8))] * 4,
+        frame((9, 7, BLUE, 0.1), (16, 2, BLUE, 0.8), (3, 2, RED, 0.9)),
+    ]
+    columns = track(frames, remembering)
+    assert [column[:2] for column in columns] == [[2, 16], *[[None, 16]] * 4, [3, 16]]
+
+
+def test_of_two_slots_on_one_object_one_is_reported(remembering):
     alone, both = frame((2, 2, RED, 0.8), (16, 2, RED, 0.1)), frame((2, 2, RED, 0.5), (2, 2, RED, 0.9))
-    assert reported(older_first, [alone, both, both]) == [[0], [0], [0]]
+    assert track([alone, both, both], remembering) == [[2, None, None, None]] * 3
 
 
-def test_of_two_slots_of_one_age_the_surer_is_reported_and_stays(older_first):
-    first, later = frame((2, 2, RED, 0.6), (2, 2, RED, 0.9)), frame((2, 2, RED, 0.9), (2, 2, RED, 0.6))
-    assert reported(older_first, [first, later]) == [[1], [1]]
+def test_every_slot_is_propagated_whether_it_is_reported_or_not(remembering):
+    detections = [
+        (2, 2, (1.0, 0.1), 0.9),
+        (2, 2, (1.0, 0.2), 0.8),
+        (16, 2, (1.0, 0.3), 0.1),
+        (9, 2, (1.0, 0.4), 0.9),
+    ]
+    past = None
+    for _ in range(3):
+        past = remembering.link(past, frame(*detections)).queries
+        assert sorted(past.embed[0, :, 1].tolist()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_a_younger_slot_is_reported_where_the_older_has_left_or_is_unsure(older_first):
-    both, left = frame((2, 2, RED, 0.9), (2, 2, RED, 0.8)), frame((12, 2, RED, 0.9), (2, 2, RED, 0.8))
-    unsure = frame((2, 2, RED, 0.2), (2, 2, RED, 0.8))
-    assert reported(older_first, [both, left, unsure]) == [[0], [0, 1], [1]]
-
-
-@pytest.mark.parametrize(("shift", "slots"), [(0, [0]), (1, [0, 1])])
-def test_slots_on_neighbouring_objects_are_all_reported(older_first, shift, slots):
-    """Squares of 4 x 4 that are one column apart have an IoU of .6."""
-    assert reported(older_first, [frame((2, 2, RED, 0.9), (2 + shift, 2, RED, 0.8))]) == [slots]
-
-
-def test_older_slots_first_changes_neither_training_nor_the_propagated_queries(older_first):
+def test_a_memory_does_not_change_training(remembering):
     both = frame((2, 2, RED, 0.9), (2, 2, RED, 0.8))
-    linked = older_first.link(None, both)
-    assert torch.equal(linked.queries.embed, both.queries.embed)
-    assert torch.equal(linked.queries.boxes, both.queries.boxes)
-    assert torch.equal(linked.masks, both.masks)
-    assert older_first.train().link(None, both) is both
+    assert remembering.train().link(None, both) is both
+
+
+def test_a_memory_changes_the_order_of_the_predictions_only(tiny, make_clip):
+    """Slot by slot, the stream is the one without memory, whatever the positions."""
+    model = tiny(positions=StaticPositions(6, 32)).eval()
+    frames = make_clip().frames
+    plain = list(model.stream(frames))
+    tracker = model.tracker
+    parts = (tracker.aligner, tracker.positions, tracker.local_positions, tracker.first_frame)
+    model.tracker = RememberingTracker(*parts, memory=ObjectMemory(threshold=0.001)).eval()
+    for expected, predictions in zip(plain, model.stream(frames), strict=True):
+        queries = predictions.queries
+        torch.testing.assert_close(
+            expected.queries.embed.gather(1, queries.row[..., None].expand_as(queries.embed)), queries.embed
+        )
+    assert queries.row.tolist() != [list(range(6))]
+    assert queries.taken.any()
+
+
+def test_the_model_links_the_slots_of_every_frame(tiny, make_clip):
+    """Also where the tracker has no slots of its own for given objects."""
+    model = tiny().eval()
+    frames = make_clip().frames
+    tracker = model.tracker
+    model.tracker = RememberingTracker(
+        tracker.aligner, tracker.positions, tracker.local_positions, tracker.first_frame
+    ).eval()
+    streamed = list(model.stream(frames))
+    assert [hasattr(predictions.queries, "lost") for predictions in streamed] == [True] * len(frames)
+    objects = torch.zeros(1, *frames.shape[-2:], dtype=torch.bool)
+    objects[0, 4:20, 4:20] = True
+    given = list(model.stream(frames, objects=objects))
+    assert [hasattr(predictions.queries, "lost") for predictions in given] == [True] * len(frames)
 
 
 def test_bypass_is_a_word_of_the_config(root):
     cfg = load_config(root / PAPER, ["model.tracker=bypass", "model.tracker.memory=8"])
     tracker = instantiate(cfg.model.tracker)
     assert isinstance(tracker, ImageTracker)
-    assert tracker.memory == 8
+    assert tracker.objects.memory == 8
 
 
 @pytest.fixture

@@ -317,6 +317,10 @@ def identity(
         str | None,
         typer.Option(help="Row of an ablation that the others are compared with; the first if unset."),
     ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Also measure every run with a memory of objects; no training needed."),
+    ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
     """Compare how runs keep identities with untrained propagation, linking and an oracle of the same segmenter."""
@@ -335,7 +339,7 @@ def identity(
 
         cfg = load_config(find_config_file(config))
         row_of_comparison(named_runs(runs or []), against)  # before hours of computing
-        table = run(cfg, weights, runs or [], videos, length, Console(stderr=True))
+        table = run(cfg, weights, runs or [], videos, length, Console(stderr=True), memory)
     if json is not None:
         write_json(json, table)
     typer.echo(as_markdown(table))

@@ -36,7 +36,8 @@ from ..evaluation.precision import AREAS
 from ..evaluation.ytvis import Scores, score, tracks_of
 from ..lazy import LazyCall, load_resolved
 from ..modeling.model import Local2Global
-from ..modeling.variants import ImageTracker
+from ..modeling.tracker import Tracker
+from ..modeling.variants import ImageTracker, RememberingTracker
 from ..results.instances import VideoPostprocessor
 from ..results.masks import decode_masks
 from ..structures import FrameFeatures, FramePredictions, Queries
@@ -77,7 +78,13 @@ class Arm:
 
 
 def identity(
-    cfg: DictConfig, weights: Path, runs: Sequence[Path], videos: int, length: int, console: Console
+    cfg: DictConfig,
+    weights: Path,
+    runs: Sequence[Path],
+    videos: int,
+    length: int,
+    console: Console,
+    memory: bool = False,
 ) -> Table:
     """Measures the reference points of a segmenter, and runs.
 
@@ -88,6 +95,7 @@ def identity(
         videos: the number of test videos, from the first.
         length: frames of a piece.
         console: where progress is shown.
+        memory: also measure every run with `RememberingTracker`, which needs no training.
 
     Returns:
         The scores by name of each tracker.
@@ -99,8 +107,14 @@ def identity(
     cut = excerpts(dataset, length)
     arms = references(cfg, find_weights(weights))
     for name, run in named_runs(runs).items():
-        model = _load(load_resolved(find_config(run)), run, strict=True)
+        run_cfg = load_resolved(find_config(run))
+        model = _load(run_cfg, run, strict=True)
         arms[name] = Arm(_propagate(model), model)
+        if memory and isinstance(model.tracker, Tracker):
+            run_cfg.model.tracker._target_ = RememberingTracker
+            model = _load(run_cfg, run, strict=True)
+            row, *seed = name.split("/seed")
+            arms["/seed".join((f"{row}+memory", *seed))] = Arm(_propagate(model), model)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]
@@ -144,7 +158,7 @@ def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
     images = _load(cfg, weights)
     images.aggregate = "mean"  # as for image weights: tracks of few frames are often wrong
     cfg.model.tracker = LazyCall(ImageTracker)(
-        memory=0, appearance=1.0, least=0.0, duplicate=1.0, smoothing=0.0
+        memory=0, appearance=1.0, colours=0.0, least=0.0, threshold=0.0, duplicate=1.0, smoothing=0.0
     )
     similar = _load(cfg, weights)
     return {

@@ -33,6 +33,7 @@ MOVED = {
     "modeling.bypass.BypassTracker": "modeling.variants.ImageTracker",
     "modeling.variants.BypassTracker": "modeling.variants.ImageTracker",
     "modeling.tracker.FromProposals": "modeling.variants.FromProposals",
+    "modeling.variants.OlderSlotsFirst": "modeling.variants.RememberingTracker",
     "optim": "engine.optim",
     "panoptic": "results.panoptic",
     "postprocess": "results.instances",

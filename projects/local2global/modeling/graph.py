@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from .model import Local2Global
 from .positions import TrajectoryPositions
 from .swin import Swin
 from .tracker import Tracker
+from .variants import RememberingTracker
 
 #: Stride of the masks.
 STRIDE = 4
@@ -20,7 +23,7 @@ class StepGraph(nn.Module):
 
     Args:
         model: with `Tracker`, a trajectory as g_pos, and an aligned first frame: its first frame then differs from
-            the others in the source of the slots only.
+            the others in the source of the slots only.  The memory of a `RememberingTracker` is left out.
         height: rows of the frames.
         width: columns of the frames.
 
@@ -47,6 +50,9 @@ class StepGraph(nn.Module):
         if reason is not None:
             raise UserError(f"this model cannot be exported: {reason}")
         assert isinstance(tracker, Tracker)
+        if isinstance(tracker, RememberingTracker):
+            model = copy.deepcopy(model)
+            model.tracker = tracker = copy.deepcopy(tracker).without_memory()
         self.model, self.tracker = model.eval(), tracker
 
         frame = torch.zeros(3, height, width, dtype=torch.uint8)

@@ -26,7 +26,7 @@ from .layers import pairwise_iou
 from .matcher import assign
 from .ops.compiling import compile_parts
 from .segmenter import Segmenter
-from .tracker import LinkingTracker, Tracker
+from .tracker import LinkingTracker, StartingTracker, Tracker
 from .variants import ImageTracker
 
 #: ImageNet's statistics of RGB values in [0, 255].
@@ -224,7 +224,7 @@ class Local2Global(nn.Module):
     def first(self, features: FrameFeatures, masks: Tensor) -> FramePredictions:
         """The first frame of a stream whose objects are given.
 
-        A tracker that links finds the objects by place.  Else the frame is segmented as if nothing was given, and each
+        `ImageTracker` finds the objects by place.  Else the frame is segmented as if nothing was given, and each
         object takes the slot with the largest sum of mask IoU and, above an IoU of .5, class score.  A slot that covers
         an object without confidence is a duplicate, which the decoder suppresses on the next frames.
 
@@ -238,7 +238,7 @@ class Local2Global(nn.Module):
         total = self.segmenter.num_queries
         if len(masks) > total:
             raise ValueError(f"{len(masks)} objects are given, the model has {total} slots")
-        if isinstance(self.tracker, LinkingTracker):
+        if isinstance(self.tracker, StartingTracker):
             local = self.segmenter.propose(features)
             boxes = mask_to_box(masks[None].float(), local.boxes[:, : len(masks)], features.extent[:, None])
             return self.step(features, self.tracker.start(boxes, masks[None], local))
@@ -280,15 +280,18 @@ class Local2Global(nn.Module):
         """E of (3, H, W) uint8 RGB frames, each padded at its right and bottom to a common size."""
         sizes = [frame.shape[-2:] for frame in frames]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
-        images = []
+        images, colours = [], []
         for frame, (h, w) in zip(frames, sizes, strict=True):
+            padding = (0, width - w, 0, height - h)
             image = frame.to(self.device, non_blocking=True).float()
-            image = (image - self.pixel_mean) / self.pixel_std
-            images.append(F.pad(image, (0, width - w, 0, height - h)))
+            images.append(F.pad((image - self.pixel_mean) / self.pixel_std, padding))
+            colours.append(F.pad(image / 255, padding))
         valid = None
         if any((h, w) != (height, width) for h, w in sizes):
             valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean)
-        return self.segmenter.encode(torch.stack(images), valid)
+        features = self.segmenter.encode(torch.stack(images), valid)
+        size = features.mask_features.shape[-2:]
+        return dataclasses.replace(features, colours=F.interpolate(torch.stack(colours), size, mode="area"))
 
     def _freeze_all_but(self, trainable: Sequence[str]) -> None:
         for pattern in trainable:

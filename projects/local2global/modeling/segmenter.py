@@ -139,6 +139,7 @@ class Segmenter(nn.Module):
             queries=Queries(output.raw[-1], located),
             layers=(first, *layers) if self.training else (),
             local=local if self.training else None,
+            colours=features.colours,
         )
 
     def _heads(self, x: Tensor, boxes: Tensor | None) -> LayerPredictions:

@@ -1,7 +1,8 @@
 """Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has
-`start` and `link` (`LinkingTracker`), the model calls `link` after decoding.  `variants.ImageTracker` is an example.
+Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has `link`
+(`LinkingTracker`), the model calls it after decoding, and if it has `start` (`StartingTracker`), for given objects.
+`variants.ImageTracker` is an example.
 """
 
 from __future__ import annotations
@@ -26,15 +27,6 @@ from .positions import (
 class LinkingTracker(Protocol):
     """A tracker that assigns the predictions of a frame to slots after decoding."""
 
-    def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> Queries:
-        """The slots before a first frame whose objects are given.
-
-        Args:
-            boxes: (1, M, 4), of the objects in slots 0 to M - 1.
-            masks: (1, M, h, w) bool.
-            local: the local queries of the frame.
-        """
-
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots.
 
@@ -44,6 +36,20 @@ class LinkingTracker(Protocol):
 
         Returns:
             The predictions, row i of slot i; their `queries` are the slots that are passed to the next frame.
+        """
+
+
+@runtime_checkable
+class StartingTracker(Protocol):
+    """A tracker that makes the slots of given objects itself."""
+
+    def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> Queries:
+        """The slots before a first frame whose objects are given.
+
+        Args:
+            boxes: (1, M, 4), of the objects in slots 0 to M - 1.
+            masks: (1, M, h, w) bool.
+            local: the local queries of the frame.
         """
 
 

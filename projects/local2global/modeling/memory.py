@@ -1,0 +1,361 @@
+"""Memory of objects: the predictions of a frame are linked to slots that remember lost objects.
+
+`variants.ImageTracker` and `variants.RememberingTracker` use it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..boxes import box_iou, cxcywh_to_xyxy
+from ..structures import FramePredictions, Queries
+from .layers import pairwise_iou
+from .matcher import assign
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+#: Logit of the scores and masks of a slot whose object is absent.
+ABSENT = -20.0
+
+#: Growth per frame of the distance at which a lost object is looked for, in sizes of the object.
+SPREAD = 0.25
+
+#: Bins of a colour histogram for each of red, green and blue.
+BINS = 6
+
+#: A score that only detections with a mask have.
+TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class RememberedQueries(Queries):
+    """The slots, with what is needed to find an object again that was lost for some frames.
+
+    Attributes:
+        row: (B, N) int64, the detection of each slot on the previous frame; a permutation.
+        query: (B, N, C) moving average of the object's queries; zeros if not known.
+        colours: (B, N, K) moving average of the square roots of its colour histograms; zeros if not known.
+        places: (B, N, 4) boxes of its last masks.
+        masks: (B, N, h, w) bool, its last masks.
+        motion: (B, N, 2) displacement of the box's centre per frame, as a fraction of the frame; smoothed.
+        lost: (B, N) int64 frames since the object's last detection; 0 on the frame of the detection.
+        taken: (B, N) bool, whether the slot has belonged to an object.
+    """
+
+    row: Tensor
+    query: Tensor
+    colours: Tensor
+    places: Tensor
+    masks: Tensor
+    motion: Tensor
+    lost: Tensor
+    taken: Tensor
+
+    @classmethod
+    def empty(cls, queries: Queries, size: tuple[int, int]) -> RememberedQueries:
+        """Slots without objects.
+
+        Args:
+            queries: what is propagated.
+            size: height and width of the masks.
+        """
+        embed, boxes = queries.embed, queries.boxes
+        row = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[:2])
+        lost = torch.zeros_like(row)
+        return cls(
+            embed,
+            boxes,
+            row=row,
+            query=torch.zeros_like(embed),
+            colours=boxes.new_zeros(*boxes.shape[:2], BINS**3),
+            places=torch.zeros_like(boxes),
+            masks=boxes.new_zeros(*boxes.shape[:2], *size, dtype=torch.bool),
+            motion=torch.zeros_like(boxes[..., :2]),
+            lost=lost,
+            taken=lost > 0,
+        )
+
+
+@dataclass(frozen=True)
+class ObjectMemory:
+    """Links the predictions of a frame to slots.
+
+    The affinity of a slot and a detection in [0, 1] is
+
+        appearance * (colours * C + (1 - colours) * Q) + (1 - appearance) * place,
+
+    where Q is the cosine of the queries and C that of the square roots of the colour histograms, i.e. their
+    Bhattacharyya coefficient.  Place is the mean of the IoU of the masks and the IoU of the detection's box with the
+    slot's moved box; for an object that was lost, it is a Gaussian of the distance to the slot's moved box, which
+    widens with time, times the square root of the ratios of width and of height.  An object without a query and
+    without colours is linked by place alone.  Query and histogram of a slot are moving averages over its confident
+    detections.  A frame is linked by the Hungarian algorithm, as in ByteTrack (Zhang et al., ECCV 2022) confident
+    detections first:
+
+    1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
+    2. the slots of objects that were seen on the previous frame take the confident detections with the largest summed
+       affinity;
+    3. those without one take unsure detections that overlap their last mask by `duplicate`, else they lose the object;
+    4. the slots of lost objects take remaining confident detections.  They take no unsure ones: while an object is
+       hidden, there is always a false detection that resembles it;
+    5. the remaining confident detections are new objects.  They take slots that never had an object, then those that
+       lost their object the longest ago;
+    6. the remaining detections are linked to slots without an object.
+
+    The slot of a lost object keeps what it remembers.  The size of the memory does not depend on the video's length.
+
+    Attributes:
+        memory: frames for which a lost object can be found again.  0 links consecutive frames only.
+        appearance: weight of query and colours in the affinity; the rest is the weight of the place.
+        colours: weight of the colours in the appearance; the rest is the weight of the query.
+        least: affinity below which a slot and a detection are never linked.
+        threshold: class score from which a detection is confident.
+        duplicate: IoU of masks above which two detections show one object, and the less confident one is dropped.
+        smoothing: weight of the earlier frames in the moving averages; 0 keeps the last query and histogram.
+    """
+
+    memory: int = 30
+    appearance: float = 0.8
+    colours: float = 0.8
+    least: float = 0.4
+    threshold: float = 0.3
+    duplicate: float = 0.5
+    smoothing: float = 0.95
+
+    @torch.no_grad()
+    def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
+        """The predictions in the order of the slots.
+
+        A slot without a detection has an empty mask and a score near 0; its query is that of a detection which no slot
+        has taken.
+
+        Args:
+            past: the slots after the previous frame; without a memory, all objects are new.
+            predictions: the detections of the frame.
+        """
+        size = predictions.masks.shape[-2:]
+        fresh = RememberedQueries.empty(predictions.queries, (size[0], size[1]))
+        slots = past if isinstance(past, RememberedQueries) else fresh
+        histograms = colour_histograms(predictions)
+        order, missing, new = self._assign(slots, predictions, histograms)
+        ordered = predictions.in_order(order)
+        histograms = histograms.gather(1, order[..., None].expand_as(histograms))
+        return dataclasses.replace(
+            ordered,
+            logits=ordered.logits.masked_fill(missing[..., None], ABSENT),
+            masks=ordered.masks.masked_fill(missing[..., None, None], ABSENT),
+            queries=self._remember(slots, ordered, order, histograms, missing, new),
+        )
+
+    def _assign(
+        self, slots: RememberedQueries, predictions: FramePredictions, histograms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Links the detections of a frame to slots.
+
+        Returns:
+            (B, N) int64, the order of the detections: a permutation; (B, N) bool, the slots whose object has no
+            detection; (B, N) bool, the slots that are given to new objects.
+        """
+        masks = predictions.masks > 0
+        scores, kept = scores_of(predictions), pairwise_iou(slots.masks, masks)
+        tensors = (
+            self.affinity(slots, predictions, histograms, kept),
+            kept,
+            pairwise_iou(masks, masks),
+            scores,
+            slots.taken,
+            slots.lost,
+        )
+        host = [x.cpu().numpy() for x in tensors]
+        linked = [self._link_clip(*clip) for clip in zip(*host, strict=True)]
+        order, missing, new = (
+            torch.from_numpy(np.stack(column)).to(scores.device) for column in zip(*linked, strict=True)
+        )
+        return order, missing, new
+
+    def _link_clip(
+        self, affinity: Floats, kept: Floats, overlap: Floats, scores: Floats, taken: Bools, lost: Ints
+    ) -> tuple[Ints, Bools, Bools]:
+        """`_assign` of one clip.
+
+        Args:
+            affinity: (N, N) of slots and detections.
+            kept: (N, N) IoU of the slots' last masks and the detections' masks.
+            overlap: (N, N) IoU of the detections' masks.
+            scores: (N,) of the detections, 0 for an empty mask.
+            taken: (N,) whether a slot belongs to an object.
+            lost: (N,) frames since its last detection.
+        """
+        order, confident = np.full(len(scores), -1), scores >= max(self.threshold, TINY)
+        free = distinct(scores, overlap, self.duplicate)  # detections
+
+        def link(values: Floats, rows: Bools, columns: Bools, least: float) -> None:
+            for slot, detection in best_pairs(values, rows & (order < 0), columns & free, least):
+                order[slot], free[detection] = detection, False
+
+        seen = taken & (lost == 0)
+        link(affinity, seen, confident, self.least)
+        link(kept, seen, scores > 0, self.duplicate)
+        link(affinity, taken & ~seen & (lost <= self.memory), confident, self.least)
+        newcomers = np.flatnonzero(free & confident)
+        newcomers = newcomers[np.argsort(-scores[newcomers], kind="stable")]
+        by_value = np.argsort(np.where(taken, np.iinfo(np.int64).max - lost, 0), kind="stable")
+        places = by_value[order[by_value] < 0][: len(newcomers)]
+        order[places], free[newcomers[: len(places)]] = newcomers[: len(places)], False
+        new = np.isin(np.arange(len(order)), places)
+        link(affinity, ~taken & ~new, np.ones_like(free), -1.0)
+        missing = order < 0
+        order[missing] = np.setdiff1d(np.arange(len(order)), order[~missing])
+        return order, missing, new
+
+    def affinity(
+        self, slots: RememberedQueries, predictions: FramePredictions, histograms: Tensor, kept: Tensor
+    ) -> Tensor:
+        """(B, N, N) affinities in [0, 1] of slots and detections.
+
+        Args:
+            slots: N slots.
+            predictions: N detections.
+            histograms: (B, N, K) of the detections.
+            kept: (B, N, N) IoU of the slots' last masks and the detections' masks.
+        """
+        queries, extent = predictions.queries, predictions.extent
+        steps = slots.lost[..., None] + 1.0
+        moved = torch.cat((slots.places[..., :2] + steps * slots.motion, slots.places[..., 2:]), dim=-1)
+        overlap = box_iou(cxcywh_to_xyxy(moved)[:, :, None], cxcywh_to_xyxy(queries.boxes.float())[:, None])
+        distance = torch.cdist(
+            moved[..., :2] * extent[:, None], queries.boxes[..., :2].float() * extent[:, None]
+        )
+        size = (moved[..., 2:] * extent[:, None]).prod(-1).clamp(min=1).sqrt()
+        width = size * (0.5 + SPREAD * slots.lost)
+        sizes = moved[:, :, None, 2:], queries.boxes[:, None, :, 2:].float()
+        ratios = torch.minimum(*sizes) / torch.maximum(*sizes).clamp(min=1e-6)
+        near = torch.exp(-0.5 * (distance / width[..., None]) ** 2) * ratios.prod(-1).sqrt()
+        place = torch.where(slots.lost[..., None] == 0, (kept + overlap) / 2, near)
+
+        similarity, total = torch.zeros_like(place), torch.zeros_like(place)
+        for weight, one, other in (
+            (1 - self.colours, slots.query, queries.embed),
+            (self.colours, slots.colours, histograms),
+        ):
+            known = weight * one.any(-1)[..., None] * other.any(-1)[:, None]
+            cosine = F.normalize(one.float(), dim=-1) @ F.normalize(other.float(), dim=-1).mT
+            similarity, total = similarity + known * cosine.clamp(min=0), total + known
+        appearance = self.appearance * (total > 0)
+        return appearance * similarity / total.clamp(min=TINY) + (1 - appearance) * place
+
+    def _remember(
+        self,
+        slots: RememberedQueries,
+        ordered: FramePredictions,
+        order: Tensor,
+        histograms: Tensor,
+        missing: Tensor,
+        new: Tensor,
+    ) -> RememberedQueries:
+        """The slots after a frame.
+
+        Args:
+            slots: the slots before it.
+            ordered: the detections in the order of the slots.
+            order: (B, N) their rows in the frame.
+            histograms: (B, N, K) of these detections.
+            missing: (B, N) bool, slots without a detection, which keep their content.
+            new: (B, N) bool, slots that are given to new objects.
+        """
+        found, current = ~missing[..., None], ordered.queries
+        step = (current.boxes - slots.places)[..., :2] / (slots.lost[..., None] + 1.0)
+        known = (slots.taken & ~new)[..., None]
+        sure = found & (scores_of(ordered) >= self.threshold)[..., None]
+
+        def average(earlier: Tensor, latest: Tensor) -> Tensor:
+            one, other = F.normalize(earlier, dim=-1), F.normalize(latest, dim=-1)
+            mean = self.smoothing * one + (1 - self.smoothing) * other
+            started = known & earlier.any(-1, keepdim=True)
+            return torch.where(started, torch.where(sure, mean, earlier), torch.where(found, latest, earlier))
+
+        return RememberedQueries(
+            current.embed,
+            current.boxes,
+            row=order,
+            query=average(slots.query, current.embed),
+            places=torch.where(found, current.boxes, slots.places),
+            colours=average(slots.colours, histograms),
+            masks=torch.where(found[..., None], ordered.masks > 0, slots.masks),
+            motion=torch.where(found, torch.where(known, (slots.motion + step) / 2, 0.0), slots.motion),
+            lost=torch.where(missing, slots.lost + 1, 0),
+            taken=slots.taken | new,
+        )
+
+
+def scores_of(predictions: FramePredictions) -> Tensor:
+    """(B, N) best class score of each detection, 0 for an empty mask."""
+    empty = ~(predictions.masks > 0).flatten(2).any(-1)
+    return predictions.logits.sigmoid().amax(-1).masked_fill(empty, 0.0)
+
+
+@torch.no_grad()
+def colour_histograms(predictions: FramePredictions) -> Tensor:
+    """Square roots of the colour histogram of each mask: their cosine is the Bhattacharyya coefficient.
+
+    A pixel is shared by the bins around its colour in proportion to their distance, so small changes of light change a
+    histogram little.
+
+    Returns:
+        (B, N, `BINS` ** 3) float32 of unit length; zeros for an empty mask, or if the predictions have no colours.
+    """
+    masks, colours = predictions.masks > 0, predictions.colours
+    if colours is None:
+        return masks.new_zeros(*masks.shape[:2], BINS**3, dtype=torch.float32)
+    position = colours.flatten(2) * (BINS - 1)  # (B, 3, P)
+    bins = torch.arange(BINS, device=colours.device)
+    red, green, blue = (1 - (position[..., None] - bins).abs()).clamp(min=0).unbind(1)  # (B, P, BINS) each
+    cells = torch.einsum("bpi,bpj,bpk->bpijk", red, green, blue).flatten(2)
+    return F.normalize((masks.flatten(2).float() @ cells).sqrt(), dim=-1)
+
+
+def distinct(scores: Floats, overlap: Floats, limit: float) -> Bools:
+    """Detections that no more confident one overlaps: greedy non-maximum suppression.
+
+    Args:
+        scores: (N,).
+        overlap: (N, N) IoU of masks.
+        limit: IoU above which the less confident detection is dropped.
+
+    Returns:
+        (N,) bool.
+    """
+    kept = np.ones(len(scores), dtype=bool)
+    order = np.argsort(-scores, kind="stable")
+    for rank, row in enumerate(order):
+        if kept[row]:
+            rest = order[rank + 1 :]
+            kept[rest] &= overlap[row, rest] <= limit
+    return kept
+
+
+def best_pairs(
+    affinity: NDArray[np.floating[Any]], rows: Bools, columns: Bools, least: float
+) -> list[tuple[int, int]]:
+    """The one-to-one pairs with the largest summed affinity.
+
+    Args:
+        affinity: (N, N) in [0, 1].
+        rows: (N,) bool, rows that take part.
+        columns: (N,) bool, columns that take part.
+        least: pairs below this affinity are left out, before the sum is maximised.
+    """
+    i, j = np.flatnonzero(rows), np.flatnonzero(columns)
+    values = affinity[np.ix_(i, j)]
+    pairs = zip(*assign(np.where(values < least, 0.0, -values)), strict=True)
+    return [(int(i[r]), int(j[c])) for r, c in pairs if values[r, c] >= least]
