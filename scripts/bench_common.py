@@ -29,6 +29,7 @@ from local2global.app.video import VideoWriter
 from local2global.data.datasets import VideoRecord
 from local2global.lazy import instantiate, load_config
 from local2global.modeling.model import Local2Global
+from local2global.modeling.variants import RememberingTracker
 from local2global.structures import Clip, ClipTargets, FramePredictions, Queries
 
 Arm = Callable[[], Any]
@@ -270,10 +271,12 @@ def build_model(queries: int = 100, config: str = "configs/ytvis2021/l2g_r50.py"
 @cache
 @torch.inference_mode(False)
 def models(device: torch.device, queries: int = 100, config: str = "configs/ytvis2021/l2g_r50.py") -> Models:
-    """Build a config's model and its peer."""
+    """Build a config's model, without a memory of objects, and its peer."""
     from peer_layout import peer_of
 
     model = build_model(queries, config).to(device)
+    if isinstance(model.tracker, RememberingTracker):
+        model.tracker = model.tracker.without_memory()
     return Models(model, peer_of(model))
 
 

@@ -103,14 +103,14 @@ class ObjectMemory:
     detections first:
 
     1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
-    2. the slots of objects that were seen on the previous frame take the confident detections with the largest summed
+    2. the slots of objects, seen on the previous frame or lost, take the confident detections with the largest summed
        affinity;
-    3. those without one take unsure detections that overlap their last mask by `duplicate`, else they lose the object;
-    4. the slots of lost objects take remaining confident detections.  They take no unsure ones: while an object is
-       hidden, there is always a false detection that resembles it;
-    5. the remaining confident detections are new objects.  They take slots that never had an object, then those that
+    3. a slot whose object was seen, and which has none of these, takes an unsure detection that overlaps its last mask
+       by `duplicate`, else the object is lost.  Slots of lost objects take no unsure detections: while an object is
+       hidden, there is always a false one that resembles it;
+    4. the remaining confident detections are new objects.  They take slots that never had an object, then those that
        lost their object the longest ago;
-    6. the remaining detections are linked to slots without an object.
+    5. the remaining detections are linked to slots without an object.
 
     The slot of a lost object keeps what it remembers.  The size of the memory does not depend on the video's length.
 
@@ -204,9 +204,8 @@ class ObjectMemory:
                 order[slot], free[detection] = detection, False
 
         seen = taken & (lost == 0)
-        link(affinity, seen, confident, self.least)
+        link(affinity, taken & (lost <= self.memory), confident, self.least)
         link(kept, seen, scores > 0, self.duplicate)
-        link(affinity, taken & ~seen & (lost <= self.memory), confident, self.least)
         newcomers = np.flatnonzero(free & confident)
         newcomers = newcomers[np.argsort(-scores[newcomers], kind="stable")]
         by_value = np.argsort(np.where(taken, np.iinfo(np.int64).max - lost, 0), kind="stable")
