@@ -64,6 +64,10 @@ class ImageTracker(nn.Module):
         super().__init__()
         self.objects = ObjectMemory(memory, appearance, colours, least, threshold, duplicate, smoothing)
 
+    def extra_repr(self) -> str:
+        """The settings of the memory; a run is resumed only with equal ones."""
+        return str(self.objects)
+
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes
     ) -> tuple[Queries, Positions]:
@@ -110,6 +114,10 @@ class RememberingTracker(Tracker):
     def __init__(self, *args: Any, memory: ObjectMemory | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objects = ObjectMemory(threshold=0.2) if memory is None else memory
+
+    def extra_repr(self) -> str:
+        """The settings of the memory; a run is resumed only with equal ones."""
+        return str(self.objects)
 
     def forward(
         self, past: Queries | None, local: Proposals, embed_boxes: EmbedBoxes

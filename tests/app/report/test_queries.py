@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zlib
 from base64 import b64decode
@@ -17,6 +18,8 @@ from local2global.app.report.report import report
 from local2global.app.report.run import load, read_run
 from local2global.app.video import open_source
 from local2global.errors import UserError
+from local2global.modeling.memory import ObjectMemory
+from local2global.modeling.variants import RememberingTracker
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,31 @@ def test_the_page_data_has_every_reported_object(module, source, tmp_path):
     assert len(points) == 3 * 24
     assert points[2::3] == sorted(points[2::3], reverse=True)
     assert data["strips"].keys() == {0, 4}
+
+
+class Backwards(ObjectMemory):
+    """Gives the slots the numbers of the objects in reverse."""
+
+    def _assign(self, slots, predictions, histograms):
+        none = torch.zeros_like(slots.taken)
+        return torch.arange(5, -1, -1)[None], none, none
+
+
+def test_with_a_memory_an_object_is_looked_up_in_the_slot_that_shows_it(module, source, tmp_path):
+    remembering, tracker = copy.deepcopy(module), module.tracker
+    parts = (tracker.aligner, tracker.positions, tracker.local_positions, tracker.first_frame)
+    remembering.tracker = RememberingTracker(*parts, memory=Backwards()).eval()
+    object_1, slot_4 = (
+        load(read_run(write_folder(tmp_path / name, [[entry(number, 0, 0)]] * 4, source)))
+        for name, number in (("object", 1), ("slot", 4))
+    )
+
+    def objects(model, run):
+        data = explain(L2G(model, "cpu"), open_source(source), run)
+        return [list(frame.values()) for frame in json.loads(zlib.decompress(b64decode(data["code"])))]
+
+    assert objects(remembering, object_1) == objects(module, slot_4)
+    assert objects(remembering, object_1) != objects(module, object_1)
 
 
 def test_a_report_with_queries_has_strips_and_a_legend(module, source, tmp_path):

@@ -25,7 +25,9 @@ from ...data.augment import resize_shortest_edge
 from ...errors import UserError
 from ...modeling.aligner import AlignerLayer
 from ...modeling.deformable import DeformableAttention
+from ...modeling.memory import RememberedQueries
 from ...modeling.tracker import Tracker
+from ...structures import Queries
 from ..predict import L2G
 from ..source import Source
 from .film import frames_of
@@ -137,8 +139,9 @@ def explain(model: L2G, source: Source, run: Run) -> dict[str, Any]:
             if look.slots is None or highest >= len(look.slots):
                 raise UserError(f"{run.name}: identity {highest} is no slot of these weights")
             valid = (predictions.extent[0] * 4 / predictions.extent.new_tensor(look.padded)).tolist()
-            frames.append({str(identity): _object(look, identity, valid) for identity in reported[t]})
-            slots.append({identity: look.slots[identity].float().cpu().numpy() for identity in reported[t]})
+            rows = {identity: row_of(identity, predictions.queries) for identity in reported[t]}
+            frames.append({str(identity): _object(look, row, valid) for identity, row in rows.items()})
+            slots.append({identity: look.slots[row].float().cpu().numpy() for identity, row in rows.items()})
             look.attention.clear()
     text = json.dumps(frames, separators=(",", ":")).encode("ascii")
     return {
@@ -146,6 +149,11 @@ def explain(model: L2G, source: Source, run: Run) -> dict[str, Any]:
         "frames": count,
         "strips": _strips(slots, len(run.times)),
     }
+
+
+def row_of(identity: int, slots: Queries) -> int:
+    """The row of an object among the queries of the frame: a memory may have given it another slot's number."""
+    return int(slots.row[0, identity]) if isinstance(slots, RememberedQueries) else identity
 
 
 def _reported(run: Run, count: int) -> list[list[int]]:
