@@ -143,18 +143,18 @@ class ObjectMemory:
             past: the slots after the previous frame; without a memory, all objects are new.
             predictions: the detections of the frame.
         """
-        size = predictions.masks.shape[-2:]
-        fresh = RememberedQueries.empty(predictions.queries, (size[0], size[1]))
-        slots = past if isinstance(past, RememberedQueries) else fresh
+        if not isinstance(past, RememberedQueries):
+            height, width = predictions.masks.shape[-2:]
+            past = RememberedQueries.empty(predictions.queries, (height, width))
         histograms = colour_histograms(predictions)
-        order, missing, new = self._assign(slots, predictions, histograms)
+        order, missing, new = self._assign(past, predictions, histograms)
         ordered = predictions.in_order(order)
         histograms = histograms.gather(1, order[..., None].expand_as(histograms))
         return dataclasses.replace(
             ordered,
             logits=ordered.logits.masked_fill(missing[..., None], ABSENT),
             masks=ordered.masks.masked_fill(missing[..., None, None], ABSENT),
-            queries=self._remember(slots, ordered, order, histograms, missing, new),
+            queries=self._remember(past, ordered, order, histograms, missing, new),
         )
 
     def _assign(
