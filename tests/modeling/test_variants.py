@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from local2global.boxes import mask_to_box
+from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
 from local2global.modeling.memory import ObjectMemory, colour_histograms
 from local2global.modeling.positions import StaticPositions
@@ -310,6 +311,13 @@ def test_every_slot_is_propagated_whether_it_is_reported_or_not(remembering):
     for _ in range(3):
         past = remembering.link(past, frame(*detections)).queries
         assert sorted(past.embed[0, :, 1].tolist()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("setting", [{"colours": 1.5}, {"least": -0.1}, {"memory": -1}])
+def test_a_memory_refuses_values_outside_their_range(setting):
+    (name,) = setting
+    with pytest.raises(UserError, match=name):
+        ImageTracker(**setting)
 
 
 def test_a_memory_does_not_change_training(remembering):

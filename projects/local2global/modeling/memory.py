@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..boxes import box_iou, cxcywh_to_xyxy
+from ..errors import check_range
 from ..structures import FramePredictions, Queries
 from .layers import pairwise_iou
 from .matcher import assign
@@ -122,6 +123,9 @@ class ObjectMemory:
         threshold: class score from which a detection is confident.
         duplicate: IoU of masks above which two detections show one object, and the less confident one is dropped.
         smoothing: weight of the earlier frames in the moving averages; 0 keeps the last query and histogram.
+
+    Raises:
+        UserError: for a negative memory, or another value outside [0, 1].
     """
 
     memory: int = 30
@@ -131,6 +135,11 @@ class ObjectMemory:
     threshold: float = 0.3
     duplicate: float = 0.5
     smoothing: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_range("memory", self.memory, 0)
+        for name in ("appearance", "colours", "least", "threshold", "duplicate", "smoothing"):
+            check_range(name, getattr(self, name), 0, 1)
 
     @torch.no_grad()
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
