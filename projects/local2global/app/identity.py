@@ -113,8 +113,9 @@ def identity(
         if memory and isinstance(model.tracker, Tracker):
             run_cfg.model.tracker._target_ = RememberingTracker
             model = _load(run_cfg, run, strict=True)
-            row, *seed = name.split("/seed")
-            arms["/seed".join((f"{row}+memory", *seed))] = Arm(_propagate(model), model)
+            match = _SEED.fullmatch(name)
+            name = f"{match[1]}+memory/seed{match[2]}" if match else f"{name}+memory"
+            arms[name] = Arm(_propagate(model), model)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]

@@ -51,8 +51,9 @@ class StepGraph(nn.Module):
             raise UserError(f"this model cannot be exported: {reason}")
         assert isinstance(tracker, Tracker)
         if isinstance(tracker, RememberingTracker):
+            tracker = tracker.without_memory()
             model = copy.deepcopy(model)
-            model.tracker = tracker = copy.deepcopy(tracker).without_memory()
+            model.tracker = tracker
         self.model, self.tracker = model.eval(), tracker
 
         frame = torch.zeros(3, height, width, dtype=torch.uint8)

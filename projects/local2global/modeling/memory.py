@@ -106,9 +106,9 @@ class ObjectMemory:
     1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
     2. the slots of objects, seen on the previous frame or lost, take the confident detections with the largest summed
        affinity;
-    3. a slot whose object was seen, and which has none of these, takes an unsure detection that overlaps its last mask
-       by `duplicate`, else the object is lost.  Slots of lost objects take no unsure detections: while an object is
-       hidden, there is always a false one that resembles it;
+    3. slots of objects that were seen and are still unmatched take unsure detections that overlap their last mask by
+       `duplicate`; objects without any are lost.  Lost objects are not linked to unsure detections: while an object is
+       hidden, some false detection resembles it;
     4. the remaining confident detections are new objects.  They take slots that never had an object, then those that
        lost their object the longest ago;
     5. the remaining detections are linked to slots without an object.

@@ -280,18 +280,18 @@ class Local2Global(nn.Module):
         """E of (3, H, W) uint8 RGB frames, each padded at its right and bottom to a common size."""
         sizes = [frame.shape[-2:] for frame in frames]
         height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
-        images, colours = [], []
+        images = []
         for frame, (h, w) in zip(frames, sizes, strict=True):
-            padding = (0, width - w, 0, height - h)
             image = frame.to(self.device, non_blocking=True).float()
-            images.append(F.pad((image - self.pixel_mean) / self.pixel_std, padding))
-            colours.append(F.pad(image / 255, padding))
+            image = (image - self.pixel_mean) / self.pixel_std
+            images.append(F.pad(image, (0, width - w, 0, height - h)))
         valid = None
         if any((h, w) != (height, width) for h, w in sizes):
             valid = constant([(w / width, h / height) for h, w in sizes], self.pixel_mean)
-        features = self.segmenter.encode(torch.stack(images), valid)
-        size = features.mask_features.shape[-2:]
-        return dataclasses.replace(features, colours=F.interpolate(torch.stack(colours), size, mode="area"))
+        batch = torch.stack(images)
+        features = self.segmenter.encode(batch, valid)
+        colours = F.interpolate(batch, features.mask_features.shape[-2:], mode="area")
+        return dataclasses.replace(features, colours=(colours * self.pixel_std + self.pixel_mean) / 255)
 
     def _freeze_all_but(self, trainable: Sequence[str]) -> None:
         for pattern in trainable:

@@ -53,13 +53,13 @@ class ImageTracker(nn.Module):
 
     def __init__(
         self,
-        memory: int = 30,
-        appearance: float = 0.8,
-        colours: float = 0.8,
-        least: float = 0.4,
-        threshold: float = 0.3,
-        duplicate: float = 0.5,
-        smoothing: float = 0.95,
+        memory: int = ObjectMemory.memory,
+        appearance: float = ObjectMemory.appearance,
+        colours: float = ObjectMemory.colours,
+        least: float = ObjectMemory.least,
+        threshold: float = ObjectMemory.threshold,
+        duplicate: float = ObjectMemory.duplicate,
+        smoothing: float = ObjectMemory.smoothing,
     ) -> None:
         super().__init__()
         self.objects = ObjectMemory(memory, appearance, colours, least, threshold, duplicate, smoothing)
@@ -107,7 +107,7 @@ class RememberingTracker(Tracker):
 
     Args:
         *args: as for `Tracker`.
-        memory: how slots are linked to objects.
+        memory: how slots are linked to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.
         **kwargs: as for `Tracker`.
     """
 
