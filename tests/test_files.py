@@ -88,6 +88,16 @@ def test_no_file_is_opened_through_a_link_and_no_pipe_waited_for(tmp_path, name,
     assert names(tmp_path) == ["folder", "victim"]
 
 
+def test_a_lock_whose_file_has_vanished_is_refused_like_any_other(tmp_path, monkeypatch):
+    """Its holder ends between the attempt to lock and the attempt to read the name of the holder."""
+    monkeypatch.setattr("local2global.files._lock", lambda path: None)
+    with (
+        pytest.raises(UserError, match="another process writes to this folder"),
+        locked_folder(tmp_path, "--output"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_only_files_are_replaced(tmp_path, kind):
     """Root would replace a device such as /dev/null by a file."""

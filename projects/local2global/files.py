@@ -210,6 +210,7 @@ def locked_folder(folder: Path, setting: str) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from error
     if file is None:
+        holder = ""
         with suppress(OSError):
             holder = path.read_text(encoding="utf-8")
         raise UserError(

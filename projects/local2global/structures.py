@@ -400,14 +400,14 @@ class FrameResult:
                 "to_supervision needs supervision: pip install 'local2global[supervision]'"
             ) from error
         arrays = self.to_numpy()
-        names = {"class_name": np.array([self.class_names[k] for k in arrays.labels], dtype=np.str_)}
+        names = [self.class_names[k] for k in arrays.labels] if self.class_names else []
         return supervision.Detections(
             xyxy=arrays.boxes,
             mask=arrays.masks,
             confidence=arrays.scores,
             class_id=arrays.labels,
             tracker_id=arrays.ids,
-            data=names if self.class_names else {},
+            data={"class_name": np.array(names, dtype=np.str_)} if self.class_names else {},
         )
 
 

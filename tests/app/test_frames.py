@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -98,6 +99,13 @@ def test_supervision_receives_masks_ids_and_names():
     assert (drawn != ARRAY).any(2)[15, 10]
     stream = L2G(Fake(), "cpu").stream([FRAME] * 2, threshold=1.0)
     assert len(next(stream).to_supervision()) == 0, "a frame without objects"
+
+
+def test_supervision_receives_results_without_class_names():
+    pytest.importorskip("supervision", reason="pip install 'local2global[supervision]'")
+    detections = dataclasses.replace(result(), class_names=()).to_supervision()
+    assert detections.tracker_id.tolist() == [7, 2]
+    assert "class_name" not in detections.data
 
 
 def test_without_supervision_the_remedy_is_named(monkeypatch):

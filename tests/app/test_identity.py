@@ -20,6 +20,7 @@ from local2global.app.identity import (
     named_runs,
     read_table,
     seeds_as_markdown,
+    with_memory,
 )
 from local2global.errors import UserError
 from local2global.lazy import load_config
@@ -207,6 +208,15 @@ def test_rows_are_compared_seed_by_seed_with_the_first_and_with_the_paper():
         ["kept %", "baseline", "5.0, 5.0, 5.0", "5.00", "", "", ""],
     ]
     assert cells[3][4:] == ["+1.00 [-5.57, +7.57]", "inconclusive", ""]
+
+
+def test_a_run_with_a_memory_is_a_row_of_its_own_in_an_ablation():
+    assert [with_memory(name) for name in ("a/seed0", "output/demo")] == [
+        "a+memory/seed0",
+        "output/demo+memory",
+    ]
+    table = {"a/seed0": _scores(20, 5), with_memory("a/seed0"): _scores(21, 5)}
+    assert "-1.00" in seeds_as_markdown(table, CONFIGS, against="a+memory")
 
 
 def test_any_row_can_be_the_one_compared_with():

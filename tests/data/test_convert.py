@@ -110,6 +110,13 @@ def test_davis_classes_are_those_of_youtube_vos(tmp_path):
     assert dataset.videos[0].labels.tolist() == [1, 0]
 
 
+def test_a_deeply_nested_davis_meta_file_is_refused(tmp_path):
+    davis(tmp_path / "D")
+    (tmp_path / "D" / "meta.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"meta\.json"):
+        convert_davis(tmp_path / "D", tmp_path / "out")
+
+
 # --- MOTS ---
 
 
@@ -235,6 +242,25 @@ def test_labelme_masks_are_read(tmp_path):
     assert mask.nonzero().tolist() == [[5, 3], [6, 3], [6, 4]]
 
 
+@pytest.mark.parametrize("kind", ["bomb", "eps", "text"])
+def test_a_labelme_mask_that_is_no_png_of_a_frame_is_refused(kind, tmp_path, monkeypatch):
+    """Pillow starts Ghostscript for an EPS."""
+    video, buffer = tmp_path / "yard", io.BytesIO(b"text")
+    frames(video, ["0.jpg"])
+    if kind == "eps":
+        Image.new("RGB", (4, 4)).save(buffer, "EPS")
+        monkeypatch.setattr(
+            "PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("an EPS was opened")
+        )
+    elif kind == "bomb":
+        Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    labelme(video, "0", [shape("dog", [[3, 5]], 1, shape_type="mask", mask=text)])
+    with pytest.raises(UserError, match="its mask is not a PNG image"):
+        convert_labelme(video, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_shapes_of_one_label_without_group_id_are_refused(tmp_path):
     frames(tmp_path / "yard", ["0.jpg"])
     labelme(tmp_path / "yard", "0", [shape("dog", BOX), shape("dog", BOX)])
@@ -288,6 +314,13 @@ def test_vipseg_masks_contain_id_plus_1(tmp_path):
     assert Image.open(tmp_path / "out" / "images" / "0_a" / "00000001.jpg").size == (32, 24)
 
 
+def test_a_list_of_vipseg_that_is_not_utf8_is_refused(tmp_path):
+    vipseg(tmp_path / "VIPSeg")
+    (tmp_path / "VIPSeg" / "train.txt").write_bytes(b"0_a\n\xff")
+    with pytest.raises(UserError, match=r"train.txt: byte 4 is not UTF-8 text"):
+        convert_vipseg(tmp_path / "VIPSeg", tmp_path / "out", height=24, workers=1)
+
+
 def test_vipseg_without_splits_is_one_file_and_frames_of_the_target_height_are_copied(tmp_path):
     root = tmp_path / "VIPSeg"
     vipseg(root)
@@ -338,6 +371,15 @@ def test_coco_keeps_mapped_annotations_and_images_that_have_any(tmp_path):
     assert [i["id"] for i in content["images"]] == [1]
     assert content["categories"] == VIDEO_CLASSES["ytvis2021"]
     assert content["info"] == {"year": 2017}
+
+
+def test_an_image_without_an_integer_id_is_no_image_of_coco(tmp_path):
+    coco(tmp_path / "coco.json")
+    content = json.loads((tmp_path / "coco.json").read_text())
+    content["images"].append({"id": [], "file_name": "x.jpg"})
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    done = convert_coco(tmp_path / "coco.json", tmp_path / "out.json", "ytvis2021")
+    assert [i["id"] for i in json.loads(done.files[0].read_text())["images"]] == [1]
 
 
 def test_an_unknown_target_of_coco_is_refused(tmp_path):

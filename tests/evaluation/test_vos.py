@@ -79,6 +79,13 @@ def test_objects_have_the_best_fitting_track_of_any_class():
     assert scores["F"] == scores["J"] == scores["J&F"] == scores["J recall"]
 
 
+def test_a_video_whose_size_the_truth_does_not_state_has_that_of_its_masks():
+    truth, results = files()
+    expected = score(truth, results)
+    del truth["videos"][0]["height"], truth["videos"][0]["width"]
+    assert score(truth, results) == expected
+
+
 def test_the_command_prints_and_writes_the_scores(tmp_path, monkeypatch, capsys):
     for name, content in zip(("truth", "results"), files(), strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))

@@ -142,3 +142,13 @@ def test_a_repeated_video_counts_once():
 def test_a_class_without_a_category_in_the_truth_is_refused():
     with pytest.raises(UserError, match=r"class 6 \(cat\) of the model is not a category of the truth"):
         VPSEvaluator(Truth(), [*CLASSES, {"id": 6, "name": "cat"}])
+
+
+def test_a_video_of_the_test_set_that_the_truth_lacks_is_refused_before_any_prediction():
+    class Other(Truth):
+        @property
+        def names(self):
+            return {1: "a", 3: "c"}
+
+    with pytest.raises(UserError, match="video c of the test set is not in the truth"):
+        VPSEvaluator(Other(), CLASSES)

@@ -326,7 +326,14 @@ def identity(
     """Compare how runs keep identities with untrained propagation, linking and an oracle of the same segmenter."""
     from rich.console import Console
 
-    from .identity import as_markdown, named_runs, read_table, row_of_comparison, seeds_as_markdown
+    from .identity import (
+        as_markdown,
+        named_runs,
+        read_table,
+        row_of_comparison,
+        seeds_as_markdown,
+        with_memory,
+    )
     from .identity import identity as run
     from .output import write_json
 
@@ -338,7 +345,9 @@ def identity(
         from ..lazy import load_config
 
         cfg = load_config(find_config_file(config))
-        row_of_comparison(named_runs(runs or []), against)  # before hours of computing
+        names = list(named_runs(runs or []))
+        names += [with_memory(name) for name in names if memory]
+        row_of_comparison(names, against)  # before hours of computing
         table = run(cfg, weights, runs or [], videos, length, Console(stderr=True), memory)
     if json is not None:
         write_json(json, table)

@@ -113,9 +113,7 @@ def identity(
         if memory and isinstance(model.tracker, Tracker):
             run_cfg.model.tracker._target_ = RememberingTracker
             model = _load(run_cfg, run, strict=True)
-            match = _SEED.fullmatch(name)
-            name = f"{match[1]}+memory/seed{match[2]}" if match else f"{name}+memory"
-            arms[name] = Arm(_propagate(model), model)
+            arms[with_memory(name)] = Arm(_propagate(model), model)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]
@@ -147,6 +145,12 @@ def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
             )
         runs |= found
     return runs
+
+
+def with_memory(name: str) -> str:
+    """The name of a run that is measured with a memory: `row+memory/seedN` for a run of an ablation."""
+    match = _SEED.fullmatch(name)
+    return f"{match[1]}+memory/seed{match[2]}" if match else f"{name}+memory"
 
 
 def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:

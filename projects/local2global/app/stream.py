@@ -73,7 +73,7 @@ class Stream:
         self._model, self._device, self._lock, self.report = model, device, lock, report
         self._class_names = tuple(str(entry["name"]) for entry in model.classes)
         self._slots: Queries | None = None
-        self._objects = objects
+        self._objects = None if objects is None else objects.cpu()
         self._post = VideoPostprocessor(
             self.size, threshold=report.threshold, spill=False, given=report.given
         )

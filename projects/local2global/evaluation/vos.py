@@ -78,6 +78,14 @@ def object_scores(
     )
 
 
+def _size(video: Mapping[str, Any], masks: MaskTrack) -> tuple[int, int]:
+    """(height, width) of a video, or of the first mask of a true track where the truth does not state them."""
+    height, width = video.get("height"), video.get("width")
+    if height is None or width is None:
+        height, width = next((rle["size"] for rle in masks.rles if rle is not None), (1, 1))
+    return int(height), int(width)
+
+
 def _decode(track: MaskTrack | None, t: int, size: tuple[int, int]) -> Mask:
     rle = track.rles[t] if track is not None and t < len(track) else None
     if rle is None or tuple(rle["size"]) != size:
@@ -144,7 +152,6 @@ def score(
             for track in group
             if not track.crowd
         ]
-        size = (int(video["height"]), int(video["width"]))
         for row, masks in zip(assign_tracks(predicted, true), true, strict=True):
-            objects.append(object_scores(predicted[row] if row >= 0 else None, masks, size))
+            objects.append(object_scores(predicted[row] if row >= 0 else None, masks, _size(video, masks)))
     return mean_scores(objects)

@@ -40,7 +40,8 @@ def convert_coco(annotations: str | Path, out: str | Path, target: str) -> Conve
     if not mapped:
         raise UserError(f"{source}: no annotation of a class that {target} has.")
     image_ids = {annotation["image_id"] for annotation in mapped}
-    images = [image for image in objects(content["images"]) if image.get("id") in image_ids]
+    listed = [image for image in objects(content["images"]) if isinstance(image.get("id"), int)]
+    images = [image for image in listed if image["id"] in image_ids]
     missing = image_ids - {image["id"] for image in images}
     if missing:
         raise UserError(f"{source}: annotations of image {min(missing)}, which is not listed.")

@@ -142,6 +142,19 @@ def natural(path: Path) -> list[tuple[bool, int, str]]:
     return [(k % 2 == 0, int(part) if k % 2 else 0, part) for k, part in enumerate(parts) if part]
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without spaces around them.
+
+    Raises:
+        UserError: if it is not UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not UTF-8 text.") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 def folder_of(path: Path, *names: str) -> Path:
     """The first of `names` that is a folder below `path`.
 

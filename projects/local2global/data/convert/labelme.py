@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from ...limits import check_pixels
+from ..readers.entries import read_json
 from ..readers.images import image_size
 from ..readers.rle import encode_mask, merge_masks, outline_counts, parse_outline
 from .common import Converted, SourceVideo, Tracks, folders, images_of, write_videos
@@ -78,8 +79,9 @@ def _labels(videos: list[Path]) -> set[str]:
 
 
 def _shapes(path: Path) -> list[dict[str, Any]]:
+    content = read_json(path)
     try:
-        shapes = json.loads(path.read_bytes())["shapes"]
+        shapes = content["shapes"]
         if all(isinstance(s["label"], str) and isinstance(s["points"], list) for s in shapes):
             return list(shapes)
     except (ValueError, KeyError, TypeError) as error:
@@ -136,10 +138,12 @@ def _draw_circle(shape: Mapping[str, Any], size: Size) -> dict[str, Any]:
 def _draw_mask(shape: Mapping[str, Any], size: Size) -> dict[str, Any]:
     """A mask of labelme: a base64 PNG whose upper left corner is the first point."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape.get("mask") or ""))) as image:
+        data = base64.b64decode(shape.get("mask") or "")
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            check_pixels(*image.size)
             small = np.asarray(image.convert("L")) > 0
-    except (binascii.Error, OSError) as error:
-        raise ValueError(f"its mask is not an image ({error})") from error
+    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"its mask is not a PNG image ({error})") from error
     left, top = (round(float(x)) for x in shape["points"][0])
     height, width = min(small.shape[0], size[0] - top), min(small.shape[1], size[1] - left)
     if min(left, top) < 0 or min(height, width) <= 0:

@@ -20,6 +20,7 @@ from .common import (
     images_of,
     natural,
     read_labels,
+    read_lines,
     split_labels,
     write_videos,
 )
@@ -75,8 +76,7 @@ def _class_names(root: Path) -> dict[int, str]:
     path = next((file for file in files if file.is_file()), None)
     if path is None:
         return dict(CLASSES)
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return dict(enumerate(names, 1))
+    return dict(enumerate(read_lines(path), 1))
 
 
 def _videos(root: Path, images: Path, classes: Mapping[int, str]) -> Iterator[SourceVideo]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,10 @@ from PIL import Image
 from ...config.class_lists import VIPSEG_CLASSES
 from ...errors import UserError
 from ...results.segment_ids import Ids, segment_id, write_ids
+from ..readers.entries import read_json
 from ..readers.images import open_image, reading_image, upright_pixels
 from ..writers import QUALITY, describe_segments, new_folder, vipseg_file, write_json
-from .common import Converted, folder_of, folders, match_frames, natural
+from .common import Converted, folder_of, folders, match_frames, natural, read_lines
 
 _STUFF_BELOW = 125
 """Values below are stuff, id + 1; those of things are (id + 1) * 100 + instance."""
@@ -87,8 +87,8 @@ def _classes(root: Path) -> list[dict[str, Any]]:
     path = root / "panoVIPSeg_categories.json"
     if not path.is_file():
         return [dict(c) for c in VIPSEG_CLASSES]
+    classes = read_json(path)
     try:
-        classes = json.loads(path.read_bytes())
         return [{**c, "id": int(c["id"]), "isthing": int(c["isthing"])} for c in classes]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of categories with id, name and isthing ({error!r}).") from None
@@ -100,7 +100,7 @@ def _splits(root: Path) -> dict[str, str]:
     for split in _SPLITS:
         path = root / f"{split}.txt"
         if path.is_file():
-            splits.update(dict.fromkeys(path.read_text(encoding="utf-8").split(), split))
+            splits.update(dict.fromkeys(read_lines(path), split))
     return splits
 
 
