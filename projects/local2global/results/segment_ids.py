@@ -31,12 +31,6 @@ def ids_to_colours(ids: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(plain[..., :3])
 
 
-def colours_to_ids(colours: NDArray[np.uint8]) -> Ids:
-    """(H, W, 3) RGB as (H, W) segment ids."""
-    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
-    return np.asarray(red | green << 8 | blue << 16)
-
-
 def count_ids(ids: Ids) -> dict[int, int]:
     """Number of pixels of every id in a map, void included; runs of equal neighbours are counted together."""
     flat = ids.ravel()
