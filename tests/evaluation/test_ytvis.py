@@ -350,7 +350,7 @@ def test_classes_without_a_category_in_the_truth_are_refused():
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.json: no such annotation file"):
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
         YTVISEvaluator(tmp_path / "nowhere.json", CLASSES)
 
 

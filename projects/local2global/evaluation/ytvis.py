@@ -215,18 +215,6 @@ def report(scores: Scores) -> dict[str, Any]:
     return numbers
 
 
-def _load_truth(truth: Any) -> Mapping[str, Any]:
-    if isinstance(truth, Mapping):
-        return truth
-    if hasattr(truth, "truth"):
-        loaded: Mapping[str, Any] = truth.truth()
-        return loaded
-    if not Path(truth).exists():
-        raise UserError(f"{truth}: no such annotation file")
-    parsed: Mapping[str, Any] = read_json(truth)
-    return parsed
-
-
 def tracks_of(result: VideoResult, categories: Sequence[int]) -> list[dict[str, Any]]:
     """The tracks of a video in the form of a result file; entry k of `categories` is the category id of label k."""
     # Tracks of one slot under several classes share one list of masks.
@@ -278,7 +266,8 @@ class YTVISEvaluator:
     def __init__(
         self, truth: Any, classes: Sequence[Mapping[str, Any]], output_dir: str | Path | None = None
     ) -> None:
-        self.truth = _load_truth(truth)
+        content = truth.truth() if hasattr(truth, "truth") else truth
+        self.truth: Mapping[str, Any] = content if isinstance(content, Mapping) else read_json(content)
         #: Truth of parts of the videos, such as the short ones, by name.
         self.parts: Mapping[str, Mapping[str, Any]] = (
             truth.truth_of_parts() if hasattr(truth, "truth_of_parts") else {}

@@ -9,8 +9,8 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,18 +39,11 @@ CERTAIN = 10.0
 _log = logging.getLogger(__name__)
 
 
-class PanopticDecision(Protocol):
-    """Merges each frame's predictions into one map of things and stuff."""
+#: Merges each frame's predictions into one map of things and stuff; iterating over the result consumes them.
+PanopticDecision = Callable[[Iterable[FramePredictions], Clip], PanopticVideo]
 
-    def __call__(self, predictions: Iterable[FramePredictions], clip: Clip) -> PanopticVideo:
-        """The panoptic result of a video; iterating over it consumes the predictions."""
-
-
-class FeatureCache(Protocol):
-    """Reads the features of frames that have been encoded before."""
-
-    def __call__(self, model: Local2Global, frames: Sequence[Tensor]) -> FrameFeatures:
-        """What `model.encode(frames)` returns."""
+#: Returns what `encode` of the model returns for the frames, which have been encoded before.
+FeatureCache = Callable[["Local2Global", Sequence[Tensor]], FrameFeatures]
 
 
 class Local2Global(nn.Module):
