@@ -63,13 +63,6 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
     return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 
-def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of all pairs of masks: (B, M, h, w) and (B, N, h, w) bool to (B, M, N) in [0, 1], 0 for empty masks."""
-    a, b = first.flatten(2).float(), second.flatten(2).float()
-    common = a @ b.mT
-    return common / (a.sum(-1)[..., :, None] + b.sum(-1)[..., None, :] - common).clamp(min=1)
-
-
 class MLP(nn.Module):
     """Linear layers with a ReLU between them.
 

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..boxes import mask_to_box
+from ..boxes import mask_iou, mask_to_box
 from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
-from .layers import pairwise_iou
 from .matcher import assign
 from .ops.compiling import compile_parts
 from .segmenter import Segmenter
@@ -236,7 +235,7 @@ class Local2Global(nn.Module):
             boxes = mask_to_box(masks[None].float(), local.boxes[:, : len(masks)], features.extent[:, None])
             return self.step(features, self.tracker.start(boxes, masks[None], local))
         predictions = self.step(features, None)
-        fit = pairwise_iou(masks[None], predictions.masks > 0)[0]
+        fit = mask_iou(masks[None], predictions.masks > 0)[0]
         fit = fit + (fit > 0.5) * predictions.logits[0].sigmoid().amax(-1)
         slots = assign(-fit.cpu().numpy())[1]
         rest = np.setdiff1d(np.arange(total), slots)

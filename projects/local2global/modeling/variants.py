@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boxes import mask_iou
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import AlignerLayer, L2GAligner
 from .criterion import Criterion, Sets
-from .layers import pairwise_iou
 from .memory import ObjectMemory, RememberedQueries, scores_of
 from .positions import EmbedBoxes
 from .tracker import FromLocal, Tracker
@@ -78,7 +78,7 @@ class ImageTracker(nn.Module):
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots, with an empty mask and a score near 0 in slots without one."""
         masks = predictions.masks > 0
-        weights = scores_of(predictions)[:, None] * (pairwise_iou(masks, masks) > self.objects.duplicate)
+        weights = scores_of(predictions)[:, None] * (mask_iou(masks, masks) > self.objects.duplicate)
         total = weights.sum(-1)[..., None, None]
         averages = (weights @ predictions.masks.flatten(2)).view_as(masks) / total.clamp(min=1e-6)
         averages = torch.where(total > 0, averages, predictions.masks)
