@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..results.segment_ids import count_ids
 from .oddities import Oddities
 
 Ints = NDArray[np.int64]
@@ -69,13 +70,7 @@ def joint_histogram(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[tuple
     """
     keys = truth.ravel().astype(np.uint64) << np.uint64(32)
     keys |= prediction.ravel().astype(np.uint64)
-    # Segments are wide, so runs of equal pixels along the rows are sorted instead of pixels.
-    first = np.ones(len(keys), np.bool_)
-    np.not_equal(keys[1:], keys[:-1], out=first[1:])
-    starts = np.flatnonzero(first)
-    pairs, inverse = np.unique(keys[starts], return_inverse=True)
-    pixels = np.bincount(inverse, weights=np.diff(starts, append=len(keys))).astype(np.int64)
-    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in zip(pairs.tolist(), pixels.tolist(), strict=True)}
+    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in count_ids(keys).items()}
 
 
 def overlap_frame(
