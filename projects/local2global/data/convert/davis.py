@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
+from ...files import parse_json
 from ..readers.images import image_size, open_image, reading_image
 from .common import (
     Converted,
@@ -66,11 +66,11 @@ def _object_names(root: Path) -> dict[str, dict[int, str]]:
     path = root / "meta.json"
     if not path.is_file():
         return {}
+    content = parse_json(path.read_bytes(), path)
     try:
-        videos = json.loads(path.read_bytes())["videos"]
         return {
             name: {int(key): str(entry["category"]) for key, entry in video["objects"].items()}
-            for name, video in videos.items()
+            for name, video in content["videos"].items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         expected = 'expected "videos" of "objects" with "category", as in YouTube-VOS'

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
+from ...files import parse_json
 from ..readers.images import image_size
 from ..readers.rle import encode_mask, merge_masks, outline_counts, parse_outline
 from .common import Converted, SourceVideo, Tracks, folders, images_of, write_videos
@@ -78,8 +78,9 @@ def _labels(videos: list[Path]) -> set[str]:
 
 
 def _shapes(path: Path) -> list[dict[str, Any]]:
+    content = parse_json(path.read_bytes(), path)
     try:
-        shapes = json.loads(path.read_bytes())["shapes"]
+        shapes = content["shapes"]
         if all(isinstance(s["label"], str) and isinstance(s["points"], list) for s in shapes):
             return list(shapes)
     except (ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from PIL import Image
 
 from ...config.class_lists import VIPSEG_CLASSES
 from ...errors import UserError
+from ...files import parse_json
 from ...results.segment_ids import Ids, segment_id, write_ids
 from ..readers.images import open_image, reading_image, upright_pixels
 from ..writers import QUALITY, describe_segments, new_folder, vipseg_file, write_json
@@ -87,8 +87,8 @@ def _classes(root: Path) -> list[dict[str, Any]]:
     path = root / "panoVIPSeg_categories.json"
     if not path.is_file():
         return [dict(c) for c in VIPSEG_CLASSES]
+    classes = parse_json(path.read_bytes(), path)
     try:
-        classes = json.loads(path.read_bytes())
         return [{**c, "id": int(c["id"]), "isthing": int(c["isthing"])} for c in classes]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a list of categories with id, name and isthing ({error!r}).") from None
