@@ -22,12 +22,13 @@ from local2global.app import cli
 from local2global.app.score import bundle_results
 from local2global.errors import UserError
 from local2global.evaluation.identity_scores import by_length, identity_scores
-from local2global.evaluation.masks import decode_counts, parse_track
+from local2global.evaluation.masks import parse_track
 from local2global.evaluation.oddities import Oddities
 from local2global.evaluation.precision import AREAS, OCCLUSIONS
 from local2global.evaluation.submission import write_bundle
 from local2global.evaluation.tracks import parse_results
 from local2global.evaluation.ytvis import report, score, score_files
+from local2global.results.rle import decode_counts
 
 CASES = ("basic", "crowd_boundaries", "frames_and_sizes", "many_detections", "no_predictions", "ovis_like")
 

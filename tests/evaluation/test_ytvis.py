@@ -18,9 +18,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from local2global.errors import UserError
-from local2global.evaluation.masks import decode_counts, track_iou
+from local2global.evaluation.masks import track_iou
 from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth
 from local2global.evaluation.ytvis import YTVISEvaluator, score
+from local2global.results.rle import decode_counts
 from local2global.structures import VideoResult
 
 CASES = (
