@@ -81,15 +81,9 @@ def overlap_frame(
     predicted_segments: Sequence[Segment],
     oddities: Oddities | None = None,
 ) -> FrameOverlap:
-    """Compares one frame's maps.
+    """Compares one frame's maps, (H, W) ids each; unusual entries of the truth are noted in `oddities`.
 
-    Args:
-        place: video and frame, for messages.
-        truth: (H, W) true ids.
-        prediction: (H, W) predicted ids.
-        true_segments: the list of the truth.
-        predicted_segments: the list of the prediction.
-        oddities: collects unusual entries of the truth.
+    `place` is the video and the frame, for messages.
 
     Raises:
         UserError: the maps differ in size or have ids out of range; a predicted id is painted and not listed, or listed
@@ -136,13 +130,9 @@ def _note_truth(
 
 
 def parse_segments(entries: Any, positions: Mapping[int, int], place: str, areas: bool) -> list[Segment]:
-    """Parses a frame's `segments_info`.
+    """Parses a frame's `segments_info`; `place` is the side, the video and the frame, for messages.
 
-    Args:
-        entries: the parsed JSON list.
-        positions: position of every category id in the class list.
-        place: side, video and frame, for messages.
-        areas: whether `area` is read: true areas are the listed ones, predicted areas the painted ones.
+    Areas are read if `areas` is set: true areas are the listed ones, predicted areas the painted ones.
 
     Raises:
         UserError: an entry without id, category or area, or of an unknown category.

@@ -240,14 +240,9 @@ def score_files(
     prediction_maps: str | Path,
     strict: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores files on disk.
+    """Scores two JSON files and their maps, each a folder of PNGs or an .npz.
 
-    Args:
-        truth: the truth's JSON.
-        predictions: the predictions' JSON.
-        truth_maps: a folder of PNGs or an .npz.
-        prediction_maps: a folder of PNGs or an .npz.
-        strict: whether unusual entries of the truth are errors.
+    With `strict`, unusual entries of the truth are errors.
 
     Returns:
         The scores of `summarize`, and one warning per kind of unusual entry in the truth.

@@ -112,17 +112,7 @@ def _score_groups(
 
 
 def score(truth: Any, results: Any, oddities: Oddities | None = None) -> Scores:
-    """Scores parsed files.
-
-    Args:
-        truth: YouTube-VIS annotations.  Scores by occlusion level are added if a track has a list `occlusion`, as in
-            OVIS.
-        results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
-        oddities: collects unusual entries.
-
-    Raises:
-        UserError: an unusable entry: an unknown video, a score that is not a number, a malformed mask.
-    """
+    """`score_files` of parsed files; occlusion levels are scored if a track has a list `occlusion`, as in OVIS."""
     check_truth(truth)
     occluded = any(entry.get("occlusion") for entry in truth["annotations"] or ())
     ranges = AREAS + OCCLUSIONS if occluded else AREAS
@@ -150,12 +140,14 @@ def score_files(
 
     Args:
         truth: YouTube-VIS annotations.
-        results: predicted tracks, or a zip with them in its `results.json`.
+        results: predicted tracks {video_id, category_id, score, segmentations}, or a zip with them in its
+            `results.json`; may be an empty list.
         ovis: also score by occlusion level.
         oddities: collects unusual entries.
 
     Raises:
-        UserError: a file cannot be read, or has an unusable entry.
+        UserError: a file cannot be read, or has an unusable entry: an unknown video, a score that is not a number, a
+            malformed mask.
     """
     oddities = oddities or Oddities()
     ranges = AREAS + OCCLUSIONS if ovis else AREAS

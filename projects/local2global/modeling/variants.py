@@ -34,14 +34,7 @@ class ImageTracker(nn.Module):
     NeurIPS 2022), and so are the colours of the object.  Objects that look alike are distinguished by place.  The mask
     of a detection is the average of the masks that overlap it by `duplicate`, weighted by score.
 
-    Args:
-        memory: as for `ObjectMemory`, like all others.
-        appearance: see there.
-        colours: see there.
-        least: see there.
-        threshold: see there.
-        duplicate: see there; the masks of duplicates are averaged.
-        smoothing: see there.
+    The arguments are the attributes of `ObjectMemory`.
 
     Attributes:
         aligner: always None.
@@ -105,10 +98,8 @@ class RememberingTracker(Tracker):
     predictions are in the order of the objects (`ObjectMemory`), so that an object that is recognised has its earlier
     number.  Training and the propagated queries are the paper's.
 
-    Args:
-        *args: as for `Tracker`.
-        memory: how slots are linked to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.
-        **kwargs: as for `Tracker`.
+    `memory` links slots to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.  The other
+    arguments are those of `Tracker`.
     """
 
     def __init__(self, *args: Any, memory: ObjectMemory | None = None, **kwargs: Any) -> None:
@@ -157,10 +148,6 @@ class IdentityStartAligner(L2GAligner):
 
     Initially, only its norms act: this equals propagation without an aligner, up to normalisation.  Random weights, and
     weights pre-trained with learned queries (section 4.2), start with a higher loss.
-
-    Args:
-        *args: as for `L2GAligner`.
-        **kwargs: as for `L2GAligner`.
     """
 
     def __init__(self, *args: int, **kwargs: int) -> None:
