@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from local2global.boxes import box_iou, cxcywh_to_xyxy, generalized_box_iou, mask_to_box, xyxy_to_cxcywh
+from local2global.boxes import (
+    box_iou,
+    cxcywh_to_xyxy,
+    generalized_box_iou,
+    mask_iou,
+    mask_to_box,
+    xyxy_to_cxcywh,
+)
 
 NOWHERE = torch.tensor([0.9, 0.8, 0.7, 0.6])
 
@@ -123,3 +130,12 @@ def test_two_empty_boxes_have_finite_gradients():
     boxes = torch.zeros(2, 4, requires_grad=True)
     generalized_box_iou(boxes[0], boxes[1]).backward()
     assert boxes.grad.isfinite().all()
+
+
+def test_mask_iou_compares_all_pairs_of_masks():
+    first = torch.stack([picture("###."), picture("....")]) > 0
+    second = torch.stack([picture(".###"), picture("###."), picture("....")]) > 0
+    expected = torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(mask_iou(first, second), expected)
+    batch = mask_iou(torch.stack([first, first]), torch.stack([second, second.flip(0)]))
+    torch.testing.assert_close(batch, torch.stack([expected, expected.flip(1)]))

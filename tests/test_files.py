@@ -1,6 +1,8 @@
 """Output files are complete or absent, and a folder has one writer."""
 
 import errno
+import gc
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from collections import namedtuple
 import pytest
 
 from local2global.errors import UserError
-from local2global.files import RESERVE, atomic_path, locked_folder, require_space, write_text
+from local2global.files import RESERVE, atomic_path, locked_folder, parse_json, require_space, write_text
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -163,3 +165,25 @@ def test_a_file_that_does_not_fit_the_disk_is_refused_before_it_is_written(tmp_p
     require_space(tmp_path / "not" / "yet", 10, "a.pth")
     with pytest.raises(UserError, match=r"a\.pth needs 4\.2 MB and the disk has 4\.2 MB left\. Free some"):
         require_space(tmp_path, 11, "a.pth")
+
+
+def test_json_may_have_nan_a_byte_order_mark_or_another_encoding():
+    for data in (b'{"a": [1]}', '{"a": [1]}'.encode("utf-8-sig"), '{"a": [1]}'.encode("utf-16")):
+        assert parse_json(data, "a.json") == {"a": [1]}
+    assert math.isnan(parse_json(b"[NaN]", "a.json")[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b"[1,\n2", "not JSON: line 2, column 2"),
+        (b"[" * 100_000, "its lists are nested too deeply"),
+        (b'["\xff"]', "not JSON: byte 2 is not UTF-8 text"),
+        (rb'["\ud800"]', "a text with half of a surrogate pair"),
+    ],
+)
+def test_unreadable_json_is_one_line_with_the_path(data, problem):
+    with pytest.raises(UserError, match=f"^a.json: {problem}"):
+        parse_json(data, "a.json")
+    assert gc.isenabled()

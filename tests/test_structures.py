@@ -11,7 +11,6 @@ from local2global.structures import (
     ClipTargets,
     FrameFeatures,
     Queries,
-    VideoResult,
 )
 
 
@@ -120,24 +119,10 @@ def test_the_clips_of_a_batch_lie_one_after_the_other():
 
 def test_mask_pixels_that_the_frame_touches_are_not_padding():
     """5.5 by 2 mask pixels of the frame: column 5 is half covered, columns 6, 7 and rows 2, 3 are padding."""
-    padding = features(1, extent=torch.tensor([[5.5, 2.0]])).mask_padding[0]
+    padding = structures.padded_pixels(torch.tensor([[5.5, 2.0]]), 4, 8)[0]
     expected = torch.ones(4, 8, dtype=torch.bool)
     expected[:2, :6] = False
     assert torch.equal(padding, expected)
-
-
-def test_a_track_is_read_by_its_rank():
-    result = VideoResult(
-        7,
-        (4, 6),
-        2,
-        torch.tensor([5, 1]),
-        torch.zeros(2),
-        torch.ones(2),
-        lambda slot: iter([{"counts": slot}, None]),
-    )
-    assert len(result) == 2
-    assert list(result.segmentations(1)) == [{"counts": 1}, None]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Boxes: formats, overlaps, and Mask2Box of Eq. (2).
+"""Boxes and masks: formats, overlaps, and Mask2Box of Eq. (2).
 
 A box is (cx, cy, w, h) in [0, 1] of the unpadded frame unless a name says xyxy.
 """
@@ -53,6 +53,22 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     high = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     hull = (high - low).clamp(min=0).prod(dim=-1)
     return intersection / (union + EPSILON) - (hull - union) / (hull + EPSILON)
+
+
+def mask_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of all pairs of masks.
+
+    Args:
+        first: (..., M, h, w) bool.
+        second: (..., N, h, w) bool.
+
+    Returns:
+        (..., M, N) float32 in [0, 1]; 0 where both are empty.
+    """
+    a, b = first.flatten(-2).float(), second.flatten(-2).float()
+    intersection = a @ b.mT
+    union = a.sum(-1)[..., :, None] + b.sum(-1)[..., None, :] - intersection
+    return intersection / union.clamp(min=1)
 
 
 def mask_to_box(masks: Tensor, fallback: Tensor, extent: Tensor | None = None, edge: int = 1) -> Tensor:

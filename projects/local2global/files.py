@@ -1,8 +1,13 @@
-"""Output files: written to a temporary path, then renamed.  A folder is locked by the process that writes to it."""
+"""JSON files, and output files: written to a temporary path, then renamed.
+
+A folder is locked by the process that writes to it.
+"""
 
 from __future__ import annotations
 
 import errno
+import gc
+import json
 import os
 import shutil
 import socket
@@ -13,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError, first_line, make_folder
 
@@ -73,6 +79,49 @@ def _is_open(path: Path, file: FileIO) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def parse_json(data: bytes, path: str | Path) -> Any:
+    """The value of a JSON file in UTF-8, UTF-16 or UTF-32; NaN and infinities are accepted.
+
+    Args:
+        data: the content of the file.
+        path: the file, for messages.
+
+    Raises:
+        UserError: if it is empty, not JSON, or nested too deeply, or a text has half of a surrogate pair.
+    """
+    import orjson  # 40 ms, which most commands do not need
+
+    if not data:
+        raise UserError(f"{path}: the file is empty.")
+    enabled = gc.isenabled()
+    gc.disable()  # it would look for cycles in the growing content again and again
+    try:
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(data)
+        # Slower; it accepts NaN and other encodings than UTF-8, and tells where a file is damaged.
+        content = json.loads(data.decode(json.detect_encoding(data)))
+        if b"\\ud" in data or b"\\uD" in data:
+            # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: a text with half of a surrogate pair (\\ud800 to \\udfff). Remove it."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text.") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{path}: not JSON: {place}: {error.msg}.") from None
+    except RecursionError:
+        raise UserError(f"{path}: its lists are nested too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {str(error).split(';')[0]}.") from None
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def cannot_write(path: str | Path, error: BaseException) -> UserError:

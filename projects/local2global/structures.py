@@ -193,11 +193,6 @@ class FrameFeatures:
             self.memory.shape[1] == tokens, f"memory of {self.memory.shape[1]} tokens for levels of {tokens}"
         )
 
-    @property
-    def mask_padding(self) -> Tensor:
-        """(B, h, w) bool, True at a mask pixel that lies wholly in padding."""
-        return padded_pixels(self.extent, *self.mask_features.shape[-2:])
-
     def split(self, length: int) -> list[FrameFeatures]:
         """Features of B clips of `length` frames, clip-major, as one `FrameFeatures` of B frames per time step."""
 
@@ -488,7 +483,3 @@ class VideoResult:
     def __len__(self) -> int:
         """The number of tracks."""
         return len(self.slots)
-
-    def segmentations(self, index: int) -> Iterator[dict[str, Any] | None]:
-        """Masks of track `index`, one per frame."""
-        return self.read(int(self.slots[index]))

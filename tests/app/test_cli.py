@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from local2global.app import cli, predict_command
-from local2global.app.video import Source
+from local2global.app.source import Source
 from local2global.errors import UserError
 
 

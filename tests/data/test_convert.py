@@ -15,14 +15,12 @@ from pycocotools import mask as rle
 
 from local2global.config.class_lists import COCO_TO_VIDEO, VIDEO_CLASSES, VIPSEG_CLASSES
 from local2global.data.check import Options, check_dataset
-from local2global.data.convert import (
-    convert_coco,
-    convert_cocovid,
-    convert_davis,
-    convert_labelme,
-    convert_mots,
-    convert_vipseg,
-)
+from local2global.data.convert.coco import convert_coco
+from local2global.data.convert.cocovid import convert_cocovid
+from local2global.data.convert.davis import convert_davis
+from local2global.data.convert.labelme import convert_labelme
+from local2global.data.convert.mots import convert_mots
+from local2global.data.convert.vipseg import convert_vipseg
 from local2global.data.datasets import VideoDataset
 from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.errors import UserError

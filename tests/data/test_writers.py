@@ -13,7 +13,7 @@ from local2global.data.generated.shapes import load_shapes
 from local2global.data.readers.youtube_vis import load_youtube_vis
 from local2global.data.writers import new_folder, write_json, write_vipseg, write_youtube_vis
 from local2global.errors import UserError
-from local2global.results.segment_ids import colours_to_ids, ids_to_colours, read_ids, segment_id
+from local2global.results.segment_ids import ids_to_colours, read_ids, segment_id, write_ids
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +121,11 @@ def test_a_failed_dataset_leaves_no_files(shapes, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_ids_and_colours_are_inverse():
+def test_ids_and_colours_are_inverse(tmp_path):
     ids = np.array([[0, 1, 255, 256], [65535, 65536, 70000, (1 << 24) - 1]], dtype=np.int32)
-    colours = ids_to_colours(ids)
-    assert colours[0, 3].tolist() == [0, 1, 0]
-    assert (colours_to_ids(colours) == ids).all()
+    assert ids_to_colours(ids)[0, 3].tolist() == [0, 1, 0]
+    write_ids(ids, tmp_path / "map.png")
+    assert (read_ids(tmp_path / "map.png") == ids).all()
 
 
 def test_small_numbers_have_unique_ids():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from local2global.evaluation.identity import IdentityMeter, mask_iou, owners
+from local2global.evaluation.identity import IdentityMeter, owners
 from local2global.structures import FrameResult
 
 WIDTH = 8
@@ -46,13 +46,6 @@ def measure(*timelines, outside=(), **settings):
         meter.update(found, ids, truth, np.full(len(ids), t not in outside))
     meter.finish()
     return meter.summary()
-
-
-def test_mask_iou_is_intersection_over_union():
-    first = torch.stack([row(0, 1, 2), row()])
-    second = torch.stack([row(1, 2, 3), row(0, 1, 2), row()])
-    expected = torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(mask_iou(first, second), expected)
 
 
 def test_owner_is_the_slot_of_highest_iou_and_not_of_highest_score():

@@ -22,12 +22,13 @@ from local2global.app import cli
 from local2global.app.score import bundle_results
 from local2global.errors import UserError
 from local2global.evaluation.identity_scores import by_length, identity_scores
-from local2global.evaluation.masks import decode_counts, parse_track
+from local2global.evaluation.masks import parse_track
 from local2global.evaluation.oddities import Oddities
 from local2global.evaluation.precision import AREAS, OCCLUSIONS
 from local2global.evaluation.submission import write_bundle
 from local2global.evaluation.tracks import parse_results
 from local2global.evaluation.ytvis import report, score, score_files
+from local2global.results.rle import decode_counts
 
 CASES = ("basic", "crowd_boundaries", "frames_and_sizes", "many_detections", "no_predictions", "ovis_like")
 
@@ -529,8 +530,8 @@ def test_the_command_prints_a_table_and_warnings_and_writes_json(files, tmp_path
 
 def test_a_bundle_holds_the_checked_results_at_its_top(files, tmp_path):
     truth, results = files(truth_of(videos=(1, 2)), results_of({}))
-    bundle = write_bundle(json.loads(truth.read_text()), results, tmp_path / "sent" / "out.zip")
-    assert (bundle.tracks, bundle.videos, bundle.empty) == (1, 1, 1)
+    counts = write_bundle(json.loads(truth.read_text()), results, tmp_path / "sent" / "out.zip")
+    assert counts == (1, 1, 1)
     with zipfile.ZipFile(tmp_path / "sent" / "out.zip") as sent:
         assert sent.namelist() == ["results.json"]
         assert json.loads(sent.read("results.json")) == results_of({})

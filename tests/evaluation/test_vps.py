@@ -473,7 +473,7 @@ def test_a_damaged_archive_is_named(tmp_path):
     data[200] ^= 255
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"maps\.npz: `gt/v` is damaged"):
-        list(open_maps(path, "gt").read("v", ["0", "1"]))
+        list(open_maps(path, "gt")("v", ["0", "1"]))
 
 
 def test_an_archive_without_a_video_or_with_another_length_is_refused(tmp_path):
@@ -529,16 +529,6 @@ def test_oddities_are_counted_by_kind():
 # A plain scorer, written as the published programs work.
 
 
-class MemoryMaps:
-    """Maps of `random_video`."""
-
-    def __init__(self, videos, side):
-        self.videos, self.side = videos, side
-
-    def read(self, video, frames):
-        return iter(self.videos[video][self.side])
-
-
 def random_video(draw, length):
     """Blocks of ids on both sides: void, crowds, unlisted truth, areas that are not painted, changing categories."""
     true_ids, predicted_ids = np.array([0, *range(11, 18)]), np.array([0, *range(13, 22)])
@@ -574,7 +564,7 @@ def test_a_second_scorer_agrees_on_random_videos(seed):
     videos = {f"v{k}": random_video(draw, int(draw.integers(1, 11))) for k in range(4)}
     files = plain_scorers.contents(videos, CATEGORIES)
     truth = parse_truth(files[0])
-    maps = MemoryMaps(videos, "truth"), MemoryMaps(videos, "prediction")
+    maps = (lambda video, _, side=side: iter(videos[video][side]) for side in ("truth", "prediction"))
     try:
         counts = count_videos(truth, parse_predictions(files[1], truth), *maps)
     except UserError as error:

@@ -18,9 +18,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from local2global.errors import UserError
-from local2global.evaluation.masks import decode_counts, track_iou
+from local2global.evaluation.masks import track_iou
 from local2global.evaluation.tracks import occlusion_score, parse_results, parse_truth
 from local2global.evaluation.ytvis import YTVISEvaluator, score
+from local2global.results.rle import decode_counts
 from local2global.structures import VideoResult
 
 CASES = (
@@ -350,7 +351,7 @@ def test_classes_without_a_category_in_the_truth_are_refused():
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.json: no such annotation file"):
+    with pytest.raises(UserError, match=r"nowhere\.json: no such file"):
         YTVISEvaluator(tmp_path / "nowhere.json", CLASSES)
 
 

@@ -32,6 +32,7 @@ from local2global.structures import (
     FramePredictions,
     LayerPredictions,
     Queries,
+    padded_pixels,
 )
 
 K = 3
@@ -310,7 +311,7 @@ def test_padded_mask_pixels_do_not_change_the_losses():
     """The frame fills 6 of 8 columns and 4 of 8 rows."""
     generator = torch.Generator().manual_seed(0)
     clean = dataclasses.replace(make_features()[0], extent=torch.tensor([[6.0, 4.0]]))
-    noise = 100 * torch.randn(1, 4, 8, 8, generator=generator) * clean.mask_padding[:, None]
+    noise = 100 * torch.randn(1, 4, 8, 8, generator=generator) * padded_pixels(clean.extent, 8, 8)[:, None]
     noisy = dataclasses.replace(clean, mask_features=clean.mask_features + noise)
     clip, predictions = make_clip((0, "0"), (1, "1")), [make_predictions([[A, B, C]])]
     first, second = (criterion()([clip], [features], predictions) for features in (clean, noisy))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from local2global.modeling.encoder import PixelEncoder, grid_sine_embedding
+from local2global.structures import padded_pixels
 
 CHANNELS = {"res2": 4, "res3": 6, "res4": 8, "res5": 10}
 
@@ -31,7 +32,7 @@ def test_features_have_the_coarsest_level_first(encoder):
     assert features.mask_features.shape == (1, 16, 16, 24)
     assert features.extent.tolist() == [[24, 16]]
     assert not features.padding.any()
-    assert not features.mask_padding.any()
+    assert not padded_pixels(features.extent, 16, 24).any()
 
 
 def test_without_layers_tokens_are_the_projected_maps():
@@ -98,7 +99,7 @@ def test_extent_is_exact_for_every_frame_width(tiny):
         }
         valid = torch.tensor([(w / width, 1.0) for w in widths.tolist()], dtype=torch.float32)
         features = encoder(inputs, valid)
-        inside = (~features.mask_padding[:, 0]).sum(dim=1)
+        inside = (~padded_pixels(features.extent, *features.mask_features.shape[-2:])[:, 0]).sum(dim=1)
         wrong += [(w, width, 4) for w, n in zip(widths.tolist(), inside.tolist(), strict=True) if n != w / 4]
         tokens = [h * w for h, w in features.shapes]
         for stride, level in zip((32, 16, 8), features.padding.split(tokens, dim=1), strict=True):

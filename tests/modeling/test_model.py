@@ -17,7 +17,7 @@ from local2global.modeling.model import Local2Global, fit_masks
 from local2global.modeling.positions import DynamicLocalPositions, NoPositions, StaticPositions
 from local2global.modeling.tracker import FromLocal, Learned
 from local2global.modeling.variants import FromProposals, ImageTracker
-from local2global.structures import Clip, VideoResult
+from local2global.structures import Clip, VideoResult, padded_pixels
 from waits import waits
 
 PRETRAINING = (r"^tracker\.", r"ref_point_head")
@@ -307,7 +307,7 @@ def test_noise_in_padding_after_the_encoder_does_not_change_losses(tiny, make_cl
     def noisy(self, images, valid):
         features = encode(self, images, valid)
         memory, masks = features.memory, features.mask_features
-        hidden = features.mask_padding[:, None]
+        hidden = padded_pixels(features.extent, *features.mask_features.shape[-2:])[:, None]
         assert features.padding.any()
         assert hidden.any()
         return dataclasses.replace(
@@ -356,7 +356,8 @@ def padding_effect(model, clip):
     """Largest change of tokens, mask features and logits inside the frame if the batch has a larger frame."""
     (frame,), large = clip.frames, torch.zeros(3, 96, 160, dtype=torch.uint8)
     alone, both = model.encode([frame]), model.encode([frame, large])
-    inside = both.memory[0, ~both.padding[0]], both.mask_features[0][:, ~both.mask_padding[0]]
+    hidden = padded_pixels(both.extent, *both.mask_features.shape[-2:])[0]
+    inside = both.memory[0, ~both.padding[0]], both.mask_features[0][:, ~hidden]
     tokens = (inside[0] - alone.memory[0]).abs().max().item()
     masks = (inside[1] - alone.mask_features[0].flatten(1)).abs().max().item()
     one, two = model.step(alone, None), model.step(both, None)

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from local2global.data.convert import convert_mots
+from local2global.data.convert.mots import convert_mots
 from local2global.errors import UserError
 from local2global.results.colours import colour
 from local2global.results.exports import ALWAYS, EXPORTS, OPTIONAL, check_exports, write_exports

@@ -58,7 +58,7 @@ def test_a_slot_that_is_confident_late_keeps_its_early_masks():
         assert reports == [[], [], [1]]
         assert (result.video_id, result.size, result.length) == (9, (16, 24), 3)
         assert result.slots.tolist() == [1]
-        masks = list(result.segmentations(0))
+        masks = list(result.read(1))
     assert [coco_mask.area(mask) for mask in masks] == [16 * 16] * 3
 
 
@@ -69,7 +69,7 @@ def test_frames_without_a_mask_are_none_and_slots_without_any_mask_are_dropped()
         result = post.result(1)
         assert result.slots.tolist() == [0, 0]
         assert result.labels.tolist() == [0, 1]
-        assert [mask is None for mask in result.segmentations(1)] == [True, False, True, True]
+        assert [mask is None for mask in result.read(0)] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(("aggregate", "expected"), [("top_quarter", 0.8), ("max", 0.9), ("mean", 0.35)])
@@ -155,7 +155,7 @@ def test_several_results_may_be_read_at_the_same_time():
             for t in range(3):
                 post.update(frame([[0.9]], [0] if t == video else []))
             results.append(post.result(video))
-        readers = [result.segmentations(0) for result in results]
+        readers = [result.read(0) for result in results]
         columns = [[next(reader) is not None for reader in readers] for _ in range(3)]
     assert columns == np.eye(3, dtype=bool).tolist()
 

@@ -18,14 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ..errors import UserError
-from .predict import L2G, Progress
+from .predict import L2G
 from .result_folder import Prediction
-from .video import Source
+from .source import Source
 
 _ON_GPU = 3  # processes that share a GPU: one in the model, one decoding, one encoding
 _ON_CPU = 4  # at most, since each holds a model and its activations: about 600 MB for the demo's at 720p
@@ -36,20 +36,13 @@ Report = Callable[[str, int, int], None]
 """Called with (name of a video, frames done, objects on the frame)."""
 
 
-class Predict(Protocol):
-    """Writes the results of one video, as `L2G.predict` does."""
-
-    def __call__(self, source: Source, *, progress: Progress) -> Prediction:
-        """Calls `progress` after every frame."""
-
-
 def predict_one_by_one(
-    predict: Predict, sources: Iterable[Source], progress: Report
+    predict: Callable[..., Prediction], sources: Iterable[Source], progress: Report
 ) -> Generator[Outcome, None, None]:
     """Predicts the sources in turn, in the calling thread, so that an interrupt reaches a source that waits.
 
     Args:
-        predict: writes the results of one video.
+        predict: writes the results of one source, as `L2G.predict` does; called with `progress` by name.
         sources: the videos.
         progress: called after every frame.
 

@@ -7,7 +7,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import Annotated, NoReturn, cast
 
 import typer
 
@@ -20,9 +20,6 @@ from .predict_command import WEIGHTS_HELP, predict
 from .report.commands import compare, report
 from .score import bundle_results, explain_parts, score_app
 from .serve.command import serve
-
-if TYPE_CHECKING:
-    pass
 
 DEMO_CONFIG = "demo/l2g_tiny.py"
 

@@ -12,7 +12,7 @@ from ..config.find import find_config_file
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..data.convert import Converted
+    from ..data.convert.common import Converted
 
 data_app = typer.Typer(
     help="Make, check, convert and view datasets.",
@@ -128,7 +128,7 @@ def coco(
     classes: Annotated[str, typer.Option(help="ytvis2019, ytvis2021 (2022 too) or ovis.")] = "ytvis2021",
 ) -> None:
     """Select COCO annotations of the classes of a video dataset; images are not copied."""
-    from ..data.convert import convert_coco
+    from ..data.convert.coco import convert_coco
 
     _report(convert_coco(annotations, out, classes))
 
@@ -143,7 +143,7 @@ def cocovid(
     link: Link = False,
 ) -> None:
     """CocoVID (mmtracking, BDD100K) to YouTube-VIS."""
-    from ..data.convert import convert_cocovid
+    from ..data.convert.cocovid import convert_cocovid
 
     _report(convert_cocovid(source, out, images, link))
 
@@ -156,7 +156,7 @@ def vipseg(
     workers: Annotated[int, typer.Option(min=1, help="Threads.")] = 4,
 ) -> None:
     """Convert VIPSeg as published to 720p frames, panoptic PNGs and their JSON."""
-    from ..data.convert import convert_vipseg
+    from ..data.convert.vipseg import convert_vipseg
 
     _report(convert_vipseg(source, out, height, workers))
 
@@ -169,7 +169,7 @@ def mots(
     link: Link = False,
 ) -> None:
     """Convert MOTS and KITTI MOTS, PNG or txt, to YouTube-VIS."""
-    from ..data.convert import convert_mots
+    from ..data.convert.mots import convert_mots
 
     _report(convert_mots(annotations, images, out, link))
 
@@ -181,7 +181,7 @@ def labelme(
     link: Link = False,
 ) -> None:
     """Convert labelme folders to YouTube-VIS; shapes with one group_id are one object."""
-    from ..data.convert import convert_labelme
+    from ..data.convert.labelme import convert_labelme
 
     _report(convert_labelme(source, out, link))
 
@@ -193,7 +193,7 @@ def davis(
     link: Link = False,
 ) -> None:
     """Convert DAVIS and YouTube-VOS folders to YouTube-VIS."""
-    from ..data.convert import convert_davis
+    from ..data.convert.davis import convert_davis
 
     _report(convert_davis(source, out, link))
 

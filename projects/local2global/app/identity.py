@@ -24,13 +24,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
+from ..boxes import mask_iou
 from ..data.augment import resize_shortest_edge
 from ..data.datasets import VideoDataset, VideoRecord
 from ..data.excerpts import Excerpt, excerpts
 from ..engine.settings import build
 from ..errors import UserError
 from ..evaluation.files import read_json
-from ..evaluation.identity import IdentityMeter, mask_iou
+from ..evaluation.identity import IdentityMeter
 from ..evaluation.linking import IoULinker, oracle_rows
 from ..evaluation.precision import AREAS
 from ..evaluation.ytvis import Scores, score, tracks_of

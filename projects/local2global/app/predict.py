@@ -38,9 +38,9 @@ from .checkpoint import Checkpoint, check_run, fingerprint
 from .convert import image_config, known_variants
 from .draw import Look, draw
 from .result_folder import Prediction, finish, new_folder, open_record, read_about
-from .source import Frame, check_name, to_frame
+from .source import Frame, Source, check_name, to_frame
 from .stream import Filter, Stream, StreamingModel, latest, prefetch
-from .video import Source, open_source, open_writer
+from .video import open_source, open_writer
 
 _DECODED = 4  # decoded frames ahead of the model: hides decoding, uses little memory
 _SEGMENTED = 2  # segmented frames ahead of drawing and encoding

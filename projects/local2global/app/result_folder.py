@@ -25,7 +25,8 @@ from ..results.exports import ALWAYS, EXPORTS, OPTIONAL, check_exports, write_ex
 from ..results.record import RecordedTracks, Recording, RecordWriter
 from .checkpoint import Checkpoint
 from .output import write_json
-from .video import Source, finish_video
+from .sound import finish_video
+from .source import Source
 
 
 @dataclass(frozen=True)

@@ -187,9 +187,9 @@ def bundle_results(cfg: DictConfig, path: Path | None) -> None:
     if folder is None:
         raise UserError("--submit: dataloader.evaluator writes no results.json; set its output_dir")
     path = path or folder / "results.zip"
-    bundle = write_bundle(truth, folder / "results.json", path)
+    tracks, videos, empty = write_bundle(truth, folder / "results.json", path)
     if unscored:
         typer.echo("No local truth to score against: the annotations hold videos only.")
-    typer.echo(f"{path}: {bundle.tracks} tracks of {bundle.videos} videos, in the form of the challenge.")
-    if bundle.empty:
-        _warn([f"{bundle.empty} listed videos have no track"])
+    typer.echo(f"{path}: {tracks} tracks of {videos} videos, in the form of the challenge.")
+    if empty:
+        _warn([f"{empty} listed videos have no track"])

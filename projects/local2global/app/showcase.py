@@ -15,7 +15,7 @@ from .draw import Look, draw
 from .predict import L2G
 from .video import VideoWriter, write_webp
 
-#: Seeds of the videos shown.  Training never draws them.
+#: Seeds of the videos shown, an even number: two videos form a row.  Training never draws them.
 SEEDS = (106, 170, 199, 152)
 LENGTH = 48
 #: (height, width) of each video in pixels: twice the size that the demo's model sees.
@@ -24,26 +24,25 @@ SIZE = (192, 320)
 DURATION = 100
 
 
-def write_showcase(model: L2G, path: Path, seeds: Sequence[int] = SEEDS) -> Path:
-    """Segments one generated video per seed and writes them side by side as an animated WebP.
+def write_showcase(model: L2G, path: Path) -> Path:
+    """Segments the video of every seed in `SEEDS` and writes them side by side as an animated WebP.
 
     Args:
         model: the demo's model.
         path: the .webp file; it appears only when it is whole.
-        seeds: of the videos, an even number; two videos form a row.
 
     Returns:
         The path.
     """
-    drawn = [_segmented(model, seed) for seed in seeds]
+    drawn = [_segmented(model, seed) for seed in SEEDS]
     images = [_grid([video[t] for video in drawn]) for t in range(LENGTH)]
     write_webp(path, images, DURATION)
     return path
 
 
-def write_crossing(path: Path, seed: int = SEEDS[0]) -> Path:
-    """Writes one of the videos, without masks, as an mp4; returns the path."""
-    video = load_shapes("crossing", 1, seed, LENGTH, SIZE).videos[0]
+def write_crossing(path: Path) -> Path:
+    """Writes the first of the videos, without masks, as an mp4; returns the path."""
+    video = load_shapes("crossing", 1, SEEDS[0], LENGTH, SIZE).videos[0]
     with VideoWriter(path, Fraction(1000, DURATION), SIZE) as writer:
         for t in range(LENGTH):
             writer.write(video.frame(t))

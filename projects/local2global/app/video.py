@@ -28,21 +28,8 @@ from ..files import atomic_path, cannot_write
 from .image_source import IMAGE_SUFFIXES, open_images
 from .live_source import open_address, open_camera, open_pipe
 from .sound import finish_video, partial_path
-from .source import FOLDER_FPS, MAX_SIDE, Source, checked_rate
+from .source import MAX_SIDE, Source, checked_rate
 from .video_source import open_video
-
-__all__ = [
-    "FOLDER_FPS",
-    "PictureWriter",
-    "Source",
-    "VideoWriter",
-    "finish_video",
-    "h264_encoder",
-    "natural_key",
-    "open_source",
-    "open_writer",
-    "write_webp",
-]
 
 # No B-frames: a fragmented mp4 cannot undo their delay, and the video would start two frames late.
 ENCODERS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0"}, "libopenh264": {}}

@@ -161,7 +161,6 @@ def write_vipseg(
     out: str | Path,
     image_format: str = "jpg",
     split: str | None = None,
-    background: str = "background",
 ) -> Path:
     """Writes `images/`, `panomasksRGB/` and `panoptic_gt_VIPSeg_<split>.json`.
 
@@ -175,7 +174,6 @@ def write_vipseg(
         out: the folder to create.
         image_format: "jpg", or "png" for lossless frames.
         split: the last part of the file's name; None leaves it out.
-        background: the name of the added class.
 
     Returns:
         The annotation file.
@@ -188,7 +186,7 @@ def write_vipseg(
     fill = None
     if all(c["isthing"] for c in listed):
         fill = 1 + max(int(c["id"]) for c in listed)
-        listed.append({"id": fill, "name": background, "isthing": 0})
+        listed.append({"id": fill, "name": "background", "isthing": 0})
     file = vipseg_file(split)
     videos, annotations = [], []
     with new_folder(Path(out)) as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from lzma import LZMAError
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from ..errors import UserError
+from ..files import parse_json
 from ..limits import MAX_RESULTS
 
 
@@ -26,9 +26,9 @@ def read_json(path: str | Path) -> Any:
                 size = bundle.getinfo("results.json").file_size
                 if size > MAX_RESULTS:
                     raise UserError(f"{path}: its results.json has {size} bytes, the limit is {MAX_RESULTS}")
-                text = bundle.read("results.json").decode("utf-8-sig")
+                data = bundle.read("results.json")
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            data = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
@@ -38,17 +38,4 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: a zip without a sound results.json at its top") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text") from error
-    return _parsed(text, path)
-
-
-def _parsed(text: str, path: Path) -> Any:
-    if not text:
-        raise UserError(f"{path}: the file is empty")
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{path}: its lists are nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {str(error).split(';')[0]}") from error
+    return parse_json(data, path)

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..boxes import mask_iou
 from ..structures import FrameResult
 
 
@@ -36,22 +37,6 @@ class VideoTruth(Protocol):
 
     def masks(self, t: int) -> Tensor:
         """(M, H, W) bool masks of frame `t`."""
-
-
-def mask_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of every pair of masks.
-
-    Args:
-        first: (M, H, W) bool.
-        second: (n, H, W) bool.
-
-    Returns:
-        (M, n) float32 in [0, 1]; 0 where both are empty.
-    """
-    a, b = first.flatten(1).float(), second.flatten(1).float()
-    intersection = a @ b.T
-    union = a.sum(1)[:, None] + b.sum(1) - intersection
-    return intersection / union.clamp(min=1)
 
 
 def owners(

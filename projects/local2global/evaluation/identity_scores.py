@@ -44,12 +44,10 @@ def _sequence(predictions: Sequence[Track], truths: Sequence[Track]) -> dict[str
     }
 
 
-def identity_scores(scores: Scores, min_score: float = MIN_SCORE) -> dict[str, float]:
+def identity_scores(scores: Scores) -> dict[str, float]:
     """HOTA, its parts DetA and AssA, and IDF1 as fractions, and the number of identity switches at IoU .5.
 
-    Args:
-        scores: scored files; crowds are left out.
-        min_score: predictions below this score are left out.
+    Crowds and predictions that score below `MIN_SCORE` are left out.
 
     Raises:
         UserError: trackeval is not installed.
@@ -64,7 +62,7 @@ def identity_scores(scores: Scores, min_score: float = MIN_SCORE) -> dict[str, f
     metrics = {"HOTA": HOTA(), "Identity": Identity(dict(config)), "CLEAR": CLEAR(dict(config))}
     sequences: dict[str, dict[str, Any]] = {name: {} for name in metrics}
     for key in scores.predictions.keys() | scores.truths.keys():
-        predictions = [track for track in scores.predictions.get(key, ()) if track.score >= min_score]
+        predictions = [track for track in scores.predictions.get(key, ()) if track.score >= MIN_SCORE]
         truths = [track for track in scores.truths.get(key, ()) if not track.crowd]
         data = _sequence(predictions, truths)
         for name, metric in metrics.items():

@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .identity import mask_iou
+from ..boxes import mask_iou
 
 
 def oracle_rows(truth: Tensor, masks: Tensor) -> Tensor:

@@ -16,11 +16,8 @@ from pycocotools import mask as coco_mask
 
 from ..errors import UserError
 from ..limits import MAX_PIXELS as LARGEST_IMAGE
+from ..results.rle import Ints, RunsError, decode_counts, parse_polygon
 
-#: The largest coordinate of a polygon, in longer sides of the frame.
-MAX_DISTANCE = 10
-
-Ints = NDArray[np.int64]
 Rle = Mapping[str, Any]
 Place = Callable[[int], str]  # describes frame t of a track in an error message, or the track for t = -1
 
@@ -53,14 +50,6 @@ class MaskTrack:
         return float(self.areas.sum() / max(1, np.count_nonzero(self.areas)))
 
 
-class _MaskError(ValueError):
-    """A malformed mask at position `index` of a list."""
-
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(reason)
-        self.index = index
-
-
 def parse_track(segmentations: Any, place: Place, polygon_size: tuple[int, int] | None = None) -> MaskTrack:
     """Checks the masks of one track.
 
@@ -84,7 +73,7 @@ def parse_track(segmentations: Any, place: Place, polygon_size: tuple[int, int] 
                 listed |= was_list
         present = [t for t, rle in enumerate(rles) if rle is not None]
         areas[present] = _check_areas([rle["counts"] for rle in rles if rle is not None], sizes[present])
-    except _MaskError as error:
+    except RunsError as error:
         raise _complaint(place(present[error.index]), error) from error
     except KeyError as error:
         raise _complaint(place(t), f"no {error}") from error
@@ -125,21 +114,13 @@ def _normalise(mask: Any, polygon_size: tuple[int, int] | None) -> tuple[Rle, tu
 
 
 def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
-    """Checks what pycocotools does not.
-
-    It crashes on coordinates beyond 2^31 / 5, visits every pixel of an edge, and allocates four bytes a pixel to join
-    two polygons without a check.
-    """
+    """Checks what pycocotools does not: it allocates four bytes a pixel to join two polygons without a check."""
     if size[0] * size[1] > LARGEST_IMAGE:
         raise ValueError(
             f"a polygon in a frame of {size[0]} x {size[1]}, the limit is {LARGEST_IMAGE} pixels in all"
         )
     for polygon in polygons:
-        points = np.array(polygon) if isinstance(polygon, list) else np.array("")
-        if points.ndim != 1 or points.dtype.kind not in "iuf" or len(points) < 6 or len(points) % 2:
-            raise ValueError("a polygon needs a list of numbers x, y, of three points or more")
-        if not np.abs(points).max() <= MAX_DISTANCE * max(size):
-            raise ValueError(f"a polygon beyond its frame of {size[0]} x {size[1]}")
+        parse_polygon(polygon, size)
 
 
 def _whole(number: Any) -> int:
@@ -156,48 +137,8 @@ def _check_areas(counts: Sequence[str | bytes], sizes: Ints) -> Ints:
     wrong = np.flatnonzero(covered != sizes.prod(axis=1))
     if len(wrong):
         n, (height, width) = int(wrong[0]), sizes[wrong[0]]
-        raise _MaskError(n, f"its runs cover {covered[n]} pixels, its size is {height} x {width}")
+        raise RunsError(n, f"its runs cover {covered[n]} pixels, its size is {height} x {width}")
     return areas
-
-
-def decode_counts(counts: Sequence[str | bytes]) -> list[Ints]:
-    """Run lengths of compressed COCO counts, background first.
-
-    A run is written in digits of five bits, lowest first; bit 32 of a character marks a further digit, bit 16 of the
-    last digit is the sign.  From the fourth on, a run is stored as the difference to the run before the previous one.
-
-    Raises:
-        ValueError: a string is not a COCO run-length string, or a run is negative.
-    """
-    if not counts:
-        return []
-    texts = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text for text in counts]
-    stops = np.cumsum([len(text) for text in texts])
-    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)  # characters below 48 wrap to above 63
-    last = np.flatnonzero(digits < 32)  # the last digit of every run
-    width = np.diff(last, prepend=-1)
-    sound = np.array([len(text) > 0 for text in texts])
-    if sound.all():
-        sound = digits[stops - 1] < 32
-    if digits.max(initial=0) > 63:
-        sound[np.searchsorted(stops, np.flatnonzero(digits > 63), side="right")] = False
-    if not sound.all():
-        raise _MaskError(int(sound.argmin()), "not a run-length string")
-    if width.max() > 8:
-        n = int(np.searchsorted(stops, last[width.argmax()], side="right"))
-        raise _MaskError(n, "a run of more than 40 bits")
-    values = digits & 31
-    runs = values[last].astype(np.int64)
-    runs -= (runs & 16) << 1  # the sign
-    for k in range(1, int(width.max())):
-        longer = np.flatnonzero(width > k)
-        runs[longer] = (runs[longer] << 5) | values[last[longer] - k]
-    masks = np.split(runs, np.searchsorted(last, stops[:-1]))
-    for mask in masks:
-        mask[1::2], mask[2::2] = mask[1::2].cumsum(), mask[2::2].cumsum()
-    if runs.min() < 0:
-        raise _MaskError(next(n for n, mask in enumerate(masks) if mask.min() < 0), "a run is negative")
-    return masks
 
 
 def intersections(first: Sequence[MaskTrack], second: Sequence[MaskTrack]) -> Ints:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UserError
+from ..results.segment_ids import count_ids
 from .oddities import Oddities
 
 Ints = NDArray[np.int64]
@@ -69,13 +70,7 @@ def joint_histogram(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[tuple
     """
     keys = truth.ravel().astype(np.uint64) << np.uint64(32)
     keys |= prediction.ravel().astype(np.uint64)
-    # Segments are wide, so runs of equal pixels along the rows are sorted instead of pixels.
-    first = np.ones(len(keys), np.bool_)
-    np.not_equal(keys[1:], keys[:-1], out=first[1:])
-    starts = np.flatnonzero(first)
-    pairs, inverse = np.unique(keys[starts], return_inverse=True)
-    pixels = np.bincount(inverse, weights=np.diff(starts, append=len(keys))).astype(np.int64)
-    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in zip(pairs.tolist(), pixels.tolist(), strict=True)}
+    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in count_ids(keys).items()}
 
 
 def overlap_frame(
@@ -86,15 +81,9 @@ def overlap_frame(
     predicted_segments: Sequence[Segment],
     oddities: Oddities | None = None,
 ) -> FrameOverlap:
-    """Compares one frame's maps.
+    """Compares one frame's maps, (H, W) ids each; unusual entries of the truth are noted in `oddities`.
 
-    Args:
-        place: video and frame, for messages.
-        truth: (H, W) true ids.
-        prediction: (H, W) predicted ids.
-        true_segments: the list of the truth.
-        predicted_segments: the list of the prediction.
-        oddities: collects unusual entries of the truth.
+    `place` is the video and the frame, for messages.
 
     Raises:
         UserError: the maps differ in size or have ids out of range; a predicted id is painted and not listed, or listed
@@ -141,13 +130,9 @@ def _note_truth(
 
 
 def parse_segments(entries: Any, positions: Mapping[int, int], place: str, areas: bool) -> list[Segment]:
-    """Parses a frame's `segments_info`.
+    """Parses a frame's `segments_info`; `place` is the side, the video and the frame, for messages.
 
-    Args:
-        entries: the parsed JSON list.
-        positions: position of every category id in the class list.
-        place: side, video and frame, for messages.
-        areas: whether `area` is read: true areas are the listed ones, predicted areas the painted ones.
+    Areas are read if `areas` is set: true areas are the listed ones, predicted areas the painted ones.
 
     Raises:
         UserError: an entry without id, category or area, or of an unknown category.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,49 +35,33 @@ _DAMAGED = (
 Lists = Mapping[str, Mapping[str, Sequence[Segment]]]  # by video and frame name
 
 
-class Maps(Protocol):
-    """A source of panoptic maps."""
-
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
-        """The (H, W) ids of a video's frames, in order."""
+#: Reads the (H, W) ids of a video's frames, in order; called with the video's name and the frames' names.
+Maps = Callable[[str, Sequence[str]], Iterator[NDArray[Any]]]
 
 
-@dataclass(frozen=True)
-class FolderMaps:
-    """PNGs, one folder per video, decoded one at a time."""
-
-    root: Path
-
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
-        """See `Maps.read`."""
-        return (read_ids(self.root / video / f"{frame}.png") for frame in frames)
+def read_folder(root: Path, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
+    """Maps of PNGs, one folder per video, decoded one at a time."""
+    return (read_ids(root / video / f"{frame}.png") for frame in frames)
 
 
-@dataclass(frozen=True)
-class ArchiveMaps:
-    """Arrays of an .npz, named `<side>/<video>`, with the frames of the truth in order."""
-
-    path: Path
-    side: str
-
-    def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
-        """See `Maps.read`."""
-        name = f"{self.side}/{video}"
-        with np.load(self.path) as archive:
-            _check(name in archive.files, f"{self.path}: no maps `{name}`")
-            size = archive.zip.getinfo(f"{name}.npy").file_size
-            _check(size <= MAX_MAPS, f"{self.path}: `{name}` has {size} bytes, the limit is {MAX_MAPS}")
-            try:
-                maps = archive[name]
-            except _DAMAGED as error:
-                raise UserError(f"{self.path}: `{name}` is damaged ({first_line(error)})") from error
-        shape = "x".join(map(str, maps.shape))
-        _check(
-            maps.ndim == 3 and len(maps) == len(frames) and maps.dtype.kind in "iu",
-            f"{self.path}: `{name}` is {shape} of {maps.dtype}; "
-            f"expected whole numbers, {len(frames)} frames of height x width",
-        )
-        return iter(maps)
+def read_archive(path: Path, side: str, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
+    """Maps of the array `<side>/<video>` of an .npz, with the frames of the truth in order."""
+    name = f"{side}/{video}"
+    with np.load(path) as archive:
+        _check(name in archive.files, f"{path}: no maps `{name}`")
+        size = archive.zip.getinfo(f"{name}.npy").file_size
+        _check(size <= MAX_MAPS, f"{path}: `{name}` has {size} bytes, the limit is {MAX_MAPS}")
+        try:
+            maps = archive[name]
+        except _DAMAGED as error:
+            raise UserError(f"{path}: `{name}` is damaged ({first_line(error)})") from error
+    shape = "x".join(map(str, maps.shape))
+    _check(
+        maps.ndim == 3 and len(maps) == len(frames) and maps.dtype.kind in "iu",
+        f"{path}: `{name}` is {shape} of {maps.dtype}; "
+        f"expected whole numbers, {len(frames)} frames of height x width",
+    )
+    return iter(maps)
 
 
 def open_maps(path: str | Path, side: str) -> Maps:
@@ -91,13 +76,13 @@ def open_maps(path: str | Path, side: str) -> Maps:
     """
     path = Path(path)
     if path.is_dir():
-        return FolderMaps(path)
+        return partial(read_folder, path)
     _check(path.is_file(), f"{path}: no such folder or .npz of panoptic maps")
     try:
         np.load(path).close()
     except (*_DAMAGED, AttributeError) as error:
         raise UserError(f"{path}: not an .npz of panoptic maps: name one, or a folder of PNGs") from error
-    return ArchiveMaps(path, side)
+    return partial(read_archive, path, side)
 
 
 @dataclass(frozen=True)
@@ -232,7 +217,7 @@ def count_videos(
     things = thing_flags(truth.categories)
     counts = []
     for video, names in truth.frames.items():
-        maps = zip(names, true_maps.read(video, names), predicted_maps.read(video, names), strict=True)
+        maps = zip(names, true_maps(video, names), predicted_maps(video, names), strict=True)
         frames = [
             overlap_frame(
                 f"video {video}, frame {frame}",
@@ -255,14 +240,9 @@ def score_files(
     prediction_maps: str | Path,
     strict: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Scores files on disk.
+    """Scores two JSON files and their maps, each a folder of PNGs or an .npz.
 
-    Args:
-        truth: the truth's JSON.
-        predictions: the predictions' JSON.
-        truth_maps: a folder of PNGs or an .npz.
-        prediction_maps: a folder of PNGs or an .npz.
-        strict: whether unusual entries of the truth are errors.
+    With `strict`, unusual entries of the truth are errors.
 
     Returns:
         The scores of `summarize`, and one warning per kind of unusual entry in the truth.

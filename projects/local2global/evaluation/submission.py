@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -15,22 +14,16 @@ from .oddities import Oddities
 from .tracks import parse_results
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """Number of tracks in a zip, of videos with tracks, and of listed videos without tracks."""
-
-    tracks: int
-    videos: int
-    empty: int
-
-
-def write_bundle(truth: Mapping[str, Any], results: str | Path, target: str | Path) -> Bundle:
+def write_bundle(truth: Mapping[str, Any], results: str | Path, target: str | Path) -> tuple[int, int, int]:
     """Checks results against the list of videos and writes the zip atomically.
 
     Args:
         truth: annotations with `videos` and `categories`, such as a challenge's `valid.json`.
         results: the file of predicted tracks.
         target: the zip.
+
+    Returns:
+        The number of tracks, of videos with tracks, and of listed videos without tracks.
 
     Raises:
         UserError: an entry that a scorer would refuse or misread: an unknown video or category, a list of another
@@ -45,4 +38,4 @@ def write_bundle(truth: Mapping[str, Any], results: str | Path, target: str | Pa
     with atomic_path(target) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as bundle:
         bundle.write(results, "results.json")
     videos = {entry["video_id"] for entry in entries}
-    return Bundle(len(entries), len(videos), len({video["id"] for video in truth["videos"]} - videos))
+    return len(entries), len(videos), len({video["id"] for video in truth["videos"]} - videos)

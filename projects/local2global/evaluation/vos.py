@@ -120,15 +120,9 @@ def mean_scores(objects: Sequence[tuple[Floats, Floats]]) -> dict[str, float]:
 
 
 def score_files(truth: str | Path, results: str | Path, oddities: Oddities | None = None) -> dict[str, float]:
-    """Scores of two files; each true object has the predicted track of `assign_tracks`.
+    """Scores of two files; arguments and errors are those of `ytvis.score_files`.
 
-    Args:
-        truth: YouTube-VIS annotations; crowds are left out.
-        results: predicted tracks, or a zip with them in its `results.json`.
-        oddities: collects unusual entries.
-
-    Raises:
-        UserError: a file cannot be read, or has an unusable entry.
+    Each true object has the predicted track of `assign_tracks`; crowds are left out.
     """
     annotations = read_json(truth)
     check_truth(annotations)

@@ -61,7 +61,7 @@ class TruthFiles:
 
     def read(self, video: str, frames: Sequence[str]) -> Iterator[NDArray[Any]]:
         """The (H, W) true ids of a video's frames, in order."""
-        return self._maps.read(video, frames)
+        return self._maps(video, frames)
 
 
 class VPSEvaluator:

@@ -112,17 +112,7 @@ def _score_groups(
 
 
 def score(truth: Any, results: Any, oddities: Oddities | None = None) -> Scores:
-    """Scores parsed files.
-
-    Args:
-        truth: YouTube-VIS annotations.  Scores by occlusion level are added if a track has a list `occlusion`, as in
-            OVIS.
-        results: predicted tracks {video_id, category_id, score, segmentations}; may be empty.
-        oddities: collects unusual entries.
-
-    Raises:
-        UserError: an unusable entry: an unknown video, a score that is not a number, a malformed mask.
-    """
+    """`score_files` of parsed files; occlusion levels are scored if a track has a list `occlusion`, as in OVIS."""
     check_truth(truth)
     occluded = any(entry.get("occlusion") for entry in truth["annotations"] or ())
     ranges = AREAS + OCCLUSIONS if occluded else AREAS
@@ -150,12 +140,14 @@ def score_files(
 
     Args:
         truth: YouTube-VIS annotations.
-        results: predicted tracks, or a zip with them in its `results.json`.
+        results: predicted tracks {video_id, category_id, score, segmentations}, or a zip with them in its
+            `results.json`; may be an empty list.
         ovis: also score by occlusion level.
         oddities: collects unusual entries.
 
     Raises:
-        UserError: a file cannot be read, or has an unusable entry.
+        UserError: a file cannot be read, or has an unusable entry: an unknown video, a score that is not a number, a
+            malformed mask.
     """
     oddities = oddities or Oddities()
     ranges = AREAS + OCCLUSIONS if ovis else AREAS
@@ -215,18 +207,6 @@ def report(scores: Scores) -> dict[str, Any]:
     return numbers
 
 
-def _load_truth(truth: Any) -> Mapping[str, Any]:
-    if isinstance(truth, Mapping):
-        return truth
-    if hasattr(truth, "truth"):
-        loaded: Mapping[str, Any] = truth.truth()
-        return loaded
-    if not Path(truth).exists():
-        raise UserError(f"{truth}: no such annotation file")
-    parsed: Mapping[str, Any] = read_json(truth)
-    return parsed
-
-
 def tracks_of(result: VideoResult, categories: Sequence[int]) -> list[dict[str, Any]]:
     """The tracks of a video in the form of a result file; entry k of `categories` is the category id of label k."""
     # Tracks of one slot under several classes share one list of masks.
@@ -278,7 +258,8 @@ class YTVISEvaluator:
     def __init__(
         self, truth: Any, classes: Sequence[Mapping[str, Any]], output_dir: str | Path | None = None
     ) -> None:
-        self.truth = _load_truth(truth)
+        content = truth.truth() if hasattr(truth, "truth") else truth
+        self.truth: Mapping[str, Any] = content if isinstance(content, Mapping) else read_json(content)
         #: Truth of parts of the videos, such as the short ones, by name.
         self.parts: Mapping[str, Mapping[str, Any]] = (
             truth.truth_of_parts() if hasattr(truth, "truth_of_parts") else {}

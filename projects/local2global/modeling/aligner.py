@@ -12,14 +12,7 @@ from .layers import Attention, FeedForward
 
 
 class AlignerLayer(nn.Module):
-    """Self-attention of the global queries, cross-attention to the local queries, feed-forward; post-norm.
-
-    Args:
-        dim: width C.
-        num_heads: attention heads.
-        dim_feedforward: the paper's "hidden dimension".
-        cross_first: apply cross-attention before self-attention.
-    """
+    """Self-attention of the global queries, cross-attention to the local queries, feed-forward; post-norm."""
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, cross_first: bool = False) -> None:
         super().__init__()
@@ -46,7 +39,7 @@ class L2GAligner(nn.Module):
     Args:
         dim: width C.
         num_heads: attention heads.
-        dim_feedforward: hidden width of the feed-forward networks (Table 5).
+        dim_feedforward: hidden width of the feed-forward networks, the paper's "hidden dimension" (Table 5).
         num_layers: number of layers.
         cross_first: apply cross-attention before self-attention.
     """

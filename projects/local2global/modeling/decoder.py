@@ -76,16 +76,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decoder layers that refine boxes.
-
-    Args:
-        dim: width C.
-        num_heads: attention heads.
-        num_layers: number of layers.
-        dim_feedforward: hidden width of the feed-forward networks.
-        num_levels: levels L of the memory.
-        num_points: sampling points of a head in a level.
-    """
+    """Decoder layers that refine boxes; a head samples `num_points` points in each of the `num_levels` levels."""
 
     def __init__(
         self,

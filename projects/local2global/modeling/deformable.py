@@ -18,18 +18,7 @@ from .ops import deformable_sample
 
 
 def sample_definition(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples, level by level; the reference for `ops.deformable_sample`.
-
-    Args:
-        values: (B, S, heads, D) tokens of all levels, flattened and concatenated.
-        shapes: (height, width) of every level, in the order of the tokens.
-        x: (B, Q, heads, L, points) in [0, 1] of the level's width.
-        y: (B, Q, heads, L, points) in [0, 1] of the level's height.
-        weights: (B, Q, heads, L, points).
-
-    Returns:
-        (B, Q, heads * D).
-    """
+    """Weighted sum of bilinear samples, level by level; the reference for `ops.deformable_sample` (same arguments)."""
     batch, _, heads, depth = values.shape
     grids = torch.stack((2 * x - 1, 2 * y - 1), dim=-1)  # (B, Q, heads, L, points, 2) in [-1, 1]
     total = values.new_zeros(batch * heads, depth, x.shape[1])
@@ -45,11 +34,7 @@ def sample_definition(values: Tensor, shapes: Shapes, x: Tensor, y: Tensor, weig
 class DeformableAttention(nn.Module):
     """Multi-scale deformable attention, without residual and norm.
 
-    Args:
-        dim: width C.
-        num_heads: heads; each has C / num_heads channels.
-        num_levels: feature levels L.
-        num_points: sampling points of a head in a level.
+    Each head has C / `num_heads` channels and samples `num_points` points in each of the `num_levels` levels.
     """
 
     def __init__(self, dim: int = 256, num_heads: int = 8, num_levels: int = 4, num_points: int = 4) -> None:

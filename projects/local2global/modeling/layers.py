@@ -63,22 +63,8 @@ def mask_logits(mask_embed: Tensor, mask_features: Tensor, extent: Tensor) -> Te
     return masks.masked_fill(padded_pixels(extent, *masks.shape[-2:])[:, None], 0.0)
 
 
-def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of all pairs of masks: (B, M, h, w) and (B, N, h, w) bool to (B, M, N) in [0, 1], 0 for empty masks."""
-    a, b = first.flatten(2).float(), second.flatten(2).float()
-    common = a @ b.mT
-    return common / (a.sum(-1)[..., :, None] + b.sum(-1)[..., None, :] - common).clamp(min=1)
-
-
 class MLP(nn.Module):
-    """Linear layers with a ReLU between them.
-
-    Args:
-        in_dim: width of the input.
-        hidden_dim: width between layers.
-        out_dim: width of the output.
-        num_layers: number of linear layers.
-    """
+    """`num_layers` linear layers with a ReLU between them."""
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
@@ -97,14 +83,8 @@ class MLP(nn.Module):
 class ConvNorm(nn.Module):
     """A convolution without bias, then a norm; its padding keeps the size of the map at stride 1.
 
-    In a `state_dict` the convolution's weight is named `weight`, not `conv.weight`, as in detectron2.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd.
-        stride: stride of the convolution.
-        norm: builds the norm of a number of channels.
+    The kernel size is odd; `norm` builds the norm of a number of channels.  In a `state_dict` the convolution's weight
+    is named `weight`, not `conv.weight`, as in detectron2.
     """
 
     def __init__(

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..boxes import box_iou, cxcywh_to_xyxy
+from ..boxes import box_iou, cxcywh_to_xyxy, mask_iou
 from ..errors import check_range
 from ..structures import FramePredictions, Queries
-from .layers import pairwise_iou
 from .matcher import assign
 
 Bools = NDArray[np.bool_]
@@ -176,11 +175,11 @@ class ObjectMemory:
             detection; (B, N) bool, the slots that are given to new objects.
         """
         masks = predictions.masks > 0
-        scores, kept = scores_of(predictions), pairwise_iou(slots.masks, masks)
+        scores, kept = scores_of(predictions), mask_iou(slots.masks, masks)
         tensors = (
             self.affinity(slots, predictions, histograms, kept),
             kept,
-            pairwise_iou(masks, masks),
+            mask_iou(masks, masks),
             scores,
             slots.taken,
             slots.lost,

@@ -9,20 +9,19 @@ import dataclasses
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..boxes import mask_to_box
+from ..boxes import mask_iou, mask_to_box
 from ..errors import UserError
 from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
-from .layers import pairwise_iou
 from .matcher import assign
 from .ops.compiling import compile_parts
 from .segmenter import Segmenter
@@ -39,18 +38,11 @@ CERTAIN = 10.0
 _log = logging.getLogger(__name__)
 
 
-class PanopticDecision(Protocol):
-    """Merges each frame's predictions into one map of things and stuff."""
+#: Merges each frame's predictions into one map of things and stuff; iterating over the result consumes them.
+PanopticDecision = Callable[[Iterable[FramePredictions], Clip], PanopticVideo]
 
-    def __call__(self, predictions: Iterable[FramePredictions], clip: Clip) -> PanopticVideo:
-        """The panoptic result of a video; iterating over it consumes the predictions."""
-
-
-class FeatureCache(Protocol):
-    """Reads the features of frames that have been encoded before."""
-
-    def __call__(self, model: Local2Global, frames: Sequence[Tensor]) -> FrameFeatures:
-        """What `model.encode(frames)` returns."""
+#: Returns what `encode` of the model returns for the frames, which have been encoded before.
+FeatureCache = Callable[["Local2Global", Sequence[Tensor]], FrameFeatures]
 
 
 class Local2Global(nn.Module):
@@ -243,7 +235,7 @@ class Local2Global(nn.Module):
             boxes = mask_to_box(masks[None].float(), local.boxes[:, : len(masks)], features.extent[:, None])
             return self.step(features, self.tracker.start(boxes, masks[None], local))
         predictions = self.step(features, None)
-        fit = pairwise_iou(masks[None], predictions.masks > 0)[0]
+        fit = mask_iou(masks[None], predictions.masks > 0)[0]
         fit = fit + (fit > 0.5) * predictions.logits[0].sigmoid().amax(-1)
         slots = assign(-fit.cpu().numpy())[1]
         rest = np.setdiff1d(np.arange(total), slots)

@@ -45,10 +45,6 @@ class StaticPositions(nn.Module):
     """No trajectory (Table 3, rows 1 and 2): g_pos is a learned embedding per slot, used inside the aligner only.
 
     The decoder's initial reference is Mask2Box of each query's mask on the current frame.
-
-    Args:
-        num_queries: slots N.
-        dim: width C.
     """
 
     def __init__(self, num_queries: int, dim: int) -> None:
@@ -72,12 +68,7 @@ class NoPositions(nn.Module):
 
 
 class StaticLocalPositions(nn.Module):
-    """l_pos: a learned embedding per confidence rank of the local queries.
-
-    Args:
-        num_queries: local queries N.
-        dim: width C.
-    """
+    """l_pos: a learned embedding per confidence rank of the local queries."""
 
     def __init__(self, num_queries: int, dim: int) -> None:
         super().__init__()

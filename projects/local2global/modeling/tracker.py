@@ -70,12 +70,7 @@ class FromLocal(nn.Module):
 
 
 class Learned(nn.Module):
-    """First frame in COCO pre-training (section 4.2): learned queries at the positions of the local queries.
-
-    Args:
-        num_queries: slots N.
-        dim: width C.
-    """
+    """First frame in COCO pre-training (section 4.2): learned queries at the positions of the local queries."""
 
     align = True
 

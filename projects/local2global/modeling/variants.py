@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boxes import mask_iou
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import AlignerLayer, L2GAligner
 from .criterion import Criterion, Sets
-from .layers import pairwise_iou
 from .memory import ObjectMemory, RememberedQueries, scores_of
 from .positions import EmbedBoxes
 from .tracker import FromLocal, Tracker
@@ -34,14 +34,7 @@ class ImageTracker(nn.Module):
     NeurIPS 2022), and so are the colours of the object.  Objects that look alike are distinguished by place.  The mask
     of a detection is the average of the masks that overlap it by `duplicate`, weighted by score.
 
-    Args:
-        memory: as for `ObjectMemory`, like all others.
-        appearance: see there.
-        colours: see there.
-        least: see there.
-        threshold: see there.
-        duplicate: see there; the masks of duplicates are averaged.
-        smoothing: see there.
+    The arguments are the attributes of `ObjectMemory`.
 
     Attributes:
         aligner: always None.
@@ -78,7 +71,7 @@ class ImageTracker(nn.Module):
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots, with an empty mask and a score near 0 in slots without one."""
         masks = predictions.masks > 0
-        weights = scores_of(predictions)[:, None] * (pairwise_iou(masks, masks) > self.objects.duplicate)
+        weights = scores_of(predictions)[:, None] * (mask_iou(masks, masks) > self.objects.duplicate)
         total = weights.sum(-1)[..., None, None]
         averages = (weights @ predictions.masks.flatten(2)).view_as(masks) / total.clamp(min=1e-6)
         averages = torch.where(total > 0, averages, predictions.masks)
@@ -105,10 +98,8 @@ class RememberingTracker(Tracker):
     predictions are in the order of the objects (`ObjectMemory`), so that an object that is recognised has its earlier
     number.  Training and the propagated queries are the paper's.
 
-    Args:
-        *args: as for `Tracker`.
-        memory: how slots are linked to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.
-        **kwargs: as for `Tracker`.
+    `memory` links slots to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.  The other
+    arguments are those of `Tracker`.
     """
 
     def __init__(self, *args: Any, memory: ObjectMemory | None = None, **kwargs: Any) -> None:
@@ -157,10 +148,6 @@ class IdentityStartAligner(L2GAligner):
 
     Initially, only its norms act: this equals propagation without an aligner, up to normalisation.  Random weights, and
     weights pre-trained with learned queries (section 4.2), start with a higher loss.
-
-    Args:
-        *args: as for `L2GAligner`.
-        **kwargs: as for `L2GAligner`.
     """
 
     def __init__(self, *args: int, **kwargs: int) -> None:

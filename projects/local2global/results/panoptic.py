@@ -124,7 +124,7 @@ class PanopticPostprocessor:
             yield self._decide(index, candidates)
 
     def _decide(self, index: int, candidates: _Candidates) -> PanopticFrame:
-        means = self._total[candidates.slots] / self._frames[candidates.slots].clamp(min=1)[:, None]
+        means = self._total[candidates.slots] / self._frames[candidates.slots][:, None]
         labels = means.argmax(1).tolist()
         weights = (means / self.settings.temperature).softmax(1).amax(1).tolist()
         best = torch.zeros(self.size, device=candidates.masks.device)

@@ -31,19 +31,15 @@ def ids_to_colours(ids: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(plain[..., :3])
 
 
-def colours_to_ids(colours: NDArray[np.uint8]) -> Ids:
-    """(H, W, 3) RGB as (H, W) segment ids."""
-    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
-    return np.asarray(red | green << 8 | blue << 16)
-
-
-def count_ids(ids: Ids) -> dict[int, int]:
-    """Number of pixels of every id in a map, void included; runs of equal neighbours are counted together."""
+def count_ids(ids: NDArray[Any]) -> dict[int, int]:
+    """Number of pixels of every id in a map, by increasing id, void included."""
     flat = ids.ravel()
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
-    lengths = np.diff(np.append(starts, flat.size))
+    # Segments are wide, so runs of equal pixels along the rows are sorted instead of pixels.
+    first = np.ones(len(flat), np.bool_)
+    np.not_equal(flat[1:], flat[:-1], out=first[1:])
+    starts = np.flatnonzero(first)
     values, rows = np.unique(flat[starts], return_inverse=True)
-    areas = np.bincount(rows, weights=lengths).astype(np.int64)
+    areas = np.bincount(rows, weights=np.diff(starts, append=len(flat))).astype(np.int64)
     return dict(zip(values.tolist(), areas.tolist(), strict=True))
 
 

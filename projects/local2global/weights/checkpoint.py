@@ -24,20 +24,6 @@ from .names import DETREX, Project, Translation, recognise, to_ours, to_theirs
 from .pickles import load_pickle, load_torch
 from .report import LoadReport
 
-__all__ = [
-    "LoadReport",
-    "State",
-    "check_weights",
-    "evaluation_state",
-    "find_config",
-    "load_checkpoint",
-    "load_weights",
-    "read_state",
-    "save_checkpoint",
-    "save_tensors",
-    "to_detrex",
-]
-
 PICKLED = (".pth", ".pt")
 FOREIGN = (".pkl", ".safetensors")
 PLAIN = (str, int, float, bool, type(None))

@@ -28,6 +28,7 @@ from local2global.data.readers.rle import (
     unpack_outline,
 )
 from local2global.errors import UserError
+from local2global.results.rle import decode_counts
 
 AUGMENT = ClipAugmentation((16, 24), 60, ZoomCrop(0.5, RandomShortestEdge((30,), 90), DriftingCrop(14, 26)))
 
@@ -44,7 +45,9 @@ def random_mask(height: int, width: int, seed: int) -> torch.Tensor:
 def test_a_grid_of_a_small_mask():
     """Rows 0 and 2, columns 3 and 1 of a 3x4 mask with three pixels."""
     mask = torch.tensor([[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]], dtype=torch.bool)
-    read = Grid((3, 4), np.array([0, 2]), np.array([3, 1])).read(encode_mask(mask)["counts"])
+    read = Grid((3, 4), np.array([0, 2]), np.array([3, 1])).read(
+        decode_counts([encode_mask(mask)["counts"]])[0]
+    )
     assert read.tolist() == [[False, True], [True, False]]
 
 
@@ -56,14 +59,16 @@ def test_a_grid_equals_indexing_the_decoded_mask(seed):
     mask = random_mask(height, width, seed)
     rows = np.sort(generator.integers(0, height, generator.integers(1, 60)))
     columns = np.sort(generator.integers(0, width, generator.integers(1, 60)))[:: generator.choice([1, -1])]
-    read = Grid((height, width), rows, columns).read(encode_mask(mask)["counts"])
+    read = Grid((height, width), rows, columns).read(decode_counts([encode_mask(mask)["counts"]])[0])
     assert torch.equal(read, mask[torch.from_numpy(rows)][:, torch.from_numpy(columns.copy())])
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_a_grid_of_an_empty_and_of_a_full_mask(value):
     counts = encode_mask(torch.full((5, 7), value))["counts"]
-    assert (Grid((5, 7), np.array([0, 4]), np.array([6, 0, 3])).read(counts) == value).all()
+    assert (
+        Grid((5, 7), np.array([0, 4]), np.array([6, 0, 3])).read(decode_counts([counts])[0]) == value
+    ).all()
 
 
 @dataclass(frozen=True)

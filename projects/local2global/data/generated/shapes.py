@@ -1,14 +1,14 @@
 """Generated videos: textured shapes that move, cross, occlude one another, leave the frame and return.
 
 A video is a function of (seed, id), and a frame is a function of (video, t).  Frames can be rendered in any order,
-datasets of any size are lazy, and streams are endless.  The class of an object is its outline; colour and texture are
+and datasets of any size are lazy.  The class of an object is its outline; colour and texture are
 independent of the class, unless a preset is `coloured`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, overload
@@ -491,17 +491,3 @@ def load_shapes(
         check_range("size", side, 16, 8192)
     difficulty = _difficulty(preset, size)
     return ShapeDataset(_ShapeList(num_videos, seed, difficulty, length), difficulty.classes)
-
-
-def stream_shapes(
-    preset: str | Difficulty, seed: int, length: int, size: tuple[int, int] | None = None
-) -> Iterator[Tensor]:
-    """The first `length` frames, (3, H, W) uint8, of an endless video, rendered one at a time in constant memory.
-
-    The video is that of `load_shapes(preset, 1, seed, length, size)`, which has its ground truth.
-
-    Raises:
-        UserError: as `load_shapes`.
-    """
-    video = load_shapes(preset, 1, seed, length, size).videos[0]
-    return (video.frame(t) for t in range(length))

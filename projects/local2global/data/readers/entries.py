@@ -6,18 +6,14 @@ checker's object records all of them.  Functions return None, or skip the entry,
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeGuard
 
-import orjson
-
 from ...errors import UserError
-from ...files import stays_inside
+from ...files import parse_json, stays_inside
 from ...limits import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -102,38 +98,13 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: if the file is missing, unreadable or not JSON.
     """
-    enabled = gc.isenabled()
-    gc.disable()  # it would look for cycles in the growing content again and again
     try:
-        text = path.read_bytes()
-        with suppress(orjson.JSONDecodeError):
-            return orjson.loads(text)
-        # Slower; it accepts NaN and other encodings than UTF-8, and tells where a file is damaged.
-        content = json.loads(text.decode(json.detect_encoding(text)))
-        if b"\\ud" in text or b"\\uD" in text:
-            # JSON can escape half of a surrogate pair, which can be neither printed nor used as a file name.
-            json.dumps(content, ensure_ascii=False).encode()
-        return content
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{path}: a text with half of a surrogate pair (\\ud800 to \\udfff). Remove it."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON: byte {error.start} is not UTF-8 text.") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path}: not JSON: {place}: {error.msg}.") from None
-    except RecursionError:
-        raise UserError(f"{path}: not an annotation file: its lists are nested too deeply.") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not an annotation file: {str(error).split(';')[0]}.") from None
-    finally:
-        if enabled:
-            gc.enable()
+    return parse_json(data, path)
 
 
 def is_int(value: Any) -> TypeGuard[int]:

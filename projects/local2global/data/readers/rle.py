@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -14,11 +13,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
 
+from ...results.rle import decode_counts, parse_polygon
+
 #: A validated mask: compressed RLE counts, or polygons as the bytes of their float64 coordinates.
 Outline = str | tuple[bytes, ...]
-
-#: The largest coordinate of a polygon, in longer sides of the frame.
-MAX_DISTANCE = 10
 
 
 def encode_mask(mask: Tensor | NDArray[Any]) -> dict[str, Any]:
@@ -81,26 +79,8 @@ def parse_outline(segmentation: Any, size: tuple[int, int]) -> Outline:
     if isinstance(segmentation, Mapping):
         return _parse_rle(segmentation, size)
     if isinstance(segmentation, list) and segmentation:
-        return tuple(_parse_polygon(polygon, size).tobytes() for polygon in segmentation)
+        return tuple(parse_polygon(polygon, size).tobytes() for polygon in segmentation)
     raise ValueError("neither an RLE nor a list of polygons")
-
-
-def _parse_polygon(polygon: Any, size: tuple[int, int]) -> NDArray[np.float64]:
-    try:
-        points = np.array(polygon)
-    except ValueError:
-        points = np.array([""])
-    if not isinstance(polygon, list) or points.ndim != 1 or points.dtype.kind not in "iuf":
-        raise ValueError("a polygon must be a list of numbers x, y, x, y, ...")
-    if len(points) < 6 or len(points) % 2:
-        raise ValueError(f"a polygon of {len(points)} coordinates: three points or more are needed")
-    far = float(np.abs(points).max())
-    if not math.isfinite(far):
-        raise ValueError("a polygon with a coordinate that is not finite")
-    if far > MAX_DISTANCE * max(size):
-        # The C code of pycocotools visits every pixel of an edge, and overflows beyond 2^31 / 5.
-        raise ValueError(f"a polygon with coordinate {far:g} in a frame of {size[0]}x{size[1]}")
-    return points.astype(np.float64)
 
 
 def _parse_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> str:
@@ -118,37 +98,9 @@ def _parse_rle(segmentation: Mapping[str, Any], size: tuple[int, int]) -> str:
     text = counts.decode("ascii") if isinstance(counts, bytes) else counts
     if not isinstance(text, str):
         raise ValueError("an RLE without counts")
-    runs = _run_lengths(text)
-    if runs.min() < 0 or runs.sum() != height * width:
+    if decode_counts([text])[0].sum() != height * width:
         raise ValueError(f"the runs of an RLE do not add up to {height * width} pixels")
     return text
-
-
-def _run_lengths(counts: str) -> NDArray[np.int64]:
-    """The run lengths of compressed counts: 5 bits a character, each relative to the run before the last.
-
-    pycocotools does not check counts: runs that stop short of the frame decode to uninitialised memory.
-
-    Raises:
-        ValueError: if the counts are malformed.
-    """
-    try:
-        digits = np.frombuffer(counts.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
-    except UnicodeEncodeError:
-        raise ValueError("malformed RLE counts") from None
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 0x20:
-        raise ValueError("malformed RLE counts")
-    ends = np.flatnonzero(digits & 0x20 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(digits)) - np.repeat(starts, ends - starts + 1)
-    if place.max() > 6:
-        raise ValueError("malformed RLE counts")
-    numbers = np.add.reduceat((digits & 0x1F) << 5 * place, starts)
-    numbers -= np.where(digits[ends] & 0x10, 1 << 5 * (ends - starts + 1), 0)
-    # The first three numbers are absolute, so odd runs accumulate from index 1 and even runs from index 2.
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
 
 
 def sound_areas(counts: Sequence[str], pixels: int) -> list[int] | None:
@@ -250,9 +202,10 @@ def sample_outlines(
     """(M, h, w) bool: masks read at some rows and columns of a frame, see `Grid`."""
     grid = Grid(size, rows, columns)
     masks = torch.zeros((len(outlines), len(rows), len(columns)), dtype=torch.bool)
-    for mask, outline in zip(masks, outlines, strict=True):
-        if outline is not None:
-            mask.copy_(grid.read(outline_counts(outline, size)))
+    present = [row for row, outline in enumerate(outlines) if outline is not None]
+    counts = [outline_counts(outline, size) for outline in outlines if outline is not None]
+    for row, runs in zip(present, decode_counts(counts), strict=True):
+        masks[row] = grid.read(runs)
     return masks
 
 
@@ -276,9 +229,9 @@ class Grid:
         self._rows_above = np.searchsorted(rows, np.arange(size[0] + 1))
         self._columns_left = np.searchsorted(distinct, np.arange(size[1] + 2))
 
-    def read(self, counts: str) -> Tensor:
-        """(h, w) bool of a mask's validated compressed counts."""
-        x, y = np.divmod(np.cumsum(_run_lengths(counts)[:-1]), self.height)
+    def read(self, runs: NDArray[np.int64]) -> Tensor:
+        """(h, w) bool of a mask's run lengths."""
+        x, y = np.divmod(np.cumsum(runs[:-1]), self.height)
         left = self._columns_left[x]
         inside = self._columns_left[x + 1] - left
         ranks = left * self._shape[1] + inside * self._rows_above[y]

@@ -156,18 +156,7 @@ def _launch(kernel: Any, values: Tensor, x: Tensor, arguments: tuple[Tensor, ...
 
 @triton_op("local2global::sample", mutates_args={})
 def sample(values: Tensor, x: Tensor, y: Tensor, weights: Tensor, levels: Tensor) -> Tensor:
-    """Deformable sampling, as `ops.deformable_sample`.
-
-    Args:
-        values: (B, S, heads, D).
-        x: (B, Q, heads, L, points) in [0, 1] of each level's width.
-        y: (B, Q, heads, L, points) in [0, 1] of each level's height.
-        weights: (B, Q, heads, L, points).
-        levels: (L, 3) int32: height, width and first token of every level.
-
-    Returns:
-        (B, Q, heads * D), in the dtype of the values.
-    """
+    """Deformable sampling, as `ops.deformable_sample`; `levels` is the `ops.level_table` of the shapes."""
     values, x, y, weights = (tensor.contiguous() for tensor in (values, x, y, weights))
     out = values.new_empty(*x.shape[:2], values.shape[2] * values.shape[3])
     _launch(_forward, values, x, (values, x, y, weights, levels, out))
