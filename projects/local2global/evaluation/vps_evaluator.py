@@ -96,14 +96,14 @@ class VPSEvaluator:
         self._positions = [known[identity] for identity in self.categories]
         self._things = thing_flags(self.truth.categories)
         self.output_dir = None if output_dir is None else Path(output_dir)
+        for name in self.truth.frames:
+            if not stays_inside(name):
+                raise UserError(f"video {name}: a name that leads out of the output folder; rename the video")
         unknown = sorted(set(truth.names.values()) - set(self.truth.frames))
         if unknown:
             raise UserError(
                 f"video {unknown[0]} of the test set is not in the truth: evaluate the split of the truth"
             )
-        for name in self.truth.frames:
-            if not stays_inside(name):
-                raise UserError(f"video {name}: a name that leads out of the output folder; rename the video")
         self.reset()
 
     def reset(self) -> None:
