@@ -122,7 +122,7 @@ def test_runs_can_be_measured_with_a_memory_too(small, tmp_path, monkeypatch):
     save_resolved(cfg, folder / "config.yaml")
     shutil.copy(weights, folder)
     table = identity(cfg, weights, [tmp_path / "table"], 2, 2, Console(quiet=True), memory=True)
-    assert list(table) == [*REFERENCES, "method/seed0", "method+memory/seed0"]
+    assert list(table) == [*REFERENCES, "method/seed0", *with_memory("method/seed0")]
     covered = [table[name]["covered %"][0] for name in ("method/seed0", "method+memory/seed0")]
     assert covered[1] <= covered[0]
 
@@ -211,11 +211,9 @@ def test_rows_are_compared_seed_by_seed_with_the_first_and_with_the_paper():
 
 
 def test_a_run_with_a_memory_is_a_row_of_its_own_in_an_ablation():
-    assert [with_memory(name) for name in ("a/seed0", "output/demo")] == [
-        "a+memory/seed0",
-        "output/demo+memory",
-    ]
-    table = {"a/seed0": _scores(20, 5), with_memory("a/seed0"): _scores(21, 5)}
+    assert with_memory("a/seed0") == ["a+memory/seed0", "a+restart/seed0"]
+    assert with_memory("output/demo") == ["output/demo+memory", "output/demo+restart"]
+    table = {"a/seed0": _scores(20, 5), "a+memory/seed0": _scores(21, 5)}
     assert "-1.00" in seeds_as_markdown(table, CONFIGS, against="a+memory")
 
 

@@ -8,9 +8,14 @@ import torch
 from local2global.boxes import mask_to_box
 from local2global.errors import UserError
 from local2global.lazy import instantiate, load_config
-from local2global.modeling.memory import ObjectMemory, colour_histograms
+from local2global.modeling.memory import ObjectMemory, colour_histograms, restart
 from local2global.modeling.positions import StaticPositions
-from local2global.modeling.variants import IdentityStartAligner, ImageTracker, RememberingTracker
+from local2global.modeling.variants import (
+    IdentityStartAligner,
+    ImageTracker,
+    RememberingTracker,
+    RestartingTracker,
+)
 from local2global.structures import FramePredictions, LayerPredictions, Proposals, Queries
 
 PAPER = "configs/common/models/l2g_r50.py"
@@ -340,6 +345,64 @@ def test_a_memory_changes_the_order_of_the_predictions_only(tiny, make_clip):
         )
     assert queries.row.tolist() != [list(range(6))]
     assert queries.taken.any()
+
+
+def local_queries(*boxes):
+    """Local queries at (cx, cy) with boxes of .2, the most confident first; row i has the content 10 + i."""
+    embed = 10.0 + torch.arange(len(boxes))[None, :, None].expand(1, -1, 2)
+    places = torch.tensor([[x, y, 0.2, 0.2] for x, y in boxes])[None]
+    return Proposals(embed, places, LayerPredictions(embed, places, embed))
+
+
+def test_slots_without_an_object_in_view_start_from_local_queries_elsewhere():
+    """Row 0 lies on the object in view, row 2 on row 1; rows 1 and 3 are new and go to the first free slots."""
+    places = torch.tensor(
+        [[[0.2, 0.2, 0.2, 0.2], [0.3, 0.8, 0.2, 0.2], [0.9, 0.1, 0.2, 0.2], [0.1, 0.9, 0.2, 0.2]]]
+    )
+    slots = Queries(torch.arange(4.0)[None, :, None].expand(1, -1, 2), places)
+    seen = torch.tensor([[True, False, True, False]])
+    local = local_queries((0.21, 0.2), (0.6, 0.6), (0.61, 0.6), (0.2, 0.5))
+    started = restart(slots, seen, local)
+    assert started.embed[0, :, 0].tolist() == [0, 11, 2, 13]
+    torch.testing.assert_close(started.boxes[0, [1, 3]], local.boxes[0, [1, 3]])
+    torch.testing.assert_close(started.boxes[0, [0, 2]], places[0, [0, 2]])
+
+
+def test_slots_keep_their_queries_where_local_queries_run_out():
+    slots = Queries(torch.arange(3.0)[None, :, None].expand(1, -1, 2), torch.full((1, 3, 4), 0.5))
+    started = restart(slots, torch.zeros(1, 3, dtype=torch.bool), local_queries((0.2, 0.2), (0.2, 0.21)))
+    assert started.embed[0, :, 0].tolist() == [10, 1, 2]
+
+
+def test_restarting_propagates_the_slots_of_objects_in_view(tiny, make_clip):
+    """The decoder's input on the second frame: rows with an object in view are the propagated ones, others local."""
+    model = tiny(positions=StaticPositions(6, 32)).eval()
+    frames, tracker = make_clip().frames, model.tracker
+    parts = (tracker.aligner, tracker.positions, tracker.local_positions, tracker.first_frame)
+    restarting = RestartingTracker(*parts, memory=ObjectMemory(threshold=0.001)).eval()
+    model.tracker = restarting
+    past = next(iter(model.stream(frames))).queries
+    corners = torch.tensor([[[0.1 * k, 0.05, 0.02, 0.02] for k in range(1, 7)]])
+    local = dataclasses.replace(model.segmenter.propose(model.encode([frames[1]])), boxes=corners)
+    propagated = RememberingTracker.propagate(restarting, past, local)
+    started = restarting.propagate(past, local)
+    seen = past.seen.gather(1, past.row.argsort(1))
+    assert seen.any()
+    assert not seen.all()
+    torch.testing.assert_close(started.embed[seen], propagated.embed[seen])
+    torch.testing.assert_close(started.embed[~seen], local.embed[:, : int((~seen).sum())][0])
+
+
+def test_a_given_object_is_in_view_whatever_its_score(tiny, make_clip):
+    """Its slot is neither restarted nor given to another object."""
+    model = tiny().eval()
+    tracker = model.tracker
+    parts = (tracker.aligner, tracker.positions, tracker.local_positions, tracker.first_frame)
+    model.tracker = RestartingTracker(*parts, memory=ObjectMemory(threshold=1.0)).eval()
+    frames = make_clip().frames
+    objects = torch.zeros(1, *frames.shape[-2:], dtype=torch.bool)
+    objects[0, 4:20, 4:20] = True
+    assert next(iter(model.stream(frames, objects=objects))).queries.seen.tolist() == [[True] + [False] * 5]
 
 
 def test_the_model_links_the_slots_of_every_frame(tiny, make_clip):

@@ -316,7 +316,10 @@ def identity(
     ] = None,
     memory: Annotated[
         bool,
-        typer.Option("--memory", help="Also measure every run with a memory of objects; no training needed."),
+        typer.Option(
+            "--memory",
+            help="Also measure runs with a memory of objects, without training.",
+        ),
     ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
@@ -343,7 +346,7 @@ def identity(
 
         cfg = load_config(find_config_file(config))
         names = list(named_runs(runs or []))
-        names += [with_memory(name) for name in names if memory]
+        names += [row for name in names if memory for row in with_memory(name)]
         row_of_comparison(names, against)  # before hours of computing
         table = run(cfg, weights, runs or [], videos, length, Console(stderr=True), memory)
     if json is not None:

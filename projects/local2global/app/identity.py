@@ -38,7 +38,7 @@ from ..evaluation.ytvis import Scores, score, tracks_of
 from ..lazy import LazyCall, load_resolved
 from ..modeling.model import Local2Global
 from ..modeling.tracker import Tracker
-from ..modeling.variants import ImageTracker, RememberingTracker
+from ..modeling.variants import ImageTracker, RememberingTracker, RestartingTracker
 from ..results.instances import VideoPostprocessor
 from ..results.masks import decode_masks
 from ..structures import FrameFeatures, FramePredictions, Queries
@@ -54,6 +54,9 @@ Table = dict[str, dict[str, Value]]
 
 #: Frames of a video to predictions, one a frame; the second argument is the video.
 Stream = Callable[[Sequence[FrameFeatures], VideoRecord], Iterator[FramePredictions]]
+
+#: Trackers of --memory by the ending of the row's name.
+MEMORIES = {"memory": RememberingTracker, "restart": RestartingTracker}
 
 LINKED_SLOTS = 100
 RESAMPLES = 200
@@ -96,7 +99,7 @@ def identity(
         videos: the number of test videos, from the first.
         length: frames of a piece.
         console: where progress is shown.
-        memory: also measure every run with `RememberingTracker`, which needs no training.
+        memory: also measure every run with the trackers of `MEMORIES`, which need no training.
 
     Returns:
         The scores by name of each tracker.
@@ -112,9 +115,10 @@ def identity(
         model = _load(run_cfg, run, strict=True)
         arms[name] = Arm(_propagate(model), model)
         if memory and isinstance(model.tracker, Tracker):
-            run_cfg.model.tracker._target_ = RememberingTracker
-            model = _load(run_cfg, run, strict=True)
-            arms[with_memory(name)] = Arm(_propagate(model), model)
+            for row, tracker in zip(with_memory(name), MEMORIES.values(), strict=True):
+                run_cfg.model.tracker._target_ = tracker
+                model = _load(run_cfg, run, strict=True)
+                arms[row] = Arm(_propagate(model), model)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]
@@ -148,10 +152,11 @@ def named_runs(paths: Sequence[Path]) -> dict[str, Path]:
     return runs
 
 
-def with_memory(name: str) -> str:
-    """The name of a run that is measured with a memory: `row+memory/seedN` for a run of an ablation."""
+def with_memory(name: str) -> list[str]:
+    """The rows of a run that is measured with every tracker of `MEMORIES`: `row+memory/seedN` in an ablation."""
     match = _SEED.fullmatch(name)
-    return f"{match[1]}+memory/seed{match[2]}" if match else f"{name}+memory"
+    row, seed = (match[1], f"/seed{match[2]}") if match else (name, "")
+    return [f"{row}+{memory}{seed}" for memory in MEMORIES]
 
 
 def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:

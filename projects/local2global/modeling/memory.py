@@ -1,4 +1,4 @@
-"""Memory of objects: the predictions of a frame are linked to slots that remember lost objects.
+"""Object memory: links the detections of a frame to slots and re-identifies lost objects.
 
 `variants.ImageTracker` and `variants.RememberingTracker` use it.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..boxes import box_iou, cxcywh_to_xyxy, mask_iou
 from ..errors import check_range
-from ..structures import FramePredictions, Queries
+from ..structures import FramePredictions, Proposals, Queries
 from .matcher import assign
 
 Bools = NDArray[np.bool_]
@@ -33,8 +33,11 @@ SPREAD = 0.25
 #: Bins of a colour histogram for each of red, green and blue.
 BINS = 6
 
-#: A score that only detections with a mask have.
+#: Smallest positive score: detections with an empty mask score 0.  Also avoids division by 0.
 TINY = 1e-9
+
+#: IoU of boxes above which a local query is not new: an object in view, or a more confident local query, has its place.
+SAME_PLACE = 0.7
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ class RememberedQueries(Queries):
             lost=lost,
             taken=lost > 0,
         )
+
+    @property
+    def seen(self) -> Tensor:
+        """(B, N) bool, the slots with an object that was detected on the last frame."""
+        return self.taken & (self.lost == 0)
+
+    def with_objects(self, boxes: Tensor, masks: Tensor) -> RememberedQueries:
+        """The slots after a frame on which slots 0 to M - 1 show given objects.
+
+        Args:
+            boxes: (B, M, 4) of the objects.
+            masks: (B, M, h, w) bool.
+        """
+        count = masks.shape[1]
+        places, shown, taken, lost = (x.clone() for x in (self.places, self.masks, self.taken, self.lost))
+        places[:, :count], shown[:, :count], taken[:, :count], lost[:, :count] = boxes, masks, True, 0
+        return dataclasses.replace(self, places=places, masks=shown, taken=taken, lost=lost)
 
 
 @dataclass(frozen=True)
@@ -303,6 +323,38 @@ class ObjectMemory:
             lost=torch.where(missing, slots.lost + 1, 0),
             taken=slots.taken | new,
         )
+
+
+@torch.no_grad()
+def restart(slots: Queries, seen: Tensor, local: Proposals) -> Queries:
+    """The slots without an object in view start anew, from local queries at places where no object is in view.
+
+    A local query is used if its box has an IoU of at most `SAME_PLACE` with the box of every object in view, and of
+    every more confident local query that is used.  With more slots than such queries, the last slots do not change.
+
+    Args:
+        slots: N slots after the previous frame.
+        seen: (B, N) bool, the slots with an object in view.
+        local: the local queries of the current frame.
+    """
+    places = cxcywh_to_xyxy(local.boxes.float())
+    alike = box_iou(places[:, :, None], places[:, None])
+    near = box_iou(places[:, :, None], cxcywh_to_xyxy(slots.boxes.float())[:, None]) * seen[:, None]
+    source = torch.full(seen.shape, -1)
+    for clip, (overlap, occupied, busy) in enumerate(
+        zip(alike.cpu().numpy(), (near.amax(-1) > SAME_PLACE).cpu().numpy(), seen.cpu(), strict=True)
+    ):
+        by_confidence = -np.arange(len(overlap), dtype=np.float32)
+        new = np.flatnonzero(distinct(by_confidence, overlap, SAME_PLACE) & ~occupied)
+        free = torch.nonzero(~busy)[: len(new), 0]
+        source[clip, free] = torch.from_numpy(new[: len(free)])
+    source = source.to(seen.device)
+
+    def started(values: Tensor, latest: Tensor) -> Tensor:
+        index = source.clamp(min=0)[..., None].expand_as(values)
+        return torch.where(source[..., None] < 0, values, latest.gather(1, index))
+
+    return Queries(started(slots.embed, local.embed), started(slots.boxes, local.boxes))
 
 
 def scores_of(predictions: FramePredictions) -> Tensor:

@@ -23,6 +23,7 @@ from ..results.instances import Aggregate, VideoPostprocessor
 from ..structures import Clip, FrameFeatures, FramePredictions, PanopticVideo, Queries, VideoResult, constant
 from .criterion import Criterion
 from .matcher import assign
+from .memory import RememberedQueries
 from .ops.compiling import compile_parts
 from .segmenter import Segmenter
 from .tracker import LinkingTracker, StartingTracker, Tracker
@@ -230,17 +231,21 @@ class Local2Global(nn.Module):
         total = self.segmenter.num_queries
         if len(masks) > total:
             raise ValueError(f"{len(masks)} objects are given, the model has {total} slots")
+        given = masks[None]
+        boxes = mask_to_box(given.float(), torch.zeros(4, device=masks.device), features.extent[:, None])
         if isinstance(self.tracker, StartingTracker):
-            local = self.segmenter.propose(features)
-            boxes = mask_to_box(masks[None].float(), local.boxes[:, : len(masks)], features.extent[:, None])
-            return self.step(features, self.tracker.start(boxes, masks[None], local))
+            return self.step(features, self.tracker.start(boxes, given, self.segmenter.propose(features)))
         predictions = self.step(features, None)
-        fit = mask_iou(masks[None], predictions.masks > 0)[0]
+        fit = mask_iou(given, predictions.masks > 0)[0]
         fit = fit + (fit > 0.5) * predictions.logits[0].sigmoid().amax(-1)
         slots = assign(-fit.cpu().numpy())[1]
         rest = np.setdiff1d(np.arange(total), slots)
         order = torch.from_numpy(np.concatenate((slots, rest)))
-        return predictions.in_order(order[None].to(masks.device))
+        predictions = predictions.in_order(order[None].to(masks.device))
+        queries = predictions.queries
+        if isinstance(queries, RememberedQueries):
+            queries = queries.with_objects(boxes, given)
+        return dataclasses.replace(predictions, queries=queries)
 
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.

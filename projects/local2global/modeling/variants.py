@@ -21,7 +21,7 @@ from ..boxes import mask_iou
 from ..structures import FramePredictions, Positions, Proposals, Queries
 from .aligner import AlignerLayer, L2GAligner
 from .criterion import Criterion, Sets
-from .memory import ObjectMemory, RememberedQueries, scores_of
+from .memory import ObjectMemory, RememberedQueries, restart, scores_of
 from .positions import EmbedBoxes
 from .tracker import FromLocal, Tracker
 
@@ -85,10 +85,9 @@ class ImageTracker(nn.Module):
             masks: (1, M, h, w) bool, the masks of the objects on the first frame.
             local: the local queries of the first frame.
         """
-        _, count, height, width = masks.shape
+        height, width = masks.shape[-2:]
         slots = RememberedQueries.empty(Queries(local.embed, local.boxes), (height, width))
-        slots.places[:, :count], slots.masks[:, :count], slots.taken[:, :count] = boxes, masks, True
-        return slots
+        return slots.with_objects(boxes, masks)
 
 
 class RememberingTracker(Tracker):
@@ -115,10 +114,14 @@ class RememberingTracker(Tracker):
     ) -> tuple[Queries, Positions]:
         """As `Tracker.forward`; the decoder's queries are in the order of the propagated slots."""
         if isinstance(past, RememberedQueries):
-            order = past.row.argsort(dim=1)[..., None]
-            embed, boxes = (x.gather(1, order.expand_as(x)) for x in (past.embed, past.boxes))
-            past = Queries(embed, boxes)
+            past = self.propagate(past, local)
         return super().forward(past, local, embed_boxes)
+
+    def propagate(self, past: RememberedQueries, local: Proposals) -> Queries:
+        """The slots of the previous frame in the decoder's order."""
+        del local
+        order = past.row.argsort(dim=1)[..., None]
+        return Queries(*(x.gather(1, order.expand_as(x)) for x in (past.embed, past.boxes)))
 
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the objects; unchanged in training."""
@@ -127,6 +130,20 @@ class RememberingTracker(Tracker):
     def without_memory(self) -> Tracker:
         """The paper's tracker with the same parts."""
         return Tracker(self.aligner, self.positions, self.local_positions, self.first_frame)  # type: ignore[arg-type]
+
+
+class RestartingTracker(RememberingTracker):
+    """A `RememberingTracker` whose slots without an object in view start anew from local queries on every frame.
+
+    In the paper, a slot is a local query on the first frame only, and later new and returning objects need a slot that
+    drifts to them.  Here they have a local query, as in the image tracker, and the memory gives a returning object its
+    id.  Slots with an object in view are propagated as in the paper.  Training is the paper's.
+    """
+
+    def propagate(self, past: RememberedQueries, local: Proposals) -> Queries:
+        """The slots in the decoder's order; see `memory.restart` for those without an object in view."""
+        seen = past.seen.gather(1, past.row.argsort(dim=1))
+        return restart(super().propagate(past, local), seen, local)
 
 
 class FromProposals(FromLocal):
