@@ -478,5 +478,5 @@ def test_objects_that_cannot_start_a_stream_are_refused(tiny):
     with pytest.raises(ValueError, match="no pixel on the first frame"):
         next(model.stream(frame, objects=~full))
     slots = next(model.stream(frame)).queries
-    with pytest.raises(ValueError, match="before there are slots"):
+    with pytest.raises(ValueError, match="not both"):
         next(model.stream(frame, slots, full[:1]))

@@ -1,4 +1,4 @@
-"""The training objective, Eq. (4): L = sum_t (l_cls L_cls + l_ce L_ce + l_dice L_dice), plus two box terms.
+"""The objective, Eq. (4): L = sum_t (lambda_cls L_cls + lambda_ce L_ce + lambda_dice L_dice), plus two box terms.
 
 `Criterion.forward` reads top-down: prepare targets, match, then `loss_labels`, `loss_masks`, `loss_boxes`.
 
@@ -50,7 +50,7 @@ class ReducedSupervision:
     """Reduced supervision (section 3.2): 1 to T - 2 of the frames before the last have no loss."""
 
     def __call__(self, length: int, generator: torch.Generator) -> list[bool]:
-        """Whether each of `length` frames has a loss: the last one always, at least two; all frames if T < 3."""
+        """(T,) flags: at least two frames, always the last one; all frames if T < 3."""
         if length < 3:
             return [True] * length
         num_skipped = int(torch.randint(1, length - 1, (), generator=generator))

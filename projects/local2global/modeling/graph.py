@@ -23,7 +23,7 @@ class StepGraph(nn.Module):
 
     Args:
         model: with `Tracker`, a trajectory as g_pos, and an aligned first frame: its first frame then differs from
-            the others in the source of the slots only.  The memory of a `RememberingTracker` is left out.
+            the others in the source of the slots only.  The memory of a `RememberingTracker` is not exported.
         height: rows of the frames.
         width: columns of the frames.
 
@@ -62,7 +62,7 @@ class StepGraph(nn.Module):
                 slots = self.model.step(self.model.encode([frame]), None).queries
         except ValueError as error:
             raise UserError(f"frames of {height}x{width}: {error}") from error
-        self._kind = type(slots)  # a tracker may carry more than `Queries`
+        self._kind = type(slots)  # a tracker may use a subclass of `Queries`
         zeros = {name: torch.zeros_like(value[0]) for name, value in vars(slots).items()}
         self.initial = {"frame": frame, "first": torch.ones(1, dtype=torch.bool), **zeros}
 

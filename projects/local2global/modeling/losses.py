@@ -48,7 +48,7 @@ def sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice loss over the P points of a mask: (..., P) twice to (...).  As in MaskDINO, 1 smooths the ratio."""
+    """Dice loss over the P points of a mask: (..., P) twice to (...).  With MaskDINO's smoothing term of 1."""
     probability, targets = logits.float().sigmoid(), targets.float()
     intersection = 2 * (probability * targets).sum(dim=-1)
     return 1 - (intersection + 1) / (probability.sum(dim=-1) + targets.sum(dim=-1) + 1)
@@ -65,7 +65,7 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
 
 
 #: Loss terms of class logits, of masks at points, and of boxes.  A new term is a function in one of these tables and a
-#: weight in the config.
+#: default weight in `WEIGHTS`.
 LABEL_LOSSES = {"cls": sigmoid_focal_loss}
 MASK_LOSSES = {"mask": sigmoid_ce_loss, "dice": dice_loss}
 BOX_LOSSES = {"box": l1_box_loss, "giou": giou_loss}

@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 #: Logit of the scores and masks of a slot whose object is absent.
 ABSENT = -20.0
 
-#: Growth per frame of the distance at which a lost object is looked for, in sizes of the object.
+#: Growth of the search radius of a lost object per frame, in object sizes.
 SPREAD = 0.25
 
 #: Bins of a colour histogram for each of red, green and blue.
@@ -36,23 +36,23 @@ BINS = 6
 #: Smallest positive score: detections with an empty mask score 0.  Also avoids division by 0.
 TINY = 1e-9
 
-#: IoU of boxes above which a local query is not new: an object in view, or a more confident local query, has its place.
+#: IoU of boxes above which a local query is at the location of an object in view, or of a more confident local query.
 SAME_PLACE = 0.7
 
 
 @dataclass(frozen=True)
 class RememberedQueries(Queries):
-    """The slots, with what is needed to find an object again that was lost for some frames.
+    """Slots with the state needed to re-identify lost objects.
 
     Attributes:
         row: (B, N) int64, the detection of each slot on the previous frame; a permutation.
-        query: (B, N, C) moving average of the object's queries; zeros if not known.
-        colours: (B, N, K) moving average of the square roots of its colour histograms; zeros if not known.
+        query: (B, N, C) moving average of the object's queries; zeros if unknown.
+        colours: (B, N, K) moving average of the square roots of its colour histograms; zeros if unknown.
         places: (B, N, 4) boxes of its last masks.
         masks: (B, N, h, w) bool, its last masks.
         motion: (B, N, 2) displacement of the box's centre per frame, as a fraction of the frame; smoothed.
         lost: (B, N) int64 frames since the object's last detection; 0 on the frame of the detection.
-        taken: (B, N) bool, whether the slot has belonged to an object.
+        taken: (B, N) bool, whether the slot has ever been assigned to an object.
     """
 
     row: Tensor
@@ -69,7 +69,7 @@ class RememberedQueries(Queries):
         """Slots without objects.
 
         Args:
-            queries: what is propagated.
+            queries: queries and boxes that are propagated.
             size: height and width of the masks.
         """
         embed, boxes = queries.embed, queries.boxes
@@ -114,33 +114,33 @@ class ObjectMemory:
 
         appearance * (colours * C + (1 - colours) * Q) + (1 - appearance) * place,
 
-    where Q is the cosine of the queries and C that of the square roots of the colour histograms, i.e. their
-    Bhattacharyya coefficient.  Place is the mean of the IoU of the masks and the IoU of the detection's box with the
-    slot's moved box; for an object that was lost, it is a Gaussian of the distance to the slot's moved box, which
-    widens with time, times the square root of the ratios of width and of height.  An object without a query and
-    without colours is linked by place alone.  Query and histogram of a slot are moving averages over its confident
-    detections.  A frame is linked by the Hungarian algorithm, as in ByteTrack (Zhang et al., ECCV 2022) confident
-    detections first:
+    where Q is the cosine similarity of the queries and C that of the square roots of the colour histograms
+    (Bhattacharyya coefficient); if only one of them is known, it has the full weight.  For an object seen on the
+    previous frame, `place` is the mean of the IoU of the masks and the IoU of the boxes, the slot's box being
+    extrapolated by its motion.  For a lost object it is a Gaussian of the distance to the extrapolated box, which
+    widens with time, times the geometric mean of the ratios of width and height.  Without query and colours, only
+    `place` counts.  Query and histogram of a slot are moving averages over its high-score detections.  Assignment is
+    Hungarian, in stages as in ByteTrack (Zhang et al., ECCV 2022):
 
-    1. a detection that overlaps a more confident one is dropped: two slots on one object exchange their masks;
-    2. the slots of objects, seen on the previous frame or lost, take the confident detections with the largest summed
+    1. a detection that overlaps one with a higher score is dropped: otherwise two slots on one object could swap;
+    2. the slots of objects, seen on the previous frame or lost, take high-score detections with the largest summed
        affinity;
-    3. slots of objects that were seen and are still unmatched take unsure detections that overlap their last mask by
-       `duplicate`; objects without any are lost.  Lost objects are not linked to unsure detections: while an object is
-       hidden, some false detection resembles it;
-    4. the remaining confident detections are new objects.  They take slots that never had an object, then those that
-       lost their object the longest ago;
+    3. unmatched slots of objects seen on the previous frame take low-score detections whose mask overlaps the last one
+       by `duplicate`; otherwise the object is lost.  Lost objects are not matched to low-score detections, because some
+       false detection usually resembles them;
+    4. the remaining high-score detections are new objects.  They take unused slots first, then the slots of the objects
+       lost longest;
     5. the remaining detections are linked to slots without an object.
 
-    The slot of a lost object keeps what it remembers.  The size of the memory does not depend on the video's length.
+    The slot of a lost object keeps its state.  The size of the memory does not depend on the video's length.
 
     Attributes:
-        memory: frames for which a lost object can be found again.  0 links consecutive frames only.
-        appearance: weight of query and colours in the affinity; the rest is the weight of the place.
+        memory: frames for which a lost object can be re-identified.  0 links consecutive frames only.
+        appearance: weight of query and colours in the affinity; the rest is the weight of `place`.
         colours: weight of the colours in the appearance; the rest is the weight of the query.
-        least: affinity below which a slot and a detection are never linked.
-        threshold: class score from which a detection is confident.
-        duplicate: IoU of masks above which two detections show one object, and the less confident one is dropped.
+        least: minimum affinity of a match.
+        threshold: minimum class score of a high-score detection.
+        duplicate: IoU of masks above which two detections show one object, and the one with the lower score is dropped.
         smoothing: weight of the earlier frames in the moving averages; 0 keeps the last query and histogram.
 
     Raises:
@@ -164,11 +164,10 @@ class ObjectMemory:
     def link(self, past: Queries | None, predictions: FramePredictions) -> FramePredictions:
         """The predictions in the order of the slots.
 
-        A slot without a detection has an empty mask and a score near 0; its query is that of a detection which no slot
-        has taken.
+        A slot without a detection gets an empty mask, a score near 0 and an unused query.
 
         Args:
-            past: the slots after the previous frame; without a memory, all objects are new.
+            past: the slots after the previous frame.  None or plain `Queries`: all objects are new.
             predictions: the detections of the frame.
         """
         if not isinstance(past, RememberedQueries):
@@ -192,7 +191,7 @@ class ObjectMemory:
 
         Returns:
             (B, N) int64, the order of the detections: a permutation; (B, N) bool, the slots whose object has no
-            detection; (B, N) bool, the slots that are given to new objects.
+            detection; (B, N) bool, the slots assigned to new objects.
         """
         masks = predictions.masks > 0
         scores, kept = scores_of(predictions), mask_iou(slots.masks, masks)
@@ -298,7 +297,7 @@ class ObjectMemory:
             order: (B, N) their rows in the frame.
             histograms: (B, N, K) of these detections.
             missing: (B, N) bool, slots without a detection, which keep their content.
-            new: (B, N) bool, slots that are given to new objects.
+            new: (B, N) bool, slots assigned to new objects.
         """
         found, current = ~missing[..., None], ordered.queries
         step = (current.boxes - slots.places)[..., :2] / (slots.lost[..., None] + 1.0)
@@ -327,7 +326,7 @@ class ObjectMemory:
 
 @torch.no_grad()
 def restart(slots: Queries, seen: Tensor, local: Proposals) -> Queries:
-    """The slots without an object in view start anew, from local queries at places where no object is in view.
+    """Re-initialises the slots without an object in view with local queries at other locations than those objects.
 
     A local query is used if its box has an IoU of at most `SAME_PLACE` with the box of every object in view, and of
     every more confident local query that is used.  With more slots than such queries, the last slots do not change.
@@ -367,7 +366,7 @@ def scores_of(predictions: FramePredictions) -> Tensor:
 def colour_histograms(predictions: FramePredictions) -> Tensor:
     """Square roots of the colour histogram of each mask: their cosine is the Bhattacharyya coefficient.
 
-    A pixel is shared by the bins around its colour in proportion to their distance, so small changes of light change a
+    A pixel is split linearly between the neighbouring bins of its colour, so small illumination changes alter a
     histogram little.
 
     Returns:
@@ -384,7 +383,7 @@ def colour_histograms(predictions: FramePredictions) -> Tensor:
 
 
 def distinct(scores: Floats, overlap: Floats, limit: float) -> Bools:
-    """Detections that no more confident one overlaps: greedy non-maximum suppression.
+    """Detections that none with a higher score overlaps: greedy non-maximum suppression.
 
     Args:
         scores: (N,).

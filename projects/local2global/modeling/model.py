@@ -184,18 +184,18 @@ class Local2Global(nn.Module):
         Args:
             frames: (3, H, W) uint8 RGB, any number of them.
             past: the slots after the frame before them (`FramePredictions.queries`); None at the start of a video.
-            objects: objects on the first frame, which have slots 0 to M - 1.  Masks (M, H', W') bool, at any size of
-                the same aspect ratio, are predicted by these slots on the first frame; of boxes (M, 4), the masks are
-                segmented.
+            objects: objects on the first frame; they get slots 0 to M - 1.  Masks (M, H', W') bool, at any size of the
+                same aspect ratio, replace the predicted masks of the first frame.  For boxes (M, 4), the masks are
+                predicted.
 
         Yields:
             The predictions for each frame, B = 1.
 
         Raises:
-            ValueError: there are more objects than slots, an object has no pixel, or `past` is given too.
+            ValueError: there are more objects than slots, an object has no pixel, or `past` is passed as well.
         """
         if past is not None and objects is not None:
-            raise ValueError("objects are given on the first frame of a stream, before there are slots")
+            raise ValueError("pass either `objects` (first frame) or `past`, not both")
         for frame in frames:
             if self._graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -215,11 +215,11 @@ class Local2Global(nn.Module):
             yield predictions
 
     def first(self, features: FrameFeatures, masks: Tensor) -> FramePredictions:
-        """The first frame of a stream whose objects are given.
+        """Segment the first frame of a stream that starts from given objects.
 
-        `ImageTracker` finds the objects by place.  Else the frame is segmented as if nothing was given, and each
-        object takes the slot with the largest sum of mask IoU and, above an IoU of .5, class score.  A slot that covers
-        an object without confidence is a duplicate, which the decoder suppresses on the next frames.
+        With `ImageTracker`, objects are matched by location.  Otherwise the frame is segmented normally, and objects
+        are assigned to slots one-to-one, maximising the summed mask IoU, plus the class score where the IoU exceeds .5.
+        A slot that covers an object with a low score is a duplicate, which the decoder suppresses on later frames.
 
         Args:
             features: the first frame, B = 1.
@@ -250,7 +250,7 @@ class Local2Global(nn.Module):
     def compile_stream(self, size: tuple[int, int] | None = None) -> float:
         """Compile the backbone, the encoder, the aligner and the decoder for streams.
 
-        `ops.compiling.compile_parts` describes what a device does.  The first frames of every size compile, for up to
+        See `ops.compiling.compile_parts` for CPU and GPU.  The first frames of each size trigger compilation, for up to
         eight sizes.
 
         Args:

@@ -20,7 +20,7 @@ EmbedBoxes = Callable[[Tensor], Tensor]
 
 
 def box_sine_embedding(boxes: Tensor, dim: int = 128) -> Tensor:
-    """PE of Eq. (2): sines of the coordinates, in the order y, x, w, h (DAB-DETR).
+    """PE of Eq. (2): sine and cosine embedding of the coordinates, in the order y, x, w, h (DAB-DETR).
 
     Args:
         boxes: (..., 4) boxes or (..., 2) points in [0, 1].
@@ -59,7 +59,7 @@ class StaticPositions(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """g_pos = 0: another reading of Table 3, row 2, which does not say what g_pos is without trajectory."""
+    """g_pos = 0: an alternative for Table 3, row 2; the paper does not specify g_pos without trajectory."""
 
     def forward(self, queries: Queries, embed_boxes: EmbedBoxes) -> Positions:
         """Positions of the slots."""

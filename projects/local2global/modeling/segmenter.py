@@ -107,7 +107,7 @@ class Segmenter(nn.Module):
     ) -> FramePredictions:
         """D of Eq. (1), and the heads.
 
-        In evaluation only the final layer's heads run.
+        In evaluation, of the decoder layers only the last one is passed to the heads.
 
         Args:
             queries: the aligned slots.

@@ -1,8 +1,8 @@
 """Query propagation: the slots of frame t - 1 and the local queries of frame t to the decoder's queries of frame t.
 
-Another way to propagate is a class with the `forward` and the attribute `aligner` of `Tracker`.  If it also has `link`
-(`LinkingTracker`), the model calls it after decoding, and if it has `start` (`StartingTracker`), for given objects.
-`variants.ImageTracker` is an example.
+Another propagation rule is a subclass of `Tracker` that overrides `forward`.  If it has `link` (`LinkingTracker`), the
+model calls it after decoding; if it has `start` (`StartingTracker`), it creates the slots of given objects.  Examples:
+`variants.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LinkingTracker(Protocol):
 
         Args:
             past: the slots after the previous frame; None on the first frame.
-            predictions: of the current frame, in the order of its local queries.
+            predictions: of the current frame, in the order of the queries that `forward` returned.
 
         Returns:
             The predictions, row i of slot i; their `queries` are the slots that are passed to the next frame.
@@ -41,10 +41,10 @@ class LinkingTracker(Protocol):
 
 @runtime_checkable
 class StartingTracker(Protocol):
-    """A tracker that makes the slots of given objects itself."""
+    """A tracker that creates the initial slots from given objects."""
 
     def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> Queries:
-        """The slots before a first frame whose objects are given.
+        """Initial slots for a first frame with given objects.
 
         Args:
             boxes: (1, M, 4), of the objects in slots 0 to M - 1.
@@ -87,8 +87,8 @@ class Tracker(nn.Module):
     """Query propagation with early alignment (section 3.2): slots are aligned before the decoder.
 
     Args:
-        aligner: Eq. (3).  None passes the slots to the decoder unchanged (Table 3, row 1); then there is no l_pos, and
-            the parameters of g_pos are frozen.
+        aligner: Eq. (3).  None passes the slots to the decoder unchanged (Table 3, row 1); l_pos is then unused, and
+            g_pos is frozen.
         positions: g_pos, Eq. (2).
         local_positions: l_pos.
         first_frame: source of the first frame's slots.

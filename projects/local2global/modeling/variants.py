@@ -1,8 +1,10 @@
 """Variants that are not in the paper.
 
-- `ImageTracker`: frames are segmented one by one and linked afterwards, by queries, colours and place, for image-only
-  weights; lost objects are found again.
-- `RememberingTracker`: the paper's propagation; objects that were hidden, or whose slot went astray, are recognised.
+- `ImageTracker`: frames are segmented independently and linked by queries, colours and location, for image-only
+  weights; lost objects are re-identified.
+- `RememberingTracker`: the paper's propagation; objects that were hidden, or lost by their slot, are re-identified
+  after decoding.
+- `RestartingTracker`: the same, and slots without an object in view start from local queries.
 - `FromProposals`: the first frame's slots have the encoder's boxes, for training from scratch.
 - `IdentityStartAligner`: an aligner with zero residual branches, for video training without pre-training.
 - `HiddenMasksCriterion`: the target mask of a hidden instance is empty.
@@ -27,11 +29,11 @@ from .tracker import FromLocal, Tracker
 
 
 class ImageTracker(nn.Module):
-    """Decodes the local queries of every frame, then links them to slots that remember lost objects.
+    """Decodes the local queries of every frame and links them to slots (`ObjectMemory`).
 
-    It makes image-only weights, such as a released MaskDINO, usable on videos: identities are matched, not learned.
-    Queries of a good image segmenter are similar wherever they show the same object (MinVIS; Huang, Yu and Anandkumar,
-    NeurIPS 2022), and so are the colours of the object.  Objects that look alike are distinguished by place.  The mask
+    Makes image-only weights, such as a released MaskDINO, usable on videos; tracking is not learned.  Queries of a good
+    image segmenter are similar wherever they show the same object (MinVIS; Huang, Yu and Anandkumar, NeurIPS 2022), and
+    so are the colours of the object.  Similar objects are distinguished by location.  The mask
     of a detection is the average of the masks that overlap it by `duplicate`, weighted by score.
 
     The arguments are the attributes of `ObjectMemory`.
@@ -78,7 +80,7 @@ class ImageTracker(nn.Module):
         return self.objects.link(past, dataclasses.replace(predictions, masks=averages))
 
     def start(self, boxes: Tensor, masks: Tensor, local: Proposals) -> RememberedQueries:
-        """The slots before the first frame of a stream whose objects are given; they are found by place alone.
+        """Initial slots for a first frame with given objects, which are matched by location alone.
 
         Args:
             boxes: (1, M, 4), of the objects.
@@ -91,11 +93,11 @@ class ImageTracker(nn.Module):
 
 
 class RememberingTracker(Tracker):
-    """The paper's propagation; after decoding, the slots are linked to objects that are remembered.
+    """The paper's propagation; after decoding, predictions are linked to remembered objects.
 
-    A slot that is propagated may move to another object, and another slot may take up an object that was hidden.  The
-    predictions are in the order of the objects (`ObjectMemory`), so that an object that is recognised has its earlier
-    number.  Training and the propagated queries are the paper's.
+    A propagated slot may drift to another object, and another slot may pick up an object that reappears.  Predictions
+    are reordered by object (`ObjectMemory`), so a re-identified object keeps its id.  Training and the propagated
+    queries are unchanged.
 
     `memory` links slots to objects; in a config, `L(ObjectMemory)(threshold=0.3)`.  None: `threshold` .2.  The other
     arguments are those of `Tracker`.
@@ -147,7 +149,7 @@ class RestartingTracker(RememberingTracker):
 
 
 class FromProposals(FromLocal):
-    """First frame: the local queries become the global queries, at the encoder's boxes instead of their masks' boxes.
+    """First frame: the local queries become the global queries, with the encoder's boxes instead of Mask2Box.
 
     Early in training from scratch, the masks of all local queries cover all similar objects.  Mask2Box then gives
     all slots nearly the same box.  Encoder boxes differ between tokens.
@@ -163,8 +165,8 @@ class FromProposals(FromLocal):
 class IdentityStartAligner(L2GAligner):
     """An L2G-aligner whose residual branches are initialised to zero.
 
-    Initially, only its norms act: this equals propagation without an aligner, up to normalisation.  Random weights, and
-    weights pre-trained with learned queries (section 4.2), start with a higher loss.
+    Initially only its norms act, so it equals propagation without an aligner up to normalisation.  Random
+    or pre-trained aligner weights (section 4.2) start at a higher loss.
     """
 
     def __init__(self, *args: int, **kwargs: int) -> None:

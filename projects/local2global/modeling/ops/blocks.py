@@ -12,7 +12,7 @@ BLOCK = 1024
 
 
 def in_blocks(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, for a function that treats every token on its own.
+    """`function(*tensors)`, for a function that acts on each token independently.
 
     On a CPU without gradients, the function is called for one block of tokens after another.  Intermediate tensors of
     all tokens leave the cache, and the allocator requests their memory from the operating system at every call.
