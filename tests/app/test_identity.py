@@ -122,7 +122,8 @@ def test_runs_can_be_measured_with_a_memory_too(small, tmp_path, monkeypatch):
     save_resolved(cfg, folder / "config.yaml")
     shutil.copy(weights, folder)
     table = identity(cfg, weights, [tmp_path / "table"], 2, 2, Console(quiet=True), memory=True)
-    assert list(table) == [*REFERENCES, "method/seed0", *with_memory("method/seed0")]
+    untrained = with_memory("untrained propagation")
+    assert list(table) == [*REFERENCES, *untrained, "method/seed0", *with_memory("method/seed0")]
     covered = [table[name]["covered %"][0] for name in ("method/seed0", "method+memory/seed0")]
     assert covered[1] <= covered[0]
 
@@ -135,7 +136,7 @@ def test_an_arm_that_shows_the_truth_has_full_scores(small, monkeypatch):
         for t in range(len(features)):
             yield predictions(*video.masks(t))
 
-    def only_truth(cfg, weights):
+    def only_truth(cfg, weights, memory):
         return {"truth": Arm(stream, references(cfg, weights)["oracle linking"].model)}
 
     from local2global.app import identity as module

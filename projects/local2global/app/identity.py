@@ -99,7 +99,7 @@ def identity(
         videos: the number of test videos, from the first.
         length: frames of a piece.
         console: where progress is shown.
-        memory: also measure every run with the trackers of `MEMORIES`, which need no training.
+        memory: also measure untrained propagation and every run with the trackers of `MEMORIES`.
 
     Returns:
         The scores by name of each tracker.
@@ -109,7 +109,7 @@ def identity(
     if not len(dataset):
         raise UserError("no test videos: give --videos a positive number, and the config a test set")
     cut = excerpts(dataset, length)
-    arms = references(cfg, find_weights(weights))
+    arms = references(cfg, find_weights(weights), memory)
     for name, run in named_runs(runs).items():
         run_cfg = load_resolved(find_config(run))
         model = _load(run_cfg, run, strict=True)
@@ -159,11 +159,18 @@ def with_memory(name: str) -> list[str]:
     return [f"{row}+{memory}{seed}" for memory in MEMORIES]
 
 
-def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
-    """The reference points of a segmenter."""
+def references(cfg: DictConfig, weights: Path, memory: bool = False) -> dict[str, Arm]:
+    """The reference points of a segmenter; with `memory`, also untrained propagation with those of `MEMORIES`."""
     cfg = copy.deepcopy(cfg)
     cfg.model.tracker.aligner = None
     single = _load(cfg, weights)
+    remembering = {}
+    if memory and isinstance(single.tracker, Tracker):
+        propagation = copy.deepcopy(cfg)
+        for row, tracker in zip(with_memory("untrained propagation"), MEMORIES.values(), strict=True):
+            propagation.model.tracker._target_ = tracker
+            model = _load(propagation, weights)
+            remembering[row] = Arm(_propagate(model), model)
     # Both trackers of images see the same predictions of single frames.
     cfg.model.tracker = LazyCall(ImageTracker)()
     images = _load(cfg, weights)
@@ -179,6 +186,7 @@ def references(cfg: DictConfig, weights: Path) -> dict[str, Arm]:
         "IoU linking": Arm(_link_by_iou(single), single),
         "image tracker": Arm(_propagate(images), images),
         "oracle linking": Arm(_link_by_truth(single), single),
+        **remembering,
     }
 
 
