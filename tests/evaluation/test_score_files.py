@@ -257,6 +257,18 @@ def test_a_zip_scores_like_the_results_in_it(files, tmp_path):
     assert score_files(truth, tmp_path / "sent.zip").stats == score_files(truth, results).stats
 
 
+def test_a_zip_with_a_name_that_is_no_text_is_refused(files, tmp_path):
+    """Zip marks a name outside ASCII as UTF-8, and such a byte is not checked before it is decoded."""
+    truth, results = files(truth_of({}), results_of({}))
+    with zipfile.ZipFile(tmp_path / "sent.zip", "w") as bundle:
+        bundle.write(results, "results.json")
+        bundle.writestr("\u00e9", "")
+    data = (tmp_path / "sent.zip").read_bytes()
+    (tmp_path / "sent.zip").write_bytes(data.replace("\u00e9".encode(), b"\xee\xee"))
+    with pytest.raises(UserError, match=r"a zip without a sound results\.json"):
+        score_files(truth, tmp_path / "sent.zip")
+
+
 def without(key):
     """Annotations of one track that lacks a key."""
     truth = truth_of({})

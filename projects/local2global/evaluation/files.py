@@ -33,8 +33,8 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder; name the JSON file in it") from error
-    except (KeyError, BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError) as error:
-        # RuntimeError: the entry is encrypted
+    except (KeyError, BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError, UnicodeDecodeError) as error:
+        # RuntimeError: the entry is encrypted; UnicodeDecodeError: a name in the zip is no text
         raise UserError(f"{path}: a zip without a sound results.json at its top") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
