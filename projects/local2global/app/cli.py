@@ -316,10 +316,7 @@ def identity(
     ] = None,
     memory: Annotated[
         bool,
-        typer.Option(
-            "--memory",
-            help="Also measure runs with a memory of objects, without training.",
-        ),
+        typer.Option("--memory", help="Also measure runs with a memory of objects, without training."),
     ] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:

@@ -115,10 +115,7 @@ def identity(
         model = _load(run_cfg, run, strict=True)
         arms[name] = Arm(_propagate(model), model)
         if memory and isinstance(model.tracker, Tracker):
-            for row, tracker in zip(with_memory(name), MEMORIES.values(), strict=True):
-                run_cfg.model.tracker._target_ = tracker
-                model = _load(run_cfg, run, strict=True)
-                arms[row] = Arm(_propagate(model), model)
+            arms |= _remembering(name, run_cfg, run, strict=True)
     with torch.no_grad():
         for video in track(dataset.videos, description="identity", console=console):
             pieces = [piece for piece in cut.videos if isinstance(piece, Excerpt) and piece.whole is video]
@@ -166,11 +163,7 @@ def references(cfg: DictConfig, weights: Path, memory: bool = False) -> dict[str
     single = _load(cfg, weights)
     remembering = {}
     if memory and isinstance(single.tracker, Tracker):
-        propagation = copy.deepcopy(cfg)
-        for row, tracker in zip(with_memory("untrained propagation"), MEMORIES.values(), strict=True):
-            propagation.model.tracker._target_ = tracker
-            model = _load(propagation, weights)
-            remembering[row] = Arm(_propagate(model), model)
+        remembering = _remembering("untrained propagation", cfg, weights)
     # Both trackers of images see the same predictions of single frames.
     cfg.model.tracker = LazyCall(ImageTracker)()
     images = _load(cfg, weights)
@@ -188,6 +181,16 @@ def references(cfg: DictConfig, weights: Path, memory: bool = False) -> dict[str
         "oracle linking": Arm(_link_by_truth(single), single),
         **remembering,
     }
+
+
+def _remembering(name: str, cfg: DictConfig, weights: Path, strict: bool = False) -> dict[str, Arm]:
+    """The same weights with every tracker of `MEMORIES`."""
+    cfg, arms = copy.deepcopy(cfg), {}
+    for row, tracker in zip(with_memory(name), MEMORIES.values(), strict=True):
+        cfg.model.tracker._target_ = tracker
+        model = _load(cfg, weights, strict)
+        arms[row] = Arm(_propagate(model), model)
+    return arms
 
 
 def _load(cfg: DictConfig, weights: Path, strict: bool = False) -> Local2Global:

@@ -135,11 +135,11 @@ class RememberingTracker(Tracker):
 
 
 class RestartingTracker(RememberingTracker):
-    """A `RememberingTracker` whose slots without an object in view start anew from local queries on every frame.
+    """A `RememberingTracker` that re-initialises slots without an object in view, with local queries, on every frame.
 
-    In the paper, a slot is a local query on the first frame only, and later new and returning objects need a slot that
-    drifts to them.  Here they have a local query, as in the image tracker, and the memory gives a returning object its
-    id.  Slots with an object in view are propagated as in the paper.  Training is the paper's.
+    In the paper, slots are local queries on the first frame only; a later object is found when a slot drifts to it.
+    Here every frame proposes new and returning objects, as in the image tracker, and the memory re-identifies them.
+    Slots with an object in view are propagated as in the paper, and training is unchanged.
     """
 
     def propagate(self, past: RememberedQueries, local: Proposals) -> Queries:
