@@ -68,9 +68,7 @@ def joint_histogram(truth: NDArray[Any], prediction: NDArray[Any]) -> dict[tuple
     Returns:
         pixels by (true id, predicted id), by rising ids.
     """
-    keys = truth.ravel().astype(np.uint64) << np.uint64(32)
-    keys |= prediction.ravel().astype(np.uint64)
-    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in count_ids(keys).items()}
+    return {(key >> 32, key & 0xFFFFFFFF): n for key, n in count_ids(truth, prediction).items()}
 
 
 def overlap_frame(

@@ -31,15 +31,23 @@ def ids_to_colours(ids: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(plain[..., :3])
 
 
-def count_ids(ids: NDArray[Any]) -> dict[int, int]:
-    """Number of pixels of every id in a map, by increasing id, void included."""
-    flat = ids.ravel()
+def count_ids(*maps: NDArray[Any]) -> dict[int, int]:
+    """Number of pixels of every id in a map, by increasing id, void included.
+
+    For several maps of equal size, of every combination of ids below 2^32; the first map has the highest bits.
+    """
+    flat = [ids.ravel() for ids in maps]
     # Segments are wide, so runs of equal pixels along the rows are sorted instead of pixels.
-    first = np.ones(len(flat), np.bool_)
-    np.not_equal(flat[1:], flat[:-1], out=first[1:])
+    first = np.ones(len(flat[0]), np.bool_)
+    np.not_equal(flat[0][1:], flat[0][:-1], out=first[1:])
+    for ids in flat[1:]:
+        first[1:] |= ids[1:] != ids[:-1]
     starts = np.flatnonzero(first)
-    values, rows = np.unique(flat[starts], return_inverse=True)
-    areas = np.bincount(rows, weights=np.diff(starts, append=len(flat))).astype(np.int64)
+    keys = flat[0][starts].astype(np.uint64)
+    for ids in flat[1:]:
+        keys = keys << np.uint64(32) | ids[starts].astype(np.uint64)
+    values, rows = np.unique(keys, return_inverse=True)
+    areas = np.bincount(rows, weights=np.diff(starts, append=len(flat[0]))).astype(np.int64)
     return dict(zip(values.tolist(), areas.tolist(), strict=True))
 
 
@@ -77,9 +85,9 @@ def read_ids(path: Readable) -> Ids:
                 kind = kind if still else f"a {image.format}" if image.format != "PNG" else "an animation"
                 problem = f"a panoptic PNG holds ids as RGB of 8 bits, this image is {kind}"
                 raise UserError(f"{path}: {problem}. Convert it, e.g. with `l2g data convert vipseg`.")
-            picture = image.convert("RGB")
-            # Pillow stores four bytes per pixel, so RGBX is a plain copy.
-            ids = np.frombuffer(picture.tobytes("raw", "RGBX"), "<i4").reshape(picture.size[::-1])
+            # Pillow stores four bytes per pixel, so this is a plain copy; the fourth is masked below.
+            content = image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA")
+            ids = np.frombuffer(content, "<i4").reshape(image.size[::-1])
     except FileNotFoundError:
         raise UserError(f"{path}: no such panoptic PNG.") from None
     except UserError:
