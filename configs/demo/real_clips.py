@@ -2,16 +2,12 @@
 
     L2G_DATA=path/to/data l2g train configs/demo/real_clips.py
 
-    ... 'dataloader.test.dataset.clips=[bear,car-turn,dogs-jump]' 'dataloader.test.dataset.composites=[]'
-        'dataloader.train.starts=[0,300]' train.max_iter=1800 model.tracker.local_positions=dynamic    three clips only
+About 45 minutes on two CPU cores; `three_clips.py` takes three of the clips.  `L2G_DATA` is a folder that contains
+`clips/` and `composites/`, each with a YouTube-VIS `JPEGImages/` and `instances.json`.  This overfitting test checks
+data, model, losses, propagation and scores on real frames.  It does not measure generalisation, so frames are only
+flipped.
 
-About 45 minutes on two CPU cores (three clips: 15 minutes).  `L2G_DATA` is a folder that contains `clips/` and
-`composites/`, each with a YouTube-VIS `JPEGImages/` and `instances.json`.  This overfitting test checks data, model,
-losses, propagation and scores on real frames.  It does not measure generalisation, so frames are only flipped.
-
-Training on single frames does not teach propagation: without clips, the slots become alike within six frames.  Two
-alike dogs are kept apart by an aligner that is initialised as the identity map and by dynamic l_pos, which give their
-local queries a place (`docs/identity.md`).
+Training on single frames does not teach propagation: without clips, the slots become alike within six frames.
 """
 
 import os
