@@ -6,8 +6,6 @@ About 45 minutes on two CPU cores; `three_clips.py` takes three of the clips.  `
 `clips/` and `composites/`, each with a YouTube-VIS `JPEGImages/` and `instances.json`.  This overfitting test checks
 data, model, losses, propagation and scores on real frames.  It does not measure generalisation, so frames are only
 flipped.
-
-Training on single frames does not teach propagation: without clips, the slots become alike within six frames.
 """
 
 import os

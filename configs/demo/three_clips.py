@@ -1,10 +1,10 @@
-"""Three real clips: a bear, a car, and two similar dogs, one of which hides behind the other.  From scratch, on a CPU.
+"""Three real clips: a bear, a car, and two similar dogs, one of which almost hides behind the other; on a CPU.
 
     L2G_DATA=path/to/data l2g train configs/demo/three_clips.py
 
 About 20 minutes on one core; `configs/demo/real_clips.py` describes the data.  The two dogs test identity on real
 frames.  Single frames are trained until the local queries separate the dogs.  Then come clips of six neighbouring
-frames: with clips of three, the queries of the two slots become more similar over frames 10 to 18, until one slot moves
+frames: with clips of three, the queries of the two slots become more similar from frame to frame, until one slot moves
 to the other dog (`docs/identity.md`).
 """
 

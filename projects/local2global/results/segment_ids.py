@@ -34,17 +34,17 @@ def ids_to_colours(ids: NDArray[Any]) -> NDArray[np.uint8]:
 def count_ids(*maps: NDArray[Any]) -> dict[int, int]:
     """Number of pixels of every id in a map, by increasing id, void included.
 
-    For several maps of equal size, of every combination of ids below 2^32; the first map has the highest bits.
+    For two maps of equal size, of every pair of ids below 2^32; the first id is in the high bits.
     """
     flat = [ids.ravel() for ids in maps]
     # Segments are wide, so runs of equal pixels along the rows are sorted instead of pixels.
-    first = np.ones(len(flat[0]), np.bool_)
-    np.not_equal(flat[0][1:], flat[0][:-1], out=first[1:])
-    for ids in flat[1:]:
+    first = np.zeros(len(flat[0]), np.bool_)
+    first[:1] = True
+    for ids in flat:
         first[1:] |= ids[1:] != ids[:-1]
     starts = np.flatnonzero(first)
-    keys = flat[0][starts].astype(np.uint64)
-    for ids in flat[1:]:
+    keys = np.zeros(len(starts), np.uint64)
+    for ids in flat:
         keys = keys << np.uint64(32) | ids[starts].astype(np.uint64)
     values, rows = np.unique(keys, return_inverse=True)
     areas = np.bincount(rows, weights=np.diff(starts, append=len(flat[0]))).astype(np.int64)
